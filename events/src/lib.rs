@@ -1,1 +1,25 @@
-//! Placeholder while the room is furnished.
+//! What happened, and what it decides.
+//!
+//! This crate holds Orchestra's domain as pure functions over append-only event streams, the store those streams
+//! live in, and the read models folded from them.
+//!
+//! Architecture invariant: nothing here reads a clock, draws a random number, opens a socket or starts a process.
+//! Time and ids arrive with the command.
+
+pub mod blob;
+pub mod envelope;
+pub mod failure;
+pub mod id;
+pub mod key;
+pub mod money;
+pub mod projections;
+pub mod repo;
+pub mod store;
+pub mod subscription;
+pub mod task;
+
+pub use envelope::{Actor, ActorKind, Envelope, NewEvent, Position, Revision, StreamName};
+pub use failure::{Failure, FailureCode};
+pub use id::{CallId, CommitId, EventId, KeyId, SandboxId, TaskId};
+pub use money::NanoUsd;
+pub use store::{Appended, Direction, EventStore, Expected, StoreError};

@@ -1,0 +1,211 @@
+//! The envelope around every event: one shape for the store, the live streams, the export and the audit.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::id::{EventId, KeyId, TaskId};
+
+/// The place of an event in its stream, counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Revision(pub u64);
+
+/// The place of an event in the whole log, counted from 1. Opaque: only its order means anything, and on some
+/// stores there are gaps. `Position(0)` stands for "before the first event".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Position(pub u64);
+
+impl Position {
+    /// Before the first event.
+    pub const START: Self = Self(0);
+}
+
+/// The name of a stream: a category, a dash, and what it is about (`task-0198…`, `ledger-platform`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct StreamName(Arc<str>);
+
+/// Longest stream name accepted, in bytes.
+pub const MAX_STREAM_NAME: usize = 200;
+
+impl StreamName {
+    /// The stream of a task.
+    pub fn task(id: TaskId) -> Self {
+        Self(format!("task-{}", id.uuid()).into())
+    }
+
+    /// The stream of an API key.
+    pub fn key(id: KeyId) -> Self {
+        Self(format!("key-{}", id.uuid()).into())
+    }
+
+    /// The task whose stream this is, if it is one.
+    pub fn task_id(&self) -> Option<TaskId> {
+        Uuid::parse_str(self.0.strip_prefix("task-")?).ok().map(TaskId::from_uuid)
+    }
+
+    /// The key whose stream this is, if it is one.
+    pub fn key_id(&self) -> Option<KeyId> {
+        Uuid::parse_str(self.0.strip_prefix("key-")?).ok().map(KeyId::from_uuid)
+    }
+
+    /// What stands before the first dash.
+    pub fn category(&self) -> &str {
+        self.0.split_once('-').map_or(&*self.0, |(category, _)| category)
+    }
+
+    /// The whole name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for StreamName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A name that no stream can have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a stream name is a lower-case category, a dash and 1 to 190 printable characters")]
+pub struct StreamNameError;
+
+impl TryFrom<String> for StreamName {
+    type Error = StreamNameError;
+    fn try_from(name: String) -> Result<Self, StreamNameError> {
+        name.parse()
+    }
+}
+
+impl From<StreamName> for String {
+    fn from(name: StreamName) -> Self {
+        name.0.as_ref().to_owned()
+    }
+}
+
+impl FromStr for StreamName {
+    type Err = StreamNameError;
+    fn from_str(name: &str) -> Result<Self, StreamNameError> {
+        let (category, about) = name.split_once('-').ok_or(StreamNameError)?;
+        let fits = !category.is_empty()
+            && category.bytes().all(|byte| byte.is_ascii_lowercase())
+            && !about.is_empty()
+            && name.len() <= MAX_STREAM_NAME
+            && about.bytes().all(|byte| byte.is_ascii_graphic());
+        if fits { Ok(Self(name.into())) } else { Err(StreamNameError) }
+    }
+}
+
+/// Who caused an event.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Actor {
+    /// What kind of being acted.
+    pub kind: ActorKind,
+    /// Its id within that kind (`key_…`, a node name, an actor's name).
+    pub id: String,
+    /// The team on whose behalf it acted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
+}
+
+/// The kinds of beings that act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActorKind {
+    /// A caller with an API key.
+    ApiKey,
+    /// A person signed in to the dashboard.
+    Person,
+    /// Orchestra itself.
+    System,
+}
+
+impl Actor {
+    /// Orchestra itself, acting through the named part.
+    pub fn system(part: &str) -> Self {
+        Self { kind: ActorKind::System, id: part.to_owned(), team: None }
+    }
+}
+
+/// An event that is about to be appended: everything but the place the store will give it.
+#[derive(Debug, Clone)]
+pub struct NewEvent {
+    /// Its id; the same id appended again at the same place is the same event.
+    pub id: EventId,
+    /// The stable kebab-case name of what happened.
+    pub kind: Arc<str>,
+    /// The version of the shape of `data`.
+    pub schema: u16,
+    /// When it happened.
+    pub time: Timestamp,
+    /// Who caused it.
+    pub actor: Actor,
+    /// The stream this belongs to in the larger story (a task, a campaign).
+    pub correlation: Option<StreamName>,
+    /// The event that led to this one.
+    pub causation: Option<EventId>,
+    /// What happened, as JSON.
+    pub data: Box<RawValue>,
+}
+
+/// An event as stored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Its id.
+    pub id: EventId,
+    /// The stable kebab-case name of what happened.
+    #[serde(rename = "type")]
+    pub kind: Arc<str>,
+    /// The version of the shape of `data`.
+    pub schema: u16,
+    /// The stream it is in.
+    pub stream: StreamName,
+    /// Its place in that stream.
+    pub revision: Revision,
+    /// Its place in the whole log.
+    pub position: Position,
+    /// When it happened.
+    pub time: Timestamp,
+    /// Who caused it.
+    pub actor: Actor,
+    /// The stream this belongs to in the larger story.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub correlation: Option<StreamName>,
+    /// The event that led to this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub causation: Option<EventId>,
+    /// What happened, as JSON.
+    pub data: Box<RawValue>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stream_names_are_checked() {
+        for good in ["task-1", "ledger-platform", "key-0198"] {
+            assert!(good.parse::<StreamName>().is_ok(), "{good}");
+        }
+        let long = format!("task-{}", "x".repeat(MAX_STREAM_NAME));
+        for bad in ["", "task", "task-", "-x", "Task-x", "task-a b", "task-\n", &long] {
+            assert!(bad.parse::<StreamName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_task_of_a_stream_is_found_again() {
+        let id = TaskId::from_uuid(Uuid::from_u128(7));
+        assert_eq!(StreamName::task(id).task_id(), Some(id));
+        assert_eq!(StreamName::task(id).key_id(), None);
+    }
+}

@@ -1,0 +1,1 @@
+//! API keys: issued once, kept as a hash.

@@ -1,0 +1,1 @@
+//! Subscriptions: history, then live, with no gap and no repeat.
