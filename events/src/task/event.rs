@@ -1,0 +1,431 @@
+//! Everything that can happen to a task. Names and meanings are public and permanent.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::conversation::{Block, StopReason, Usage};
+use crate::blob::{BlobRef, Content};
+use crate::failure::Failure;
+use crate::id::{CallId, CommitId, SandboxId};
+use crate::money::NanoUsd;
+use crate::repo::RepoRef;
+
+/// The version of the shape of the events below. A change of shape raises it and adds an upcaster.
+pub const SCHEMA: u16 = 1;
+
+/// What a user asked for. Everything later refers to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskSpec {
+    /// Where the work is done.
+    pub repo: RepoRef,
+    /// What is to be done, in the user's words.
+    pub task: String,
+    /// The model, as the user named it.
+    pub model: String,
+    /// Which agent does it.
+    pub harness: Harness,
+    /// Whose task it is.
+    pub team: String,
+    /// The project within the team.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    /// The environment within the project.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// What kind of work it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_type: Option<String>,
+    /// The team's own customer, for pass-through billing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub customer: Option<String>,
+    /// What it may cost.
+    pub budget: Budget,
+    /// The branch to start from; the repository's default branch when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// The branch to push to.
+    pub branch: String,
+    /// The sandbox image.
+    pub image: String,
+    /// The wall-clock limit of one attempt.
+    pub timeout_seconds: u64,
+    /// Free text pairs of the caller.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub metadata: Map<String, Value>,
+    /// Whether a model key came with the request, or is expected from the caller.
+    pub caller_brings_model_key: bool,
+    /// Whether a git token came with the request.
+    pub caller_brings_git_token: bool,
+}
+
+/// Which agent does the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Harness {
+    /// Orchestra's own loop.
+    Builtin,
+}
+
+/// Caps of one task. Absent means no cap of that kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Budget {
+    /// In nano-dollars.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_nano_usd: Option<NanoUsd>,
+    /// Input and output tokens together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u64>,
+}
+
+/// A secret that only the caller has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CredentialKind {
+    /// The model provider's key.
+    Model,
+    /// The forge's token.
+    Git,
+}
+
+/// How a tool call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ToolOutcome {
+    /// It did what it was asked.
+    Ok,
+    /// It said no, or exited non-zero.
+    Error,
+    /// Its own limit passed.
+    TimedOut,
+    /// The kernel killed it for memory.
+    OutOfMemory,
+    /// The sandbox was lost while it ran: whether it had an effect is not known.
+    Interrupted,
+}
+
+/// How a branch came to hold the commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PushOutcome {
+    /// This push put it there.
+    Pushed,
+    /// It was there already: an earlier push had landed before its answer was lost.
+    AlreadyThere,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "data", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+pub enum TaskEvent {
+    /// A caller asked for it. Always the first event.
+    Created(Box<TaskSpec>),
+    /// It waits for its turn.
+    Queued {},
+    /// A node took it.
+    Claimed {
+        /// The node.
+        node: String,
+    },
+    /// Work began.
+    AttemptStarted {
+        /// Counted from 1.
+        attempt: u32,
+        /// When the attempt must be over.
+        deadline: Timestamp,
+    },
+    /// The repository was fetched and checked out.
+    Cloned {
+        /// Which one.
+        repo: RepoRef,
+        /// The branch the work starts from.
+        base: String,
+        /// Where that branch stood.
+        commit: CommitId,
+        /// The sandbox whose workspace holds the files.
+        sandbox: SandboxId,
+    },
+    /// The machine for it is up.
+    SandboxStarted {
+        /// Its name.
+        sandbox: SandboxId,
+        /// From which image.
+        image: String,
+        /// From the request to the first answer of its init, in milliseconds.
+        start_ms: u64,
+    },
+    /// A model is about to be asked. The reservation stands until the call's outcome is known.
+    ModelCalled {
+        /// The call.
+        call: CallId,
+        /// The model.
+        model: String,
+        /// The most it can cost.
+        reserved_nano_usd: NanoUsd,
+        /// The most tokens it can use.
+        reserved_tokens: u64,
+        /// The output limit sent along.
+        max_output_tokens: u64,
+    },
+    /// What a model call cost.
+    TokensCharged {
+        /// The call.
+        call: CallId,
+        /// The model.
+        model: String,
+        /// What the provider counted.
+        usage: Usage,
+        /// What that costs.
+        cost_nano_usd: NanoUsd,
+        /// False when the outcome was lost and the reservation was charged in full.
+        confirmed: bool,
+        /// Which row of which price table was applied.
+        price: String,
+    },
+    /// The model spoke.
+    Message {
+        /// The call it answers.
+        call: CallId,
+        /// What it said.
+        content: Vec<Block>,
+        /// Why it stopped.
+        stop_reason: StopReason,
+    },
+    /// A model call brought no answer; nothing was charged for it unless `tokens-charged` says so.
+    ModelCallFailed {
+        /// The call.
+        call: CallId,
+        /// What went wrong.
+        failure: Failure,
+    },
+    /// The agent is about to run a tool.
+    ToolCalled {
+        /// The model's id of the call.
+        tool_call: String,
+        /// The tool.
+        name: String,
+        /// Its input.
+        input: Value,
+    },
+    /// A tool answered.
+    ToolFinished {
+        /// The model's id of the call.
+        tool_call: String,
+        /// How it ended.
+        outcome: ToolOutcome,
+        /// What the model is shown.
+        output: Content,
+        /// How long it ran, in milliseconds.
+        duration_ms: u64,
+        /// Bytes it printed that are not in `output`.
+        omitted_bytes: u64,
+    },
+    /// Somebody spoke to the running agent.
+    Steered {
+        /// The words.
+        message: String,
+    },
+    /// The agent's work is a commit.
+    Committed {
+        /// The commit.
+        commit: CommitId,
+        /// Its tree.
+        tree: CommitId,
+        /// Its message.
+        message: String,
+        /// Files it touches.
+        files: u32,
+        /// Lines added.
+        insertions: u32,
+        /// Lines removed.
+        deletions: u32,
+        /// The unified diff.
+        diff: BlobRef,
+    },
+    /// The branch holds the commit.
+    Pushed {
+        /// Where.
+        repo: RepoRef,
+        /// The branch.
+        branch: String,
+        /// The commit.
+        commit: CommitId,
+        /// How it got there.
+        outcome: PushOutcome,
+    },
+    /// A pull request is open.
+    PullRequestOpened {
+        /// Where.
+        repo: RepoRef,
+        /// Its page.
+        url: String,
+        /// Its number.
+        number: u64,
+    },
+    /// The machine is gone.
+    SandboxStopped {
+        /// Its name.
+        sandbox: SandboxId,
+        /// Why: `finished`, `failed`, `cancelled`, `lost`.
+        reason: SandboxEnd,
+    },
+    /// A step went wrong.
+    StepFailed {
+        /// What went wrong.
+        failure: Failure,
+    },
+    /// The step that failed will be done again.
+    RetryScheduled {
+        /// When.
+        until: Timestamp,
+        /// How often it has failed in a row.
+        failures: u32,
+        /// The wait, in milliseconds.
+        wait_ms: u64,
+    },
+    /// The work waits for secrets that only the caller has.
+    CredentialsRequired {
+        /// Which ones.
+        missing: Vec<CredentialKind>,
+        /// Why one that was given does not do.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failure: Option<Failure>,
+    },
+    /// The caller supplied secrets. The fact, never the value.
+    CredentialsSupplied {
+        /// Which ones.
+        supplied: Vec<CredentialKind>,
+    },
+    /// Somebody wants it stopped.
+    CancelRequested {
+        /// In their words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// It was stopped.
+    Cancelled {},
+    /// It did not succeed.
+    Failed {
+        /// Why.
+        failure: Failure,
+        /// In which attempt.
+        attempt: u32,
+    },
+    /// It is done.
+    Succeeded {},
+}
+
+/// Why a sandbox is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SandboxEnd {
+    /// The work was done.
+    Finished,
+    /// The work failed.
+    Failed,
+    /// Somebody cancelled it.
+    Cancelled,
+    /// It vanished: the machine restarted, or the kernel killed it.
+    Lost,
+}
+
+/// An event that a stream of a task cannot hold.
+#[derive(Debug, thiserror::Error)]
+#[error("event {kind} (schema {schema}) does not read as a task event: {source}")]
+pub struct DecodeError {
+    kind: String,
+    schema: u16,
+    source: serde_json::Error,
+}
+
+impl TaskEvent {
+    /// The stable name in the envelope's `type`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Created(_) => "created",
+            Self::Queued {} => "queued",
+            Self::Claimed { .. } => "claimed",
+            Self::AttemptStarted { .. } => "attempt-started",
+            Self::Cloned { .. } => "cloned",
+            Self::SandboxStarted { .. } => "sandbox-started",
+            Self::ModelCalled { .. } => "model-called",
+            Self::TokensCharged { .. } => "tokens-charged",
+            Self::Message { .. } => "message",
+            Self::ModelCallFailed { .. } => "model-call-failed",
+            Self::ToolCalled { .. } => "tool-called",
+            Self::ToolFinished { .. } => "tool-finished",
+            Self::Steered { .. } => "steered",
+            Self::Committed { .. } => "committed",
+            Self::Pushed { .. } => "pushed",
+            Self::PullRequestOpened { .. } => "pull-request-opened",
+            Self::SandboxStopped { .. } => "sandbox-stopped",
+            Self::StepFailed { .. } => "step-failed",
+            Self::RetryScheduled { .. } => "retry-scheduled",
+            Self::CredentialsRequired { .. } => "credentials-required",
+            Self::CredentialsSupplied { .. } => "credentials-supplied",
+            Self::CancelRequested { .. } => "cancel-requested",
+            Self::Cancelled {} => "cancelled",
+            Self::Failed { .. } => "failed",
+            Self::Succeeded {} => "succeeded",
+        }
+    }
+
+    /// The `data` of the envelope.
+    pub fn data(&self) -> Result<Box<serde_json::value::RawValue>, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Tagged {
+            data: Box<serde_json::value::RawValue>,
+        }
+        let tagged = serde_json::to_string(self)?;
+        Ok(serde_json::from_str::<Tagged>(&tagged)?.data)
+    }
+
+    /// Every name [`kind`](Self::kind) can return.
+    pub const KINDS: &'static [&'static str] = &[
+        "created",
+        "queued",
+        "claimed",
+        "attempt-started",
+        "cloned",
+        "sandbox-started",
+        "model-called",
+        "tokens-charged",
+        "message",
+        "model-call-failed",
+        "tool-called",
+        "tool-finished",
+        "steered",
+        "committed",
+        "pushed",
+        "pull-request-opened",
+        "sandbox-stopped",
+        "step-failed",
+        "retry-scheduled",
+        "credentials-required",
+        "credentials-supplied",
+        "cancel-requested",
+        "cancelled",
+        "failed",
+        "succeeded",
+    ];
+
+    /// Reads an event back from its envelope. `None`: a type this version does not know, which is kept but means
+    /// nothing to the fold.
+    pub fn decode(envelope: &crate::Envelope) -> Result<Option<Self>, DecodeError> {
+        if !Self::KINDS.contains(&&*envelope.kind) {
+            return Ok(None);
+        }
+        serde_json::from_str(&format!(r#"{{"type":"{}","data":{}}}"#, envelope.kind, envelope.data.get()))
+            .map(Some)
+            .map_err(|source| DecodeError { kind: envelope.kind.to_string(), schema: envelope.schema, source })
+    }
+}
+
+/// The longest wall-clock limit a task may ask for.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest text a task may be described with, in bytes.
+pub const MAX_TASK_TEXT: usize = 32 * 1024;
