@@ -56,7 +56,11 @@ pub struct TaskSpec {
     /// Free text pairs of the caller.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub metadata: Map<String, Value>,
-    /// Whether a model key came with the request, or is expected from the caller.
+    /// The SHA-256 of the request, secrets left out, when it carried an idempotency key: a repeat with another body
+    /// is told so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_hash: Option<String>,
+    /// Whether a model key came with the request.
     pub caller_brings_model_key: bool,
     /// Whether a git token came with the request.
     pub caller_brings_git_token: bool,
@@ -299,6 +303,9 @@ pub enum TaskEvent {
     CredentialsSupplied {
         /// Which ones.
         supplied: Vec<CredentialKind>,
+        /// The new deadline of the attempt that goes on: waiting for secrets does not count against it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deadline: Option<Timestamp>,
     },
     /// Somebody wants it stopped.
     CancelRequested {

@@ -1,7 +1,20 @@
 //! The task aggregate: one sentence, one repository, one budget, and everything that happened to them.
+//!
+//! Read [`event`] for what can happen, [`command`] for what can be asked, [`state`] for what is known from it, and
+//! [`step`] for what comes next. [`resource`] is what the outside sees.
 
+pub mod command;
 pub mod conversation;
 pub mod event;
+pub mod resource;
+pub mod state;
+pub mod step;
+#[cfg(test)]
+mod tests;
 
+pub use command::{Command, Refusal, decide};
 pub use conversation::{Block, Turn, UserPart};
-pub use event::TaskEvent;
+pub use event::{TaskEvent, TaskSpec};
+pub use resource::{TaskResource, TaskStatus};
+pub use state::{Task, evolve};
+pub use step::{Step, next_step};

@@ -1,0 +1,143 @@
+//! What the outer rooms may ask of the actors: the task service, as one trait.
+
+use async_trait::async_trait;
+use orchestra_events::task::event::{Budget, Harness};
+use orchestra_events::task::{Refusal, TaskResource, TaskStatus};
+use orchestra_events::{Actor, StoreError, TaskId};
+use secrecy::SecretString;
+use serde_json::{Map, Value};
+use tokio::sync::broadcast;
+
+/// What a caller asks for, syntax checked, names not yet resolved.
+#[derive(Debug, Clone)]
+pub struct NewTask {
+    /// `owner/name`, `forge:owner/name` or a URL.
+    pub repo: String,
+    /// What is to be done.
+    pub task: String,
+    /// The model's name.
+    pub model: String,
+    /// Which agent does it.
+    pub harness: Harness,
+    /// Whose task it is.
+    pub team: String,
+    /// The project within the team.
+    pub project: Option<String>,
+    /// The environment within the project.
+    pub environment: Option<String>,
+    /// What kind of work it is.
+    pub task_type: Option<String>,
+    /// The team's own customer.
+    pub customer: Option<String>,
+    /// What it may cost.
+    pub budget: Budget,
+    /// The branch to start from.
+    pub base: Option<String>,
+    /// The branch to push to; made from the task's words when absent.
+    pub branch: Option<String>,
+    /// The sandbox image; the server's default when absent.
+    pub image: Option<String>,
+    /// The wall-clock limit; the server's default when absent.
+    pub timeout_seconds: Option<u64>,
+    /// Free text pairs.
+    pub metadata: Map<String, Value>,
+    /// The caller's secrets, for this task only.
+    pub credentials: Credentials,
+    /// Who repeats itself: the key's id and the caller's `Idempotency-Key`, with the hash of the request.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// A caller's wish that a repeated request does nothing new.
+#[derive(Debug, Clone)]
+pub struct Idempotency {
+    /// Whose key it is: two callers may use the same one.
+    pub owner: String,
+    /// The caller's `Idempotency-Key`.
+    pub key: String,
+    /// SHA-256 of the request, secrets left out.
+    pub request_hash: String,
+}
+
+/// The secrets of one task.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {
+    /// The model provider's key.
+    pub model: Option<SecretString>,
+    /// The forge's token.
+    pub git: Option<SecretString>,
+}
+
+/// A task was accepted.
+#[derive(Debug, Clone)]
+pub struct Submitted {
+    /// The task as it stands.
+    pub task: TaskResource,
+    /// It had been submitted before under the same idempotency key.
+    pub repeated: bool,
+}
+
+/// A field of the request that does not do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldError {
+    /// JSON pointer to the field (RFC 6901).
+    pub pointer: String,
+    /// What is wrong with it and what would be right.
+    pub detail: String,
+}
+
+/// Why the service did not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ServiceError {
+    /// Fields that name nothing known here.
+    #[error("the request names things this server does not know")]
+    Invalid(Vec<FieldError>),
+    /// The same idempotency key came with another body.
+    #[error("this Idempotency-Key was used for another request")]
+    IdempotencyKeyReused,
+    /// There is no such task.
+    #[error("there is no such task")]
+    NoSuchTask,
+    /// The task's state does not allow it.
+    #[error("{refusal}")]
+    Refused {
+        /// Why.
+        refusal: Refusal,
+        /// Where it stands.
+        status: Option<TaskStatus>,
+    },
+    /// A queue is full; trying again helps.
+    #[error("the server is busy; try again")]
+    Busy,
+    /// The store said no.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Something else went wrong on our side.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// A piece of text while the model speaks. Not stored: what the pieces add up to arrives as an event.
+#[derive(Debug, Clone)]
+pub struct Delta {
+    /// The words.
+    pub text: String,
+}
+
+/// What can be asked of tasks.
+#[async_trait]
+pub trait TaskService: Send + Sync + 'static {
+    /// Takes a task. Durable when it returns.
+    async fn submit(&self, new: NewTask, actor: Actor) -> Result<Submitted, ServiceError>;
+    /// Asks for a task to be stopped.
+    async fn cancel(&self, id: TaskId, reason: Option<String>, actor: Actor) -> Result<(), ServiceError>;
+    /// Starts a new attempt at a task that failed or was cancelled.
+    async fn retry(&self, id: TaskId, credentials: Credentials, actor: Actor) -> Result<(), ServiceError>;
+    /// Speaks to the running agent.
+    async fn steer(&self, id: TaskId, message: String, actor: Actor) -> Result<(), ServiceError>;
+    /// Replaces secrets of a live task.
+    async fn supply_credentials(&self, id: TaskId, given: Credentials, actor: Actor) -> Result<(), ServiceError>;
+    /// The unified diff of what was, or would be, pushed. Empty when there is none yet.
+    async fn diff(&self, id: TaskId) -> Result<Vec<u8>, ServiceError>;
+    /// What the model is saying right now. Slow readers lose pieces.
+    fn deltas(&self, id: TaskId) -> broadcast::Receiver<Delta>;
+}

@@ -1,0 +1,447 @@
+//! What can be asked of a task, and what the answer does: pure decisions over its state.
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+
+use super::conversation::{Block, StopReason, Usage};
+use super::event::{CredentialKind, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
+use super::state::{AgentTurn, Attempt, Ending, OpenCall, Phase, Task, ToolProgress};
+use super::step::{Step, next_step};
+use crate::blob::{BlobRef, Content};
+use crate::failure::{Failure, FailureCode};
+use crate::id::{CallId, CommitId, SandboxId};
+use crate::money::NanoUsd;
+
+/// The longest message to a running agent, in bytes.
+pub const MAX_STEERING: usize = 16 * 1024;
+/// Most messages that wait for the agent's ear.
+pub const MAX_UNHEARD: usize = 32;
+
+/// Something asked of a task, by its caller or by the actor that works on it. Times come with it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// A caller asks for a task.
+    Create(Box<TaskSpec>),
+    /// A node takes it.
+    Claim {
+        /// The node.
+        node: String,
+    },
+    /// Work begins.
+    Begin {
+        /// Now.
+        now: Timestamp,
+    },
+    /// The repository is checked out.
+    RecordClone {
+        /// The branch.
+        base: String,
+        /// Where it stands.
+        commit: CommitId,
+        /// Whose workspace holds the files.
+        sandbox: SandboxId,
+    },
+    /// The machine is up.
+    RecordSandbox {
+        /// Its name.
+        sandbox: SandboxId,
+        /// How long it took, in milliseconds.
+        start_ms: u64,
+    },
+    /// Money is set aside for a model call.
+    ReserveModel {
+        /// The call.
+        call: CallId,
+        /// The most it can cost.
+        reserved: NanoUsd,
+        /// The most tokens it can use.
+        reserved_tokens: u64,
+        /// The output limit.
+        max_output_tokens: u64,
+    },
+    /// The model answered.
+    RecordReply {
+        /// The call.
+        call: CallId,
+        /// What it cost.
+        charge: Charge,
+        /// What it said.
+        content: Vec<Block>,
+        /// Why it stopped.
+        stop_reason: StopReason,
+    },
+    /// The model did not answer.
+    RecordModelFailure {
+        /// The call.
+        call: CallId,
+        /// What it cost all the same.
+        charge: Option<Charge>,
+        /// Why.
+        failure: Failure,
+        /// What the policy makes of it.
+        then: Then,
+    },
+    /// A tool is about to run.
+    CallTool {
+        /// Its id.
+        tool_call: String,
+    },
+    /// A tool answered.
+    RecordTool {
+        /// Its id.
+        tool_call: String,
+        /// How it ended.
+        outcome: ToolOutcome,
+        /// What the model is shown.
+        output: Content,
+        /// How long it ran.
+        duration_ms: u64,
+        /// What it printed beyond that.
+        omitted_bytes: u64,
+    },
+    /// The workspace is a commit.
+    RecordCommit {
+        /// The commit.
+        commit: CommitId,
+        /// Its tree.
+        tree: CommitId,
+        /// Its message.
+        message: String,
+        /// Files, lines added, lines removed.
+        stat: (u32, u32, u32),
+        /// The diff.
+        diff: BlobRef,
+    },
+    /// The machine is gone.
+    RecordSandboxStopped {
+        /// Its name.
+        sandbox: SandboxId,
+        /// Why.
+        reason: SandboxEnd,
+    },
+    /// The branch holds the commit.
+    RecordPush {
+        /// How it got there.
+        outcome: PushOutcome,
+    },
+    /// A step failed.
+    RecordFailure {
+        /// Why.
+        failure: Failure,
+        /// What the policy makes of it.
+        then: Then,
+    },
+    /// Secrets are missing that only the caller has.
+    RequireCredentials {
+        /// Which.
+        missing: Vec<CredentialKind>,
+        /// Why those that were given do not do.
+        failure: Option<Failure>,
+    },
+    /// The caller supplied secrets.
+    SupplyCredentials {
+        /// Which.
+        supplied: Vec<CredentialKind>,
+        /// Now.
+        now: Timestamp,
+    },
+    /// Words for the running agent.
+    Steer {
+        /// The words.
+        message: String,
+    },
+    /// Stop it.
+    Cancel {
+        /// In the caller's words.
+        reason: Option<String>,
+    },
+    /// Start again.
+    Retry,
+    /// Say how it ended.
+    Finish(Ending),
+}
+
+/// The cost of a model call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Charge {
+    /// What the provider counted, or the bound where its count was lost.
+    pub usage: Usage,
+    /// What that costs.
+    pub cost: NanoUsd,
+    /// Whether the provider's count is known.
+    pub confirmed: bool,
+    /// Which price was applied.
+    pub price: String,
+}
+
+/// What follows a failed step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Then {
+    /// The same step, later.
+    Retry {
+        /// When.
+        until: Timestamp,
+        /// The wait, in milliseconds.
+        wait_ms: u64,
+    },
+    /// The same step, once the caller has supplied these.
+    AskFor(Vec<CredentialKind>),
+    /// The end of the attempt.
+    GiveUp,
+}
+
+/// Why a command does nothing. Nothing is recorded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There is no such task.
+    #[error("there is no such task")]
+    NoSuchTask,
+    /// There is one of that id already.
+    #[error("the task exists already")]
+    Exists,
+    /// It is over.
+    #[error("the task is over: it has {0}")]
+    Ended(&'static str),
+    /// It is still going on.
+    #[error("the task is still going on")]
+    StillOpen,
+    /// The next step is another one by now.
+    #[error("the task has moved on: its next step is another one")]
+    MovedOn,
+    /// The reservation does not fit into the budget.
+    #[error("the reservation does not fit into the budget")]
+    OverBudget,
+    /// Too many messages wait already.
+    #[error("{MAX_UNHEARD} messages wait for the agent already")]
+    TooManyMessages,
+    /// Empty, or over [`MAX_STEERING`].
+    #[error("a message has 1 to {MAX_STEERING} bytes")]
+    BadMessage,
+}
+
+fn ended(ending: &Ending) -> Refusal {
+    Refusal::Ended(match ending {
+        Ending::Succeeded => "succeeded",
+        Ending::Failed(_) => "failed",
+        Ending::Cancelled => "been cancelled",
+    })
+}
+
+/// The open attempt, or why there is none.
+fn working(task: &Task) -> Result<&Attempt, Refusal> {
+    match &task.phase {
+        Phase::Working(attempt) => Ok(attempt),
+        Phase::Ended(ending) => Err(ended(ending)),
+        Phase::Queued | Phase::Claimed | Phase::AwaitingCredentials(..) => Err(Refusal::MovedOn),
+    }
+}
+
+fn open_call(task: &Task, call: CallId) -> Result<&OpenCall, Refusal> {
+    match &working(task)?.turn {
+        AgentTurn::Asked(open) if open.call == call => Ok(open),
+        _ => Err(Refusal::MovedOn),
+    }
+}
+
+fn charged(task: &Task, call: CallId, charge: Charge) -> TaskEvent {
+    TaskEvent::TokensCharged {
+        call,
+        model: task.spec.model.clone(),
+        usage: charge.usage,
+        cost_nano_usd: charge.cost,
+        confirmed: charge.confirmed,
+        price: charge.price,
+    }
+}
+
+fn followed_by(task: &Task, failed: TaskEvent, failure: &Failure, then: Then) -> Vec<TaskEvent> {
+    match then {
+        Then::Retry { until, wait_ms } => {
+            vec![failed, TaskEvent::RetryScheduled { until, failures: task.failures + 1, wait_ms }]
+        }
+        Then::AskFor(missing) => {
+            vec![failed, TaskEvent::CredentialsRequired { missing, failure: Some(failure.clone()) }]
+        }
+        Then::GiveUp => vec![failed],
+    }
+}
+
+/// What the command makes happen, or why it does nothing.
+pub fn decide(task: Option<&Task>, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
+    let task = match (task, command) {
+        (None, Command::Create(spec)) => return Ok(vec![TaskEvent::Created(spec), TaskEvent::Queued {}]),
+        (Some(_), Command::Create(_)) => return Err(Refusal::Exists),
+        (None, _) => return Err(Refusal::NoSuchTask),
+        (Some(task), command) => (task, command),
+    };
+    match task {
+        (task, command @ (Command::Steer { .. } | Command::Cancel { .. } | Command::Retry)) => by_caller(task, command),
+        (task, Command::SupplyCredentials { supplied, now }) => supply(task, supplied, now),
+        (task, command) => by_actor(task, command),
+    }
+}
+
+fn by_caller(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
+    match (command, &task.phase) {
+        (Command::Retry, Phase::Ended(Ending::Failed(_) | Ending::Cancelled)) => Ok(vec![TaskEvent::Queued {}]),
+        (Command::Retry, Phase::Ended(ending)) => Err(ended(ending)),
+        (Command::Retry, _) => Err(Refusal::StillOpen),
+        (_, Phase::Ended(ending)) => Err(ended(ending)),
+        (Command::Cancel { reason }, phase) => {
+            if task.cancel_requested {
+                return Ok(Vec::new());
+            }
+            let requested = TaskEvent::CancelRequested { reason };
+            Ok(match phase {
+                // Nothing runs, so nothing has to be stopped first.
+                Phase::Queued | Phase::Claimed | Phase::AwaitingCredentials(_, None) => {
+                    vec![requested, TaskEvent::Cancelled {}]
+                }
+                Phase::AwaitingCredentials(_, Some(_)) | Phase::Working(_) | Phase::Ended(_) => vec![requested],
+            })
+        }
+        (Command::Steer { message }, _) => {
+            if message.trim().is_empty() || message.len() > MAX_STEERING {
+                return Err(Refusal::BadMessage);
+            }
+            match task.current() {
+                Some(attempt) if attempt.commit.is_some() => Err(Refusal::MovedOn),
+                Some(attempt) if attempt.unheard.len() >= MAX_UNHEARD => Err(Refusal::TooManyMessages),
+                Some(_) => Ok(vec![TaskEvent::Steered { message }]),
+                // Words before the attempt begins would be lost with the next `attempt-started`.
+                None => Err(Refusal::MovedOn),
+            }
+        }
+        _ => Err(Refusal::MovedOn),
+    }
+}
+
+fn supply(task: &Task, supplied: Vec<CredentialKind>, now: Timestamp) -> Result<Vec<TaskEvent>, Refusal> {
+    match &task.phase {
+        Phase::Ended(ending) => Err(ended(ending)),
+        Phase::AwaitingCredentials(_, Some(_)) => {
+            Ok(vec![TaskEvent::CredentialsSupplied { supplied, deadline: Some(deadline(task, now)) }])
+        }
+        Phase::AwaitingCredentials(_, None) | Phase::Queued | Phase::Claimed | Phase::Working(_) => {
+            Ok(vec![TaskEvent::CredentialsSupplied { supplied, deadline: None }])
+        }
+    }
+}
+
+fn deadline(task: &Task, now: Timestamp) -> Timestamp {
+    let limit = SignedDuration::from_secs(i64::try_from(task.spec.timeout_seconds).unwrap_or(i64::MAX));
+    now.checked_add(limit).unwrap_or(Timestamp::MAX)
+}
+
+fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
+    if let Phase::Ended(ending) = &task.phase {
+        // Nothing is owed here: no attempt ends before its open call is settled.
+        return Err(ended(ending));
+    }
+    let next = next_step(task);
+    match command {
+        Command::Claim { node } if next == Step::WaitForClaim => Ok(vec![TaskEvent::Claimed { node }]),
+        Command::Begin { now } if next == Step::Begin => {
+            Ok(vec![TaskEvent::AttemptStarted { attempt: task.attempt + 1, deadline: deadline(task, now) }])
+        }
+        Command::RecordClone { base, commit, sandbox } if next == Step::Clone => {
+            Ok(vec![TaskEvent::Cloned { repo: task.spec.repo.clone(), base, commit, sandbox }])
+        }
+        Command::RecordSandbox { sandbox, start_ms } => match next {
+            Step::StartSandbox(checkout) if checkout.sandbox == sandbox => {
+                Ok(vec![TaskEvent::SandboxStarted { sandbox, image: task.spec.image.clone(), start_ms }])
+            }
+            _ => Err(Refusal::MovedOn),
+        },
+        Command::ReserveModel { call, reserved, reserved_tokens, max_output_tokens } if next == Step::ReserveModel => {
+            let fits = task.dollars_left().is_none_or(|left| reserved <= left)
+                && task.tokens_left().is_none_or(|left| reserved_tokens <= left);
+            if !fits {
+                return Err(Refusal::OverBudget);
+            }
+            Ok(vec![TaskEvent::ModelCalled {
+                call,
+                model: task.spec.model.clone(),
+                reserved_nano_usd: reserved,
+                reserved_tokens,
+                max_output_tokens,
+            }])
+        }
+        Command::RecordReply { call, charge, content, stop_reason } => {
+            open_call(task, call)?;
+            let mut events = vec![charged(task, call, charge), TaskEvent::Message { call, content, stop_reason }];
+            let stopped = match stop_reason {
+                StopReason::Refusal => Some("The model declined to go on."),
+                StopReason::ContextWindow => Some("The conversation no longer fits into the model's context window."),
+                StopReason::EndTurn | StopReason::ToolUse | StopReason::MaxTokens | StopReason::Pause => None,
+            };
+            events.extend(stopped.map(|message| TaskEvent::StepFailed {
+                failure: Failure::new(FailureCode::ModelTruncated, message).with_retryable(false),
+            }));
+            Ok(events)
+        }
+        Command::RecordModelFailure { call, charge, failure, then } => {
+            open_call(task, call)?;
+            let mut events: Vec<_> = charge.map(|charge| charged(task, call, charge)).into_iter().collect();
+            let failed = TaskEvent::ModelCallFailed { call, failure: failure.clone() };
+            events.extend(followed_by(task, failed, &failure, then));
+            Ok(events)
+        }
+        Command::CallTool { tool_call } => match next {
+            Step::CallTool(tool) if tool.id == tool_call => {
+                let input = match tool.malformed {
+                    Some(raw) => Value::String(raw),
+                    None => tool.input,
+                };
+                Ok(vec![TaskEvent::ToolCalled { tool_call, name: tool.name, input }])
+            }
+            _ => Err(Refusal::MovedOn),
+        },
+        Command::RecordTool { tool_call, outcome, output, duration_ms, omitted_bytes } => match &working(task)?.turn {
+            AgentTurn::Tools { waiting, first } => match waiting.first() {
+                Some(tool) if tool.id == tool_call && *first != ToolProgress::Waiting => {
+                    Ok(vec![TaskEvent::ToolFinished { tool_call, outcome, output, duration_ms, omitted_bytes }])
+                }
+                _ => Err(Refusal::MovedOn),
+            },
+            _ => Err(Refusal::MovedOn),
+        },
+        Command::RecordCommit { commit, tree, message, stat: (files, insertions, deletions), diff } => match next {
+            Step::Commit(_) => {
+                Ok(vec![TaskEvent::Committed { commit, tree, message, files, insertions, deletions, diff }])
+            }
+            _ => Err(Refusal::MovedOn),
+        },
+        Command::RecordSandboxStopped { sandbox, reason } => match working(task)?.sandbox {
+            Some(running) if running == sandbox => Ok(vec![TaskEvent::SandboxStopped { sandbox, reason }]),
+            _ => Err(Refusal::MovedOn),
+        },
+        Command::RecordPush { outcome } => match next {
+            Step::Push(commit) => Ok(vec![TaskEvent::Pushed {
+                repo: task.spec.repo.clone(),
+                branch: task.spec.branch.clone(),
+                commit: commit.id,
+                outcome,
+            }]),
+            _ => Err(Refusal::MovedOn),
+        },
+        Command::RecordFailure { failure, then } => {
+            let attempt = working(task)?;
+            if matches!(attempt.turn, AgentTurn::Asked(_)) || attempt.failure.is_some() {
+                return Err(Refusal::MovedOn);
+            }
+            let failed = TaskEvent::StepFailed { failure: failure.clone() };
+            Ok(followed_by(task, failed, &failure, then))
+        }
+        Command::RequireCredentials { missing, failure } => match &task.phase {
+            Phase::AwaitingCredentials(known, _) if *known == missing => Ok(Vec::new()),
+            _ => Ok(vec![TaskEvent::CredentialsRequired { missing, failure }]),
+        },
+        Command::Finish(ending) if next == Step::Finish(ending.clone()) => Ok(vec![match ending {
+            Ending::Succeeded => TaskEvent::Succeeded {},
+            Ending::Cancelled => TaskEvent::Cancelled {},
+            Ending::Failed(failure) => TaskEvent::Failed { failure, attempt: task.attempt },
+        }]),
+        _ => Err(Refusal::MovedOn),
+    }
+}

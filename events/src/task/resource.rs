@@ -1,0 +1,308 @@
+//! The task as the outside sees it, folded from the same events as the state that decides.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::conversation::{Block, Usage};
+use super::event::{TaskEvent, TaskSpec};
+use crate::blob::{BlobRef, Content};
+use crate::envelope::{Envelope, Position, Revision};
+use crate::failure::Failure;
+use crate::id::{CommitId, SandboxId, TaskId};
+use crate::money::NanoUsd;
+
+/// Where a task stands, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskStatus {
+    /// It waits for a node.
+    Queued,
+    /// Clone and sandbox are being made ready.
+    Preparing,
+    /// The agent works.
+    Running,
+    /// It waits for secrets of the caller.
+    AwaitingCredentials,
+    /// A step failed and will be done again.
+    Retrying,
+    /// The commit is pushed.
+    Succeeded,
+    /// It failed.
+    Failed,
+    /// It was cancelled.
+    Cancelled,
+}
+
+impl TaskStatus {
+    /// Every status.
+    pub const ALL: [Self; 8] = [
+        Self::Queued,
+        Self::Preparing,
+        Self::Running,
+        Self::AwaitingCredentials,
+        Self::Retrying,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// The kebab-case word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Preparing => "preparing",
+            Self::Running => "running",
+            Self::AwaitingCredentials => "awaiting-credentials",
+            Self::Retrying => "retrying",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether nothing more will happen unless somebody retries it.
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// A task as the outside sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskResource {
+    /// Its id.
+    pub id: TaskId,
+    /// Where it stands.
+    pub status: TaskStatus,
+    /// What it is doing right now, or why it stands there.
+    pub reason: String,
+    /// What was asked for.
+    pub spec: TaskSpec,
+    /// Tokens of all attempts.
+    pub usage: Usage,
+    /// Dollars of all attempts.
+    pub cost: NanoUsd,
+    /// Dollars reserved for the call that is open now.
+    pub reserved: NanoUsd,
+    /// The branch the work started from, once known.
+    pub base: Option<String>,
+    /// Where that branch stood.
+    pub base_commit: Option<CommitId>,
+    /// What was committed in the current attempt.
+    pub commits: Vec<CommitId>,
+    /// Files, lines added, lines removed.
+    pub stat: Option<(u32, u32, u32)>,
+    /// The diff of the commit.
+    pub diff: Option<BlobRef>,
+    /// The open pull requests.
+    pub pull_requests: Vec<PullRequest>,
+    /// The sandbox that is up now.
+    pub sandbox: Option<SandboxId>,
+    /// The current attempt, counted from 1; 0 before the first.
+    pub attempt: u32,
+    /// Why it failed, or why it waits or retries.
+    pub failure: Option<(Failure, u32)>,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When its latest attempt began.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// The last event folded in.
+    pub revision: Revision,
+    /// Its place in the log.
+    pub position: Position,
+}
+
+/// A pull request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PullRequest {
+    /// Where.
+    pub repo: String,
+    /// Its page.
+    pub url: String,
+    /// Its number.
+    pub number: u64,
+}
+
+impl TaskResource {
+    /// Folds one envelope in. `None` before `created`, and for streams that are no task's.
+    pub fn fold(current: Option<Self>, envelope: &Envelope, event: &TaskEvent) -> Option<Self> {
+        let mut task = match (current, event) {
+            (Some(task), _) => task,
+            (None, TaskEvent::Created(spec)) => Self {
+                id: envelope.stream.task_id()?,
+                status: TaskStatus::Queued,
+                reason: "created".to_owned(),
+                spec: spec.as_ref().clone(),
+                usage: Usage::default(),
+                cost: NanoUsd::ZERO,
+                reserved: NanoUsd::ZERO,
+                base: spec.base.clone(),
+                base_commit: None,
+                commits: Vec::new(),
+                stat: None,
+                diff: None,
+                pull_requests: Vec::new(),
+                sandbox: None,
+                attempt: 0,
+                failure: None,
+                created_at: envelope.time,
+                started_at: None,
+                finished_at: None,
+                revision: envelope.revision,
+                position: envelope.position,
+            },
+            (None, _) => return None,
+        };
+        task.revision = envelope.revision;
+        task.position = envelope.position;
+        task.apply(envelope.time, event);
+        Some(task)
+    }
+
+    fn to(&mut self, status: TaskStatus, reason: impl Into<String>) {
+        self.status = status;
+        self.reason = reason.into();
+    }
+
+    fn end(&mut self, status: TaskStatus, time: Timestamp, reason: impl Into<String>) {
+        self.to(status, reason);
+        self.finished_at = Some(time);
+        self.reserved = NanoUsd::ZERO;
+    }
+
+    fn apply(&mut self, time: Timestamp, event: &TaskEvent) {
+        use TaskStatus as Status;
+        match event {
+            TaskEvent::Created(_) => {}
+            TaskEvent::Queued {} => {
+                self.finished_at = None;
+                self.failure = None;
+                self.to(Status::Queued, "waiting for a free sandbox");
+            }
+            TaskEvent::Claimed { node } => self.to(Status::Preparing, format!("taken by {node}")),
+            TaskEvent::AttemptStarted { attempt, .. } => {
+                self.attempt = *attempt;
+                self.started_at = Some(time);
+                self.commits.clear();
+                self.stat = None;
+                self.diff = None;
+                self.to(Status::Preparing, format!("cloning {}", self.spec.repo));
+            }
+            TaskEvent::Cloned { base, commit, .. } => {
+                self.base = Some(base.clone());
+                self.base_commit = Some(commit.clone());
+                self.to(Status::Preparing, "starting the sandbox");
+            }
+            TaskEvent::SandboxStarted { sandbox, .. } => {
+                self.sandbox = Some(*sandbox);
+                self.to(Status::Running, "the sandbox is up");
+            }
+            TaskEvent::ModelCalled { model, reserved_nano_usd, .. } => {
+                self.reserved = *reserved_nano_usd;
+                self.failure = None;
+                self.to(Status::Running, format!("asking {model}"));
+            }
+            TaskEvent::TokensCharged { usage, cost_nano_usd, .. } => {
+                self.reserved = NanoUsd::ZERO;
+                self.usage += *usage;
+                self.cost += *cost_nano_usd;
+            }
+            TaskEvent::Message { content, .. } => {
+                if let Some(words) = first_words(content) {
+                    self.to(Status::Running, words);
+                }
+            }
+            TaskEvent::ModelCallFailed { failure, .. } => {
+                self.reserved = NanoUsd::ZERO;
+                self.failure = Some((failure.clone(), self.attempt));
+            }
+            TaskEvent::StepFailed { failure } => self.failure = Some((failure.clone(), self.attempt)),
+            TaskEvent::ToolCalled { name, input, .. } => self.to(Status::Running, activity(name, input)),
+            TaskEvent::ToolFinished { .. } | TaskEvent::Steered { .. } => {}
+            TaskEvent::Committed { commit, files, insertions, deletions, diff, .. } => {
+                self.commits = vec![commit.clone()];
+                self.stat = Some((*files, *insertions, *deletions));
+                self.diff = Some(diff.clone());
+                self.to(Status::Running, format!("pushing {}", self.spec.branch));
+            }
+            TaskEvent::Pushed { branch, .. } => self.to(Status::Running, format!("pushed {branch}")),
+            TaskEvent::PullRequestOpened { repo, url, number } => {
+                self.pull_requests.push(PullRequest { repo: repo.to_string(), url: url.clone(), number: *number });
+            }
+            TaskEvent::SandboxStopped { .. } => self.sandbox = None,
+            TaskEvent::RetryScheduled { wait_ms, failures, .. } => {
+                let because = self.failure.as_ref().map_or("a failure", |(failure, _)| failure.code.as_str());
+                let seconds = wait_ms.div_ceil(1_000);
+                let reason = format!("after {because} ({failures} in a row): again in {seconds} s");
+                self.to(Status::Retrying, reason);
+            }
+            TaskEvent::CredentialsRequired { missing, failure } => {
+                let names: Vec<_> = missing
+                    .iter()
+                    .map(|kind| match kind {
+                        super::event::CredentialKind::Model => "a model key",
+                        super::event::CredentialKind::Git => "a git token",
+                    })
+                    .collect();
+                self.failure = failure.clone().map(|failure| (failure, self.attempt));
+                self.to(Status::AwaitingCredentials, format!("waiting for {}", names.join(" and ")));
+            }
+            TaskEvent::CredentialsSupplied { .. } => {
+                if self.status == Status::AwaitingCredentials {
+                    self.failure = None;
+                    let status = if self.attempt == 0 { Status::Queued } else { Status::Running };
+                    self.to(status, "credentials supplied");
+                }
+            }
+            TaskEvent::CancelRequested { .. } => self.reason = "cancelling".to_owned(),
+            TaskEvent::Cancelled {} => {
+                self.failure = None;
+                self.end(Status::Cancelled, time, "cancelled");
+            }
+            TaskEvent::Failed { failure, attempt } => {
+                self.end(Status::Failed, time, failure.message.clone());
+                self.failure = Some((failure.clone(), *attempt));
+            }
+            TaskEvent::Succeeded {} => {
+                self.failure = None;
+                self.end(Status::Succeeded, time, format!("pushed {}", self.spec.branch));
+            }
+        }
+    }
+}
+
+/// Longest `reason`, in characters.
+const MAX_REASON: usize = 160;
+
+fn shorten(text: &str) -> String {
+    let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim();
+    if line.chars().count() <= MAX_REASON {
+        return line.to_owned();
+    }
+    line.chars().take(MAX_REASON - 1).chain(['…']).collect()
+}
+
+fn first_words(content: &[Block]) -> Option<String> {
+    content.iter().find_map(|block| match block {
+        Block::Text { text: Content::Inline(text) } if !text.trim().is_empty() => Some(shorten(text)),
+        Block::Text { .. } | Block::Thinking { .. } | Block::ToolUse { .. } => None,
+    })
+}
+
+/// A tool call in the words of a status line.
+pub fn activity(tool: &str, input: &Value) -> String {
+    let field = |name: &str| input.get(name).and_then(Value::as_str).unwrap_or("…");
+    shorten(&match tool {
+        "bash" => format!("running {}", field("command")),
+        "read" => format!("reading {}", field("path")),
+        "write" => format!("writing {}", field("path")),
+        "edit" => format!("editing {}", field("path")),
+        "glob" => format!("looking for {}", field("pattern")),
+        "grep" => format!("searching for {}", field("pattern")),
+        other => format!("using {other}"),
+    })
+}

@@ -1,0 +1,482 @@
+//! What is known about a task: the fold of its events. Total: whatever happened is taken in.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::conversation::{Block, StopReason, Turn, Usage, UserPart};
+use super::event::{CredentialKind, TaskEvent, TaskSpec};
+use crate::blob::Content;
+use crate::failure::Failure;
+use crate::id::{CallId, CommitId, SandboxId};
+use crate::money::NanoUsd;
+
+/// What the model is told when its reply reached the output limit in the middle of a sentence.
+const CONTINUE: &str = "Your reply reached its output limit. Go on from where it ended.";
+
+/// A task as its events tell it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Task {
+    /// What was asked for.
+    pub spec: Arc<TaskSpec>,
+    /// Where it stands.
+    pub phase: Phase,
+    /// The current attempt, counted from 1; 0 before the first.
+    pub attempt: u32,
+    /// What all attempts have cost.
+    pub spent: Spent,
+    /// A cancel was asked for in this attempt.
+    pub cancel_requested: bool,
+    /// Steps that failed in a row without one that worked in between.
+    pub failures: u32,
+}
+
+/// Where a task stands.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Phase {
+    /// It waits for a node.
+    Queued,
+    /// A node took it; the attempt has not begun.
+    Claimed,
+    /// It waits for secrets. What was done so far is kept.
+    AwaitingCredentials(Vec<CredentialKind>, Option<Box<Attempt>>),
+    /// It is being worked on.
+    Working(Box<Attempt>),
+    /// It is over.
+    Ended(Ending),
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ending {
+    /// The commit is pushed.
+    Succeeded,
+    /// It failed.
+    Failed(Failure),
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// One go at the task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Attempt {
+    /// When it must be over.
+    pub deadline: Timestamp,
+    /// The checked-out repository, once there.
+    pub checkout: Option<Checkout>,
+    /// The running sandbox.
+    pub sandbox: Option<SandboxId>,
+    /// What was said so far. Empty until the first model call is due.
+    pub conversation: Vec<Turn>,
+    /// Whose move it is.
+    pub turn: AgentTurn,
+    /// Words from the user that arrived while the model was speaking.
+    pub unheard: Vec<String>,
+    /// The size of what the model has read, as the provider counted it, and how many turns that covers.
+    pub counted: Option<(u64, usize)>,
+    /// Model calls made.
+    pub calls: u32,
+    /// The agent's work.
+    pub commit: Option<Commit>,
+    /// The branch holds the commit.
+    pub pushed: bool,
+    /// What ends the attempt, once its sandbox is gone.
+    pub failure: Option<Failure>,
+    /// Not before this time.
+    pub wait_until: Option<Timestamp>,
+}
+
+/// Files on disk, ready for an agent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Checkout {
+    /// The branch the work starts from.
+    pub base: String,
+    /// Where it stood.
+    pub commit: CommitId,
+    /// The sandbox whose workspace holds the files.
+    pub sandbox: SandboxId,
+}
+
+/// The agent's work as a commit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Commit {
+    /// The commit.
+    pub id: CommitId,
+    /// Its diff against the base.
+    pub diff: crate::blob::BlobRef,
+}
+
+/// Whose move it is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AgentTurn {
+    /// The model is to be asked.
+    Model,
+    /// The model has been asked, or is about to be: the reservation stands.
+    Asked(OpenCall),
+    /// Tools are to run, in this order; the first may have begun.
+    Tools {
+        /// Those that have not answered.
+        waiting: Vec<ToolUse>,
+        /// Whether the first of them was called.
+        first: ToolProgress,
+    },
+    /// The model said what it had to say.
+    Done,
+}
+
+/// How far the first waiting tool has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToolProgress {
+    /// Not called.
+    Waiting,
+    /// Called; the sandbox it was called in is the one that runs.
+    Called,
+    /// Called; the sandbox is gone, and with it the answer.
+    Lost,
+}
+
+/// A model call whose outcome is not known.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpenCall {
+    /// The call.
+    pub call: CallId,
+    /// The most it can cost.
+    pub reserved: NanoUsd,
+    /// The most tokens it can use.
+    pub reserved_tokens: u64,
+    /// The output limit that goes with it.
+    pub max_output_tokens: u64,
+}
+
+/// A tool the model wants run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToolUse {
+    /// The model's id of the call.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// Its input.
+    pub input: Value,
+    /// What the model wrote when it was no JSON object.
+    pub malformed: Option<String>,
+}
+
+/// What was used and what it cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Spent {
+    /// Tokens.
+    pub usage: Usage,
+    /// Dollars.
+    pub cost: NanoUsd,
+    /// Tokens charged at the bound because the provider's count was lost.
+    pub unconfirmed_tokens: u64,
+}
+
+impl Attempt {
+    fn new(deadline: Timestamp) -> Self {
+        Self {
+            deadline,
+            checkout: None,
+            sandbox: None,
+            conversation: Vec::new(),
+            turn: AgentTurn::Model,
+            unheard: Vec::new(),
+            counted: None,
+            calls: 0,
+            commit: None,
+            pushed: false,
+            failure: None,
+            wait_until: None,
+        }
+    }
+
+    fn say(&mut self, part: UserPart) {
+        match self.conversation.last_mut() {
+            Some(Turn::User(parts)) => parts.push(part),
+            Some(Turn::Assistant(_)) | None => self.conversation.push(Turn::User(vec![part])),
+        }
+    }
+
+    fn hear_out(&mut self) {
+        for text in std::mem::take(&mut self.unheard) {
+            self.say(UserPart::Text { text });
+        }
+    }
+
+    /// The model's last turn asked for these tools.
+    fn tools_of(content: &[Block]) -> Vec<ToolUse> {
+        content
+            .iter()
+            .filter_map(|block| match block {
+                Block::ToolUse { id, name, input, malformed } => Some(ToolUse {
+                    id: id.clone(),
+                    name: name.clone(),
+                    input: input.clone(),
+                    malformed: malformed.clone(),
+                }),
+                Block::Text { .. } | Block::Thinking { .. } => None,
+            })
+            .collect()
+    }
+
+    fn message(&mut self, content: &[Block], stop: StopReason) {
+        let waiting = Self::tools_of(content);
+        self.conversation.push(Turn::Assistant(content.to_vec()));
+        self.turn = match (waiting.is_empty(), stop) {
+            (false, _) => AgentTurn::Tools { waiting, first: ToolProgress::Waiting },
+            (true, StopReason::Pause) => AgentTurn::Model,
+            (true, StopReason::MaxTokens) => {
+                self.say(UserPart::Text { text: CONTINUE.to_owned() });
+                AgentTurn::Model
+            }
+            (true, _) if !self.unheard.is_empty() => AgentTurn::Model,
+            (true, _) => AgentTurn::Done,
+        };
+        if self.turn == AgentTurn::Model {
+            self.hear_out();
+        }
+    }
+
+    fn tool_finished(&mut self, tool_call: &str, output: &Content, is_error: bool) {
+        self.say(UserPart::ToolResult { tool_call: tool_call.to_owned(), output: output.clone(), is_error });
+        if let AgentTurn::Tools { waiting, first } = &mut self.turn {
+            waiting.retain(|tool| tool.id != tool_call);
+            *first = ToolProgress::Waiting;
+            if waiting.is_empty() {
+                self.turn = AgentTurn::Model;
+                self.hear_out();
+            }
+        }
+    }
+}
+
+impl Task {
+    /// The current attempt, whether it goes on or waits for secrets.
+    pub fn current(&self) -> Option<&Attempt> {
+        match &self.phase {
+            Phase::Working(attempt) | Phase::AwaitingCredentials(_, Some(attempt)) => Some(attempt),
+            Phase::Queued | Phase::Claimed | Phase::AwaitingCredentials(_, None) | Phase::Ended(_) => None,
+        }
+    }
+
+    fn current_mut(&mut self) -> Option<&mut Attempt> {
+        match &mut self.phase {
+            Phase::Working(attempt) | Phase::AwaitingCredentials(_, Some(attempt)) => Some(attempt),
+            Phase::Queued | Phase::Claimed | Phase::AwaitingCredentials(_, None) | Phase::Ended(_) => None,
+        }
+    }
+
+    /// What the open model call, if there is one, holds back.
+    pub fn reserved(&self) -> (NanoUsd, u64) {
+        match self.current().map(|attempt| &attempt.turn) {
+            Some(AgentTurn::Asked(open)) => (open.reserved, open.reserved_tokens),
+            _ => (NanoUsd::ZERO, 0),
+        }
+    }
+
+    /// Dollars that are neither spent nor reserved; `None` without a cap.
+    pub fn dollars_left(&self) -> Option<NanoUsd> {
+        let cap = self.spec.budget.max_nano_usd?;
+        Some(cap.saturating_sub(self.spent.cost + self.reserved().0))
+    }
+
+    /// Tokens that are neither spent nor reserved; `None` without a cap.
+    pub fn tokens_left(&self) -> Option<u64> {
+        let used = self.spent.usage.total().saturating_add(self.spent.unconfirmed_tokens);
+        Some(self.spec.budget.max_tokens?.saturating_sub(used.saturating_add(self.reserved().1)))
+    }
+}
+
+/// Takes one event in. `None` before `created`.
+pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
+    let Some(mut task) = task else {
+        return match event {
+            TaskEvent::Created(spec) => Some(Task {
+                spec: Arc::new(spec.as_ref().clone()),
+                phase: Phase::Queued,
+                attempt: 0,
+                spent: Spent::default(),
+                cancel_requested: false,
+                failures: 0,
+            }),
+            // A stream that does not begin with `created` is no task; the decider never writes one.
+            _ => None,
+        };
+    };
+    match event {
+        TaskEvent::Created(_) => {}
+        TaskEvent::Queued {} => {
+            if matches!(task.phase, Phase::Ended(_)) {
+                task.cancel_requested = false;
+                task.failures = 0;
+                task.phase = Phase::Queued;
+            }
+        }
+        TaskEvent::Claimed { .. } => {
+            if task.phase == Phase::Queued {
+                task.phase = Phase::Claimed;
+            }
+        }
+        TaskEvent::AttemptStarted { attempt, deadline } => {
+            task.attempt = *attempt;
+            task.phase = Phase::Working(Box::new(Attempt::new(*deadline)));
+        }
+        TaskEvent::CredentialsRequired { missing, .. } => {
+            task.phase = match task.phase {
+                Phase::Working(mut attempt) => {
+                    attempt.failure = None;
+                    attempt.wait_until = None;
+                    Phase::AwaitingCredentials(missing.clone(), Some(attempt))
+                }
+                Phase::AwaitingCredentials(_, kept) => Phase::AwaitingCredentials(missing.clone(), kept),
+                Phase::Queued | Phase::Claimed => Phase::AwaitingCredentials(missing.clone(), None),
+                ended @ Phase::Ended(_) => ended,
+            };
+        }
+        TaskEvent::CredentialsSupplied { supplied, deadline } => {
+            task.phase = match task.phase {
+                Phase::AwaitingCredentials(missing, kept) => {
+                    let missing: Vec<_> = missing.into_iter().filter(|kind| !supplied.contains(kind)).collect();
+                    match (missing.is_empty(), kept) {
+                        (false, kept) => Phase::AwaitingCredentials(missing, kept),
+                        (true, Some(mut attempt)) => {
+                            attempt.deadline = deadline.unwrap_or(attempt.deadline);
+                            Phase::Working(attempt)
+                        }
+                        (true, None) => Phase::Queued,
+                    }
+                }
+                other => other,
+            };
+            task.failures = 0;
+        }
+        TaskEvent::CancelRequested { .. } => {
+            task.cancel_requested = true;
+            // What the attempt holds is cleaned up like that of any other; no secret is needed for it.
+            if let Phase::AwaitingCredentials(_, Some(attempt)) = task.phase {
+                task.phase = Phase::Working(attempt);
+            }
+        }
+        TaskEvent::Cancelled {} => task.phase = Phase::Ended(Ending::Cancelled),
+        TaskEvent::Failed { failure, .. } => task.phase = Phase::Ended(Ending::Failed(failure.clone())),
+        TaskEvent::Succeeded {} => task.phase = Phase::Ended(Ending::Succeeded),
+        TaskEvent::TokensCharged { call, usage, cost_nano_usd, confirmed, .. } => {
+            task.spent.cost += *cost_nano_usd;
+            if *confirmed {
+                task.spent.usage += *usage;
+            } else {
+                task.spent.unconfirmed_tokens = task.spent.unconfirmed_tokens.saturating_add(usage.total());
+            }
+            if let Some(attempt) = task.current_mut() {
+                if *confirmed {
+                    attempt.counted = Some((usage.context(), attempt.conversation.len()));
+                }
+                // The charge closes the reservation; `message` or `model-call-failed` says what the call brought.
+                if matches!(&attempt.turn, AgentTurn::Asked(open) if open.call == *call) {
+                    attempt.turn = AgentTurn::Model;
+                }
+            }
+        }
+        TaskEvent::Cloned { .. }
+        | TaskEvent::SandboxStarted { .. }
+        | TaskEvent::ModelCalled { .. }
+        | TaskEvent::Message { .. }
+        | TaskEvent::ModelCallFailed { .. }
+        | TaskEvent::ToolCalled { .. }
+        | TaskEvent::ToolFinished { .. }
+        | TaskEvent::Steered { .. }
+        | TaskEvent::Committed { .. }
+        | TaskEvent::Pushed { .. }
+        | TaskEvent::PullRequestOpened { .. }
+        | TaskEvent::SandboxStopped { .. }
+        | TaskEvent::StepFailed { .. }
+        | TaskEvent::RetryScheduled { .. } => {
+            match event {
+                TaskEvent::StepFailed { .. } | TaskEvent::ModelCallFailed { .. } => task.failures += 1,
+                TaskEvent::RetryScheduled { .. } | TaskEvent::Steered { .. } | TaskEvent::ModelCalled { .. } => {}
+                _ => task.failures = 0,
+            }
+            let text = task.spec.task.clone();
+            if let Some(attempt) = task.current_mut() {
+                evolve_attempt(attempt, &text, event);
+            }
+        }
+    }
+    Some(task)
+}
+
+fn evolve_attempt(attempt: &mut Attempt, text: &str, event: &TaskEvent) {
+    if !matches!(event, TaskEvent::RetryScheduled { .. } | TaskEvent::Steered { .. }) {
+        attempt.wait_until = None;
+    }
+    match event {
+        TaskEvent::Cloned { base, commit, sandbox, .. } => {
+            attempt.checkout = Some(Checkout { base: base.clone(), commit: commit.clone(), sandbox: *sandbox });
+        }
+        TaskEvent::SandboxStarted { sandbox, .. } => attempt.sandbox = Some(*sandbox),
+        TaskEvent::SandboxStopped { .. } => {
+            attempt.sandbox = None;
+            if let AgentTurn::Tools { first: first @ ToolProgress::Called, .. } = &mut attempt.turn {
+                *first = ToolProgress::Lost;
+            }
+        }
+        TaskEvent::ModelCalled { call, reserved_nano_usd, reserved_tokens, max_output_tokens, .. } => {
+            if attempt.conversation.is_empty() {
+                attempt.say(UserPart::Text { text: text.to_owned() });
+            }
+            attempt.hear_out();
+            attempt.calls += 1;
+            attempt.turn = AgentTurn::Asked(OpenCall {
+                call: *call,
+                reserved: *reserved_nano_usd,
+                reserved_tokens: *reserved_tokens,
+                max_output_tokens: *max_output_tokens,
+            });
+        }
+        TaskEvent::Message { content, stop_reason, .. } => attempt.message(content, *stop_reason),
+        TaskEvent::ModelCallFailed { call, failure } => {
+            if matches!(&attempt.turn, AgentTurn::Asked(open) if open.call == *call) {
+                attempt.turn = AgentTurn::Model;
+            }
+            attempt.failure = Some(failure.clone());
+        }
+        TaskEvent::StepFailed { failure } => attempt.failure = Some(failure.clone()),
+        TaskEvent::RetryScheduled { until, .. } => {
+            attempt.failure = None;
+            attempt.wait_until = Some(*until);
+        }
+        TaskEvent::ToolCalled { .. } => {
+            if let AgentTurn::Tools { first, .. } = &mut attempt.turn {
+                *first = ToolProgress::Called;
+            }
+        }
+        TaskEvent::ToolFinished { tool_call, outcome, output, .. } => {
+            let is_error = *outcome != super::event::ToolOutcome::Ok;
+            attempt.tool_finished(tool_call, output, is_error);
+        }
+        TaskEvent::Steered { message } => {
+            attempt.unheard.push(message.clone());
+            if attempt.turn == AgentTurn::Done && attempt.commit.is_none() {
+                attempt.turn = AgentTurn::Model;
+                attempt.hear_out();
+            }
+        }
+        TaskEvent::Committed { commit, diff, .. } => {
+            attempt.commit = Some(Commit { id: commit.clone(), diff: diff.clone() });
+        }
+        TaskEvent::Pushed { .. } => attempt.pushed = true,
+        TaskEvent::PullRequestOpened { .. } => {}
+        TaskEvent::Created(_)
+        | TaskEvent::Queued {}
+        | TaskEvent::Claimed { .. }
+        | TaskEvent::AttemptStarted { .. }
+        | TaskEvent::CredentialsRequired { .. }
+        | TaskEvent::CredentialsSupplied { .. }
+        | TaskEvent::CancelRequested { .. }
+        | TaskEvent::Cancelled {}
+        | TaskEvent::Failed { .. }
+        | TaskEvent::Succeeded {}
+        | TaskEvent::TokensCharged { .. } => {}
+    }
+}

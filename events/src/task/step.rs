@@ -1,0 +1,108 @@
+//! The whole plan of a task on one screen: from what is known, what is next.
+
+use jiff::Timestamp;
+
+use super::event::SandboxEnd;
+use super::state::{AgentTurn, Checkout, Commit, Ending, OpenCall, Phase, Task, ToolProgress, ToolUse};
+use crate::failure::{Failure, FailureCode};
+use crate::id::SandboxId;
+
+/// The next thing to do. Each step is safe to repeat: it first looks whether its effect took place.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Wait until a node has room.
+    WaitForClaim,
+    /// Wait until the caller supplies secrets.
+    WaitForCredentials,
+    /// Wait until this time, then ask again.
+    WaitUntil(Timestamp),
+    /// Start an attempt.
+    Begin,
+    /// Fetch the repository and fill a workspace.
+    Clone,
+    /// Start the machine around that workspace.
+    StartSandbox(Checkout),
+    /// Reserve the money for a model call.
+    ReserveModel,
+    /// Ask the model; the money is reserved.
+    AskModel(OpenCall),
+    /// Settle a model call that nobody waits for any more.
+    AbandonModel(OpenCall),
+    /// Record that a tool is about to run.
+    CallTool(ToolUse),
+    /// Run it, or fetch the answer of the run that has begun.
+    RunTool(ToolUse),
+    /// Tell the model that the tool's answer was lost.
+    InterruptTool(ToolUse),
+    /// Turn the workspace into a commit.
+    Commit(Checkout),
+    /// Stop the machine.
+    StopSandbox(SandboxId, SandboxEnd),
+    /// Put the commit on its branch.
+    Push(Commit),
+    /// Say how it ended.
+    Finish(Ending),
+    /// Nothing: it is over.
+    Rest,
+}
+
+/// Most model calls of one attempt: an agent that needs more is going round in circles.
+pub const MAX_CALLS: u32 = 400;
+
+/// What is next for this task.
+pub fn next_step(task: &Task) -> Step {
+    let attempt = match &task.phase {
+        Phase::Queued => return Step::WaitForClaim,
+        Phase::Claimed => return Step::Begin,
+        Phase::AwaitingCredentials(..) => return Step::WaitForCredentials,
+        Phase::Ended(_) => return Step::Rest,
+        Phase::Working(attempt) => attempt,
+    };
+    if task.cancel_requested || attempt.failure.is_some() {
+        let (end, ending) = match &attempt.failure {
+            Some(failure) if !task.cancel_requested => (SandboxEnd::Failed, Ending::Failed(failure.clone())),
+            _ => (SandboxEnd::Cancelled, Ending::Cancelled),
+        };
+        return match (&attempt.turn, attempt.sandbox) {
+            (AgentTurn::Asked(open), _) => Step::AbandonModel(open.clone()),
+            (_, Some(sandbox)) => Step::StopSandbox(sandbox, end),
+            (_, None) => Step::Finish(ending),
+        };
+    }
+    if let Some(until) = attempt.wait_until {
+        return Step::WaitUntil(until);
+    }
+    let Some(checkout) = &attempt.checkout else { return Step::Clone };
+    if let Some(commit) = &attempt.commit {
+        return match attempt.sandbox {
+            Some(sandbox) => Step::StopSandbox(sandbox, SandboxEnd::Finished),
+            None if !attempt.pushed => Step::Push(commit.clone()),
+            None => Step::Finish(Ending::Succeeded),
+        };
+    }
+    // A call whose money is reserved is settled before a machine is started for it.
+    if let AgentTurn::Asked(open) = &attempt.turn {
+        return Step::AskModel(open.clone());
+    }
+    if attempt.sandbox.is_none() {
+        return Step::StartSandbox(checkout.clone());
+    }
+    match &attempt.turn {
+        AgentTurn::Asked(open) => Step::AskModel(open.clone()),
+        AgentTurn::Model if attempt.calls >= MAX_CALLS => Step::Finish(Ending::Failed(out_of_calls())),
+        AgentTurn::Model => Step::ReserveModel,
+        AgentTurn::Tools { waiting, first } => match (waiting.first(), first) {
+            (Some(tool), ToolProgress::Waiting) => Step::CallTool(tool.clone()),
+            (Some(tool), ToolProgress::Called) => Step::RunTool(tool.clone()),
+            (Some(tool), ToolProgress::Lost) => Step::InterruptTool(tool.clone()),
+            (None, _) => Step::ReserveModel,
+        },
+        AgentTurn::Done => Step::Commit(checkout.clone()),
+    }
+}
+
+/// The agent used up its calls.
+pub fn out_of_calls() -> Failure {
+    Failure::new(FailureCode::BudgetExceeded, format!("The agent made {MAX_CALLS} model calls without finishing."))
+        .with_hint("Split the task into smaller ones.")
+}
