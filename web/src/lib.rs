@@ -1,1 +1,26 @@
-//! Placeholder while the room is furnished.
+//! REST, live streams and the dashboard.
+//!
+//! [`App`] holds what every handler needs, [`configure`] hangs everything under one scope with the security headers
+//! around it. Architecture invariant: nothing here knows how tasks are run or how events are stored.
+
+pub mod api;
+pub mod app;
+pub mod auth;
+pub mod headers;
+pub mod problem;
+
+pub use app::App;
+
+use actix_web::{middleware, web};
+
+/// Hangs the API (and the dashboard) into an actix application. The scope answers every path, unknown ones included,
+/// so that no answer leaves without its security headers.
+pub fn configure(cfg: &mut web::ServiceConfig, app: web::Data<App>) {
+    cfg.service(
+        web::scope("")
+            .app_data(app)
+            .wrap(middleware::from_fn(headers::secure))
+            .configure(api::configure)
+            .default_service(web::route().to(problem::no_such_page)),
+    );
+}

@@ -1,1 +1,310 @@
-//! Read models folded from the log.
+//! Read models folded from the log: task lists and details, and usage. Thrown away and folded again at will.
+//!
+//! Each projection's checkpoint is written in the transaction that writes its rows, so that every event counts once,
+//! whatever is delivered twice and wherever the process dies. An event that does not fold is skipped, counted and
+//! logged: one odd event must not stop what everybody looks at.
+
+mod database;
+pub mod tasks;
+pub mod usage;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rusqlite::{Connection, Transaction};
+use tokio::sync::watch;
+
+use crate::envelope::{Envelope, Position};
+use crate::id::TaskId;
+use crate::store::{EventStore, StoreError};
+use crate::task::{TaskEvent, TaskResource};
+
+pub use database::{READ_QUEUE_WAIT, READERS};
+pub use tasks::{Cursor, CursorError, TaskFilter, TaskPage};
+pub use usage::{Dimension, UsageGroup, UsageQuery, UsageReport};
+
+use database::Database;
+
+/// Events folded in one transaction.
+pub const BATCH: usize = 500;
+/// The longest pause between two tries when the store or the file fails.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Why a read model did not answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadModelError {
+    /// Every reading connection was in use for too long.
+    #[error("the read models are busy; try again")]
+    Busy,
+    /// The projector has not come that far within the time given.
+    #[error("the read models are at position {} and have not reached {} yet", at.0, wanted.0)]
+    Lagging {
+        /// Where they are.
+        at: Position,
+        /// Where they should be.
+        wanted: Position,
+    },
+    /// The file or the database said no.
+    #[error("the read models failed: {0}")]
+    Failed(String),
+    /// The log could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<rusqlite::Error> for ReadModelError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// An event that does not fold into a projection.
+#[derive(Debug, thiserror::Error)]
+enum Odd {
+    #[error(transparent)]
+    Undecodable(#[from] crate::task::event::DecodeError),
+    #[error("its task has no created event")]
+    NoTask,
+    #[error("it charges more than a model call can cost")]
+    Implausible,
+    #[error("the stored document does not read: {0}")]
+    Document(#[from] serde_json::Error),
+}
+
+/// What one event did to one projection: fine, or odd, or the database failed (which fails the batch).
+type Folded = Result<Result<(), Odd>, rusqlite::Error>;
+
+/// The projections, in the order in which an event passes through them.
+const PROJECTIONS: [&str; 2] = ["tasks", "usage"];
+
+/// The read models of one node.
+pub struct ReadModels {
+    database: Database,
+    position: watch::Sender<Position>,
+    skipped: AtomicU64,
+    /// Held while a batch is folded or everything is thrown away, so that the two never mix.
+    folding: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone, Copy)]
+struct Checkpoints([Position; PROJECTIONS.len()]);
+
+impl Checkpoints {
+    fn lowest(self) -> Position {
+        self.0.into_iter().min().unwrap_or_default()
+    }
+}
+
+fn checkpoints(connection: &Connection) -> Result<(Checkpoints, u64), rusqlite::Error> {
+    let mut found = Checkpoints([Position::START; PROJECTIONS.len()]);
+    let mut skipped = 0;
+    let mut statement = connection.prepare_cached("SELECT position, skipped FROM checkpoints WHERE projection = ?1")?;
+    for (place, name) in found.0.iter_mut().zip(PROJECTIONS) {
+        let (position, odd) = statement.query_row([name], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+        *place = Position(position.unsigned_abs());
+        skipped += odd.unsigned_abs();
+    }
+    Ok((found, skipped))
+}
+
+impl ReadModels {
+    /// Opens the file, or makes it.
+    pub fn open(path: &Path) -> Result<Self, ReadModelError> {
+        let database = Database::open(path)?;
+        let (found, skipped) = database.read_now(|connection| Ok(checkpoints(connection)?))?;
+        Ok(Self {
+            database,
+            position: watch::Sender::new(found.lowest()),
+            skipped: AtomicU64::new(skipped),
+            folding: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// Everything up to here is folded in.
+    pub fn checkpoint(&self) -> Position {
+        *self.position.borrow()
+    }
+
+    /// Rings whenever the checkpoint has moved.
+    pub fn bell(&self) -> watch::Receiver<Position> {
+        self.position.subscribe()
+    }
+
+    /// How many events did not fold, since the last rebuild.
+    pub fn skipped(&self) -> u64 {
+        self.skipped.load(Ordering::Relaxed)
+    }
+
+    /// Folds events in, in one transaction. What is at or before the checkpoint is passed over. Batches must follow
+    /// one another without leaving events out.
+    pub async fn apply(&self, batch: Vec<Envelope>) -> Result<Position, ReadModelError> {
+        let _folding = self.folding.lock().await;
+        self.fold(batch).await
+    }
+
+    async fn fold(&self, batch: Vec<Envelope>) -> Result<Position, ReadModelError> {
+        let (reached, odd) = self
+            .database
+            .write(move |connection| {
+                let transaction = connection.transaction()?;
+                let done = fold_batch(&transaction, &batch)?;
+                transaction.commit()?;
+                Ok(done)
+            })
+            .await?;
+        self.skipped.fetch_add(odd, Ordering::Relaxed);
+        self.position.send_replace(reached);
+        Ok(reached)
+    }
+
+    /// Waits until everything up to `wanted` is folded in, so that who has written can read it.
+    pub async fn wait_for(&self, wanted: Position, limit: Duration) -> Result<(), ReadModelError> {
+        let mut bell = self.position.subscribe();
+        match tokio::time::timeout(limit, bell.wait_for(|at| *at >= wanted)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(ReadModelError::Lagging { at: self.checkpoint(), wanted }),
+        }
+    }
+
+    /// Throws everything away and folds the log again, up to where it ended when this began.
+    pub async fn rebuild(&self, store: &dyn EventStore) -> Result<Position, ReadModelError> {
+        let _folding = self.folding.lock().await;
+        self.database
+            .write(|connection| {
+                let transaction = connection.transaction()?;
+                transaction.execute_batch(
+                    "DELETE FROM tasks; DELETE FROM usage; UPDATE checkpoints SET position = 0, skipped = 0;",
+                )?;
+                Ok(transaction.commit()?)
+            })
+            .await?;
+        self.skipped.store(0, Ordering::Relaxed);
+        self.position.send_replace(Position::START);
+        let head = store.head().await?;
+        let mut at = Position::START;
+        while at < head {
+            let batch = store.read_all(at, BATCH).await?;
+            if batch.is_empty() {
+                break;
+            }
+            at = self.fold(batch).await?;
+        }
+        Ok(at)
+    }
+
+    /// One task.
+    pub async fn task(&self, id: TaskId) -> Result<Option<TaskResource>, ReadModelError> {
+        self.database.read(move |connection| tasks::find(connection, id)).await
+    }
+
+    /// Tasks, newest first. `after` is the cursor that the page before ended with; `limit` is held to
+    /// [`tasks::MAX_PAGE`].
+    pub async fn tasks(
+        &self,
+        filter: TaskFilter,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<TaskPage, ReadModelError> {
+        self.database.read(move |connection| tasks::page(connection, &filter, after, limit)).await
+    }
+
+    /// What was used.
+    pub async fn usage(&self, query: UsageQuery) -> Result<UsageReport, ReadModelError> {
+        self.database.read(move |connection| usage::report(connection, &query)).await
+    }
+}
+
+fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Position, u64), ReadModelError> {
+    let (mut at, _) = checkpoints(transaction)?;
+    let mut skipped = [0_u64; PROJECTIONS.len()];
+    let mut open = tasks::OpenTasks::default();
+    for envelope in batch {
+        let decoded = match envelope.stream.task_id() {
+            Some(_) => TaskEvent::decode(envelope).map_err(Arc::new),
+            None => Ok(None),
+        };
+        for (index, name) in PROJECTIONS.into_iter().enumerate() {
+            if envelope.position <= at.0[index] {
+                continue;
+            }
+            at.0[index] = envelope.position;
+            let folded = match &decoded {
+                Ok(Some(event)) if index == 0 => open.apply(transaction, envelope, event)?,
+                Ok(Some(event)) => usage::apply(transaction, &mut open, envelope, event)?,
+                Ok(None) => Ok(()),
+                Err(error) => {
+                    skip(name, envelope, error, &mut skipped[index]);
+                    continue;
+                }
+            };
+            if let Err(odd) = folded {
+                skip(name, envelope, &odd, &mut skipped[index]);
+            }
+        }
+    }
+    open.save(transaction)?;
+    let mut statement = transaction.prepare_cached(
+        "UPDATE checkpoints SET position = ?2, skipped = skipped + ?3 WHERE projection = ?1 AND position <= ?2",
+    )?;
+    for ((name, position), skipped) in PROJECTIONS.into_iter().zip(at.0).zip(skipped) {
+        let position = i64::try_from(position.0).map_err(|error| ReadModelError::Failed(error.to_string()))?;
+        statement.execute((name, position, i64::try_from(skipped).unwrap_or(i64::MAX)))?;
+    }
+    Ok((at.lowest(), skipped.iter().sum()))
+}
+
+fn skip(projection: &str, envelope: &Envelope, why: &dyn std::fmt::Display, counter: &mut u64) {
+    *counter += 1;
+    tracing::error!(
+        projection,
+        stream = %envelope.stream,
+        revision = envelope.revision.0,
+        position = envelope.position.0,
+        kind = %envelope.kind,
+        "an event does not fold and was skipped: {why}"
+    );
+}
+
+/// Keeps the read models up to date until `cancel` resolves. What fails is tried again, for ever, with a growing
+/// pause.
+pub async fn project(store: Arc<dyn EventStore>, read: Arc<ReadModels>, cancel: impl Future<Output = ()>) {
+    let mut cancel = std::pin::pin!(cancel);
+    let mut bell = store.bell();
+    let mut pause = Duration::from_millis(50);
+    loop {
+        // The bell is marked heard before the log is read: what is appended in between rings again.
+        bell.borrow_and_update();
+        let batch = async {
+            let batch = store.read_all(read.checkpoint(), BATCH).await?;
+            let more = !batch.is_empty();
+            if more {
+                read.apply(batch).await?;
+            }
+            Ok::<_, ReadModelError>(more)
+        };
+        let outcome = tokio::select! {
+            outcome = batch => outcome,
+            () = &mut cancel => return,
+        };
+        match outcome {
+            Ok(true) => pause = Duration::from_millis(50),
+            Ok(false) => tokio::select! {
+                rung = bell.changed() => if rung.is_err() { return },
+                () = &mut cancel => return,
+            },
+            Err(error) => {
+                tracing::error!("the read models do not keep up: {error}; trying again in {pause:?}");
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = &mut cancel => return,
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

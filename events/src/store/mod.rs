@@ -1,16 +1,28 @@
 //! The event store: append with an expected revision, read, and be told when there is more.
 //!
 //! Two stores implement [`EventStore`]: [`sqlite::SqliteStore`], the embedded default, and
-//! [`memory::MemoryStore`] for tests. Both pass the suite in [`conformance`].
+//! [`memory::MemoryStore`] for tests. Both pass the suite in `conformance`, which other stores can run with the
+//! feature of that name.
 
+pub(crate) mod bells;
+pub mod chain;
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod filter;
 pub mod memory;
+pub mod packing;
 pub mod sqlite;
+
+use std::collections::HashSet;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 
 use crate::envelope::{Envelope, NewEvent, Position, Revision, StreamName};
+use crate::id::EventId;
+
+pub use chain::{Linked, Links};
+pub use filter::{Filter, Page};
 
 /// What the writer believes about the stream it appends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +57,13 @@ pub enum Direction {
 pub const MAX_BATCH: usize = 1_000;
 /// Largest `data` of one event, in bytes; what is larger belongs into the blob store.
 pub const MAX_EVENT_BYTES: usize = 1024 * 1024;
+/// Most bytes of `data` one append may carry, so that a full queue to the writer stays small.
+pub const MAX_BATCH_BYTES: usize = 16 * 1024 * 1024;
 /// Most events one read returns; ask again from the last one.
 pub const MAX_PAGE: usize = 1_000;
+/// A page ends early once its `data` has grown past this many bytes, so that a thousand large events do not become
+/// a gigabyte in memory.
+pub const MAX_PAGE_BYTES: usize = 32 * 1024 * 1024;
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,9 +78,23 @@ pub enum StoreError {
         /// The revision of its last event, if it exists.
         actual: Option<Revision>,
     },
-    /// No events, or more than [`MAX_BATCH`], or one larger than [`MAX_EVENT_BYTES`].
-    #[error("an append carries 1 to {MAX_BATCH} events of at most {MAX_EVENT_BYTES} bytes each")]
+    /// No events, or more than [`MAX_BATCH`], or one larger than [`MAX_EVENT_BYTES`], or all of them larger than
+    /// [`MAX_BATCH_BYTES`].
+    #[error(
+        "an append carries 1 to {MAX_BATCH} events of at most {MAX_EVENT_BYTES} bytes each and \
+         {MAX_BATCH_BYTES} bytes together"
+    )]
     BadBatch,
+    /// An event with this id already stands elsewhere, or twice in the batch. Nothing was written.
+    #[error(
+        "the event {id} is already in the log at another place than the end of {stream}; give a new event a new id"
+    )]
+    DuplicateEvent {
+        /// The stream of the append.
+        stream: StreamName,
+        /// The id that was used again.
+        id: EventId,
+    },
     /// The queue to the writer is full: the disk does not keep up.
     #[error("the event store is overloaded; try again")]
     Overloaded,
@@ -83,7 +114,9 @@ pub trait EventStore: Send + Sync + 'static {
     /// Appends a batch to one stream, all or nothing, durable when it returns.
     ///
     /// Appending a batch whose event ids already stand at that place returns where they stand (so a writer that
-    /// lost the answer can repeat itself).
+    /// lost the answer can repeat itself). With [`Expected::NoStream`] and [`Expected::Exactly`] that holds for ever;
+    /// with [`Expected::Any`], and for an id that stands elsewhere ([`StoreError::DuplicateEvent`]), a store needs to
+    /// remember only its most recent events.
     async fn append(
         &self,
         stream: &StreamName,
@@ -93,6 +126,8 @@ pub trait EventStore: Send + Sync + 'static {
 
     /// Reads up to `limit` (at most [`MAX_PAGE`]) events of one stream. Forwards starts at `from` inclusive
     /// (`None`: the first), backwards starts at `from` inclusive (`None`: the last). A stream that does not exist is empty.
+    ///
+    /// A page of large events ends early (see [`MAX_PAGE_BYTES`]): only an empty page means that there is no more.
     async fn read_stream(
         &self,
         stream: &StreamName,
@@ -101,8 +136,25 @@ pub trait EventStore: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<Envelope>, StoreError>;
 
-    /// Reads up to `limit` (at most [`MAX_PAGE`]) events of the whole log after `after`, oldest first.
+    /// Reads up to `limit` (at most [`MAX_PAGE`]) events of the whole log after `after`, oldest first. Only an empty
+    /// page means that there is no more.
     async fn read_all(&self, after: Position, limit: usize) -> Result<Vec<Envelope>, StoreError>;
+
+    /// Reads up to `limit` events that the filter admits, and says how far it has looked. There is no more once
+    /// [`Page::through`] is where it began.
+    async fn read_matching(&self, after: Position, filter: &Filter, limit: usize) -> Result<Page, StoreError> {
+        let mut page = Page { events: Vec::new(), through: after };
+        for event in self.read_all(after, MAX_PAGE).await? {
+            if page.events.len() == limit.min(MAX_PAGE) {
+                break;
+            }
+            page.through = event.position;
+            if filter.admits(&event) {
+                page.events.push(event);
+            }
+        }
+        Ok(page)
+    }
 
     /// The position of the last event, or [`Position::START`].
     async fn head(&self) -> Result<Position, StoreError>;
@@ -114,17 +166,55 @@ pub trait EventStore: Send + Sync + 'static {
     fn stream_bell(&self, stream: &StreamName) -> watch::Receiver<Option<Revision>>;
 }
 
+/// A store that keeps a hash chain over its log.
+#[async_trait]
+pub trait LinkedLog: EventStore {
+    /// Reads like [`EventStore::read_all`], each event with its links.
+    async fn read_links(&self, after: Position, limit: usize) -> Result<Vec<Linked>, StoreError>;
+}
+
+/// Checks what every store asks of a batch.
+pub(crate) fn check_batch(stream: &StreamName, events: &[NewEvent]) -> Result<(), StoreError> {
+    if events.is_empty() || events.len() > MAX_BATCH {
+        return Err(StoreError::BadBatch);
+    }
+    let mut bytes = 0;
+    for event in events {
+        let length = event.data.get().len();
+        bytes += length;
+        if length > MAX_EVENT_BYTES {
+            return Err(StoreError::BadBatch);
+        }
+    }
+    if bytes > MAX_BATCH_BYTES {
+        return Err(StoreError::BadBatch);
+    }
+    if events.len() > 1 {
+        let mut seen = HashSet::with_capacity(events.len());
+        if let Some(twice) = events.iter().find(|event| !seen.insert(event.id)) {
+            return Err(StoreError::DuplicateEvent { stream: stream.clone(), id: twice.id });
+        }
+    }
+    Ok(())
+}
+
+/// Where a batch of `count` events would stand if the stream is as expected, counted as its first revision.
+pub(crate) fn place_of(expected: Expected, head: Option<Revision>) -> u64 {
+    match expected {
+        Expected::NoStream => 0,
+        Expected::Exactly(revision) => revision.0.saturating_add(1),
+        Expected::Any => head.map_or(0, |revision| revision.0 + 1),
+    }
+}
+
 /// Reads a whole stream, page by page.
 pub async fn read_whole_stream(store: &dyn EventStore, stream: &StreamName) -> Result<Vec<Envelope>, StoreError> {
     let mut events = Vec::new();
     let mut from = None;
     loop {
         let page = store.read_stream(stream, from, Direction::Forwards, MAX_PAGE).await?;
-        let full = page.len() == MAX_PAGE;
-        from = page.last().map(|last| Revision(last.revision.0 + 1));
+        let Some(last) = page.last() else { return Ok(events) };
+        from = Some(Revision(last.revision.0 + 1));
         events.extend(page);
-        if !full {
-            return Ok(events);
-        }
     }
 }

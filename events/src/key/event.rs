@@ -1,0 +1,104 @@
+//! What can happen to an API key. Names and meanings are public and permanent.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// The version of the shape of the events below.
+pub const SCHEMA: u16 = 1;
+
+macro_rules! scopes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        /// What a key may do.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum Scope {
+            $($(#[$doc])* #[serde(rename = $text)] $name,)*
+        }
+
+        impl Scope {
+            /// Every scope there is.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The stable name.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+scopes! {
+    /// Submit, retry, steer and supply credentials.
+    TasksCreate = "tasks:create";
+    /// Read tasks, their events and their diffs.
+    TasksRead = "tasks:read";
+    /// Cancel tasks.
+    TasksCancel = "tasks:cancel";
+    /// Read usage.
+    UsageRead = "usage:read";
+    /// Read the global event log of the key's team.
+    AuditRead = "audit:read";
+    /// Everything, for every team.
+    Admin = "admin";
+}
+
+impl std::fmt::Display for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a key is and may do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyGrant {
+    /// What its owner calls it.
+    pub name: String,
+    /// The team it acts for; none for an operator's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
+    /// The environment in its visible prefix, so that a production key is seen to be one.
+    pub environment: String,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// The SHA-256 of the whole key, in lower-case hexadecimal. The key itself is nowhere.
+    pub secret_sha256: String,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "data", rename_all = "kebab-case")]
+pub enum KeyEvent {
+    /// Somebody was given a key.
+    KeyIssued(KeyGrant),
+    /// The key is worth nothing any more.
+    KeyRevoked {},
+}
+
+impl KeyEvent {
+    /// Every name [`kind`](Self::kind) can return.
+    pub const KINDS: &'static [&'static str] = &["key-issued", "key-revoked"];
+
+    /// The stable name in the envelope's `type`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::KeyIssued(_) => "key-issued",
+            Self::KeyRevoked {} => "key-revoked",
+        }
+    }
+
+    /// The `data` of the envelope.
+    pub fn data(&self) -> Result<Box<RawValue>, serde_json::Error> {
+        match self {
+            Self::KeyIssued(grant) => serde_json::value::to_raw_value(grant),
+            Self::KeyRevoked {} => RawValue::from_string("{}".to_owned()),
+        }
+    }
+
+    /// Reads an event back from its envelope. `None`: a type this version does not know.
+    pub fn decode(envelope: &crate::Envelope) -> Result<Option<Self>, serde_json::Error> {
+        if !Self::KINDS.contains(&&*envelope.kind) {
+            return Ok(None);
+        }
+        serde_json::from_str(&format!(r#"{{"type":"{}","data":{}}}"#, envelope.kind, envelope.data.get())).map(Some)
+    }
+}

@@ -1,0 +1,221 @@
+//! The list of tasks and each task's detail.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params_from_iter};
+use uuid::Uuid;
+
+use super::{Folded, Odd, ReadModelError};
+use crate::envelope::Envelope;
+use crate::id::TaskId;
+use crate::task::{TaskEvent, TaskResource, TaskStatus};
+
+/// Most tasks on one page.
+pub const MAX_PAGE: usize = 200;
+
+/// Which tasks. What is set must all hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TaskFilter {
+    /// The team.
+    pub team: Option<String>,
+    /// The project.
+    pub project: Option<String>,
+    /// Where they stand.
+    pub status: Option<TaskStatus>,
+    /// `forge:owner/name`, or `owner/name` on any forge.
+    pub repo: Option<String>,
+    /// The model, as the caller named it.
+    pub model: Option<String>,
+    /// The team's customer.
+    pub customer: Option<String>,
+    /// The campaign.
+    pub campaign: Option<String>,
+    /// Created after this time.
+    pub created_after: Option<Timestamp>,
+    /// Created before this time.
+    pub created_before: Option<Timestamp>,
+}
+
+/// The place where a page ended: the next one starts behind it, whatever was created meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor {
+    created_at: i64,
+    id: Uuid,
+}
+
+/// A text that is no cursor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a cursor: pass on the nextCursor of the page before as it is")]
+pub struct CursorError;
+
+impl std::fmt::Display for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}{}", self.created_at, self.id.simple())
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = CursorError;
+    fn from_str(text: &str) -> Result<Self, CursorError> {
+        if text.len() != 48 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(CursorError);
+        }
+        let (time, id) = text.split_at(16);
+        let created_at = u64::from_str_radix(time, 16).map_err(|_| CursorError)?.cast_signed();
+        Ok(Self { created_at, id: Uuid::parse_str(id).map_err(|_| CursorError)? })
+    }
+}
+
+/// Tasks, newest first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskPage {
+    /// The tasks.
+    pub tasks: Vec<TaskResource>,
+    /// Where the next page starts; `None` when there is none.
+    pub next: Option<Cursor>,
+}
+
+fn decode(document: &str) -> Result<TaskResource, ReadModelError> {
+    serde_json::from_str(document).map_err(|error| ReadModelError::Failed(format!("a task row does not read: {error}")))
+}
+
+pub(super) fn find(connection: &Connection, id: TaskId) -> Result<Option<TaskResource>, ReadModelError> {
+    let mut statement = connection.prepare_cached("SELECT document FROM tasks WHERE id = ?1")?;
+    let document: Option<String> = statement.query_row([id.uuid().as_bytes()], |row| row.get(0)).optional()?;
+    document.as_deref().map(decode).transpose()
+}
+
+pub(super) fn page(
+    connection: &Connection,
+    filter: &TaskFilter,
+    after: Option<Cursor>,
+    limit: usize,
+) -> Result<TaskPage, ReadModelError> {
+    let limit = limit.clamp(1, MAX_PAGE);
+    let mut sql = "SELECT document FROM tasks WHERE 1 = 1".to_owned();
+    let mut values: Vec<Value> = Vec::new();
+    let mut narrow = |clause: &str, value: Value| {
+        values.push(value);
+        // Writing to a String does not fail.
+        let _ = write!(sql, " AND {clause} ?{}", values.len());
+    };
+    let texts = [
+        ("team =", &filter.team),
+        ("project =", &filter.project),
+        ("model =", &filter.model),
+        ("customer =", &filter.customer),
+        ("campaign =", &filter.campaign),
+    ];
+    for (clause, text) in texts {
+        if let Some(text) = text {
+            narrow(clause, Value::Text(text.clone()));
+        }
+    }
+    if let Some(status) = filter.status {
+        narrow("status =", Value::Text(status.as_str().to_owned()));
+    }
+    if let Some(repo) = &filter.repo {
+        match repo.split_once(':') {
+            Some((_, path)) => {
+                narrow("repo_path =", Value::Text(path.to_owned()));
+                narrow("repo =", Value::Text(repo.clone()));
+            }
+            None => narrow("repo_path =", Value::Text(repo.clone())),
+        }
+    }
+    if let Some(time) = filter.created_after {
+        narrow("created_at >", Value::Integer(time.as_microsecond()));
+    }
+    if let Some(time) = filter.created_before {
+        narrow("created_at <", Value::Integer(time.as_microsecond()));
+    }
+    if let Some(cursor) = after {
+        values.push(Value::Integer(cursor.created_at));
+        values.push(Value::Blob(cursor.id.as_bytes().to_vec()));
+        let _ = write!(sql, " AND (created_at, id) < (?{}, ?{})", values.len() - 1, values.len());
+    }
+    // One more than asked for tells whether there is another page.
+    let _ = write!(sql, " ORDER BY created_at DESC, id DESC LIMIT {}", limit + 1);
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query(params_from_iter(values))?;
+    let mut tasks = Vec::with_capacity(limit);
+    let mut more = false;
+    while let Some(row) = rows.next()? {
+        if tasks.len() == limit {
+            more = true;
+            break;
+        }
+        tasks.push(decode(row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?)?);
+    }
+    let next = tasks
+        .last()
+        .filter(|_| more)
+        .map(|last: &TaskResource| Cursor { created_at: last.created_at.as_microsecond(), id: last.id.uuid() });
+    Ok(TaskPage { tasks, next })
+}
+
+/// The tasks that a batch touches, read once and written once.
+#[derive(Default)]
+pub(super) struct OpenTasks {
+    tasks: HashMap<TaskId, Option<TaskResource>>,
+}
+
+impl OpenTasks {
+    /// The task as far as it is folded.
+    pub fn get(
+        &mut self,
+        transaction: &Transaction<'_>,
+        id: TaskId,
+    ) -> Result<Result<Option<&mut TaskResource>, Odd>, rusqlite::Error> {
+        if !self.tasks.contains_key(&id) {
+            let mut statement = transaction.prepare_cached("SELECT document FROM tasks WHERE id = ?1")?;
+            let document: Option<String> = statement.query_row([id.uuid().as_bytes()], |row| row.get(0)).optional()?;
+            let task = match document.as_deref().map(serde_json::from_str).transpose() {
+                Ok(task) => task,
+                Err(error) => return Ok(Err(Odd::Document(error))),
+            };
+            self.tasks.insert(id, task);
+        }
+        Ok(Ok(self.tasks.get_mut(&id).and_then(Option::as_mut)))
+    }
+
+    pub fn apply(&mut self, transaction: &Transaction<'_>, envelope: &Envelope, event: &TaskEvent) -> Folded {
+        let Some(id) = envelope.stream.task_id() else { return Ok(Ok(())) };
+        if let Err(odd) = self.get(transaction, id)? {
+            return Ok(Err(odd));
+        }
+        let current = self.tasks.get_mut(&id).and_then(Option::take);
+        let folded = TaskResource::fold(current, envelope, event);
+        let known = folded.is_some();
+        self.tasks.insert(id, folded);
+        Ok(if known { Ok(()) } else { Err(Odd::NoTask) })
+    }
+
+    pub fn save(self, transaction: &Transaction<'_>) -> Result<(), ReadModelError> {
+        let mut statement = transaction.prepare_cached(
+            "INSERT INTO tasks (id, created_at, team, project, status, repo, repo_path, model, customer, document)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+             ON CONFLICT (id) DO UPDATE SET status = excluded.status, document = excluded.document",
+        )?;
+        for task in self.tasks.into_values().flatten() {
+            let document = serde_json::to_string(&task).map_err(|error| ReadModelError::Failed(error.to_string()))?;
+            statement.execute((
+                task.id.uuid().as_bytes(),
+                task.created_at.as_microsecond(),
+                &task.spec.team,
+                &task.spec.project,
+                task.status.as_str(),
+                task.spec.repo.to_string(),
+                task.spec.repo.path(),
+                &task.spec.model,
+                &task.spec.customer,
+                document,
+            ))?;
+        }
+        Ok(())
+    }
+}

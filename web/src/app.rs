@@ -1,0 +1,70 @@
+//! What every handler needs: the task service, the log, the read models, the keys and the sessions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use orchestra_actors::TaskService;
+use orchestra_events::EventStore;
+use orchestra_events::projections::ReadModels;
+use tokio::sync::Semaphore;
+
+use crate::auth::{KeyRing, Sessions};
+use crate::problem::Problem;
+
+/// Live streams that one process serves at the same time. Each holds a socket and a cursor; above it, callers are
+/// asked to come back, and nobody's stream slows down.
+pub const MAX_STREAMS: usize = 10_000;
+/// How long a read waits for the read models to have caught up with the log.
+pub const READ_YOUR_WRITES: Duration = Duration::from_secs(3);
+
+/// What every handler needs.
+pub struct App {
+    /// What can be asked of tasks.
+    pub tasks: Arc<dyn TaskService>,
+    /// The log.
+    pub store: Arc<dyn EventStore>,
+    /// What is folded from it.
+    pub read: Arc<ReadModels>,
+    /// Who may do what.
+    pub keys: Arc<KeyRing>,
+    /// Who is signed in to the dashboard.
+    pub sessions: Sessions,
+    /// The figures for `/metrics`, where a recorder is installed.
+    pub metrics: Option<PrometheusHandle>,
+    /// One permit per live stream.
+    pub streams: Arc<Semaphore>,
+}
+
+impl App {
+    /// An application without metrics.
+    pub fn new(
+        tasks: Arc<dyn TaskService>,
+        store: Arc<dyn EventStore>,
+        read: Arc<ReadModels>,
+        keys: Arc<KeyRing>,
+    ) -> Self {
+        Self {
+            tasks,
+            store,
+            read,
+            keys,
+            sessions: Sessions::default(),
+            metrics: None,
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+        }
+    }
+
+    /// The same application, with figures at `/metrics`.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: PrometheusHandle) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// Waits until the read models show everything that was in the log when this was called.
+    pub async fn caught_up(&self) -> Result<(), Problem> {
+        let head = self.store.head().await?;
+        Ok(self.read.wait_for(head, READ_YOUR_WRITES).await?)
+    }
+}

@@ -1,0 +1,126 @@
+//! The caller of a request, as an extractor: a bearer key, or the dashboard's session cookie.
+
+use std::future::{Ready, ready};
+
+use actix_web::dev::Payload;
+use actix_web::http::header::{self, HeaderMap};
+use actix_web::{FromRequest, HttpRequest, web};
+use orchestra_events::key::{KeyGrant, Scope};
+use orchestra_events::{Actor, ActorKind, KeyId};
+
+use super::session;
+use crate::App;
+use crate::problem::Problem;
+
+/// How the caller showed who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// `Authorization: Bearer orc_…`.
+    Key,
+    /// The dashboard's cookie.
+    Session,
+}
+
+/// Who is calling.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The key they hold or signed in with.
+    pub key: KeyId,
+    /// What its owner calls it.
+    pub name: String,
+    /// The team they act for; none for an operator.
+    pub team: Option<String>,
+    /// What they may do.
+    pub scopes: Vec<Scope>,
+    /// How they showed it.
+    pub via: Via,
+}
+
+impl Caller {
+    /// Who holds a key.
+    pub fn new(key: KeyId, grant: &KeyGrant) -> Self {
+        Self { key, name: grant.name.clone(), team: grant.team.clone(), scopes: grant.scopes.clone(), via: Via::Key }
+    }
+
+    /// Whether they may do everything, for every team.
+    pub fn is_admin(&self) -> bool {
+        self.scopes.contains(&Scope::Admin)
+    }
+
+    /// Whether they may do this at all.
+    pub fn may(&self, scope: Scope) -> bool {
+        self.is_admin() || self.scopes.contains(&scope)
+    }
+
+    /// The same, as the answer that says what is missing.
+    pub fn require(&self, scope: Scope) -> Result<(), Problem> {
+        if self.may(scope) { Ok(()) } else { Err(Problem::missing_scope(scope)) }
+    }
+
+    /// Whether this team's things exist for them.
+    pub fn sees(&self, team: &str) -> bool {
+        self.is_admin() || self.team.as_deref() == Some(team)
+    }
+
+    /// The team whose things they see; `None`: every team's. An ordinary key without a team sees nothing, which the
+    /// empty name stands for: no team has it.
+    pub fn only_team(&self) -> Option<String> {
+        if self.is_admin() { None } else { Some(self.team.clone().unwrap_or_default()) }
+    }
+
+    /// Who they are in an event.
+    pub fn actor(&self) -> Actor {
+        let kind = match self.via {
+            Via::Key => ActorKind::ApiKey,
+            Via::Session => ActorKind::Person,
+        };
+        Actor { kind, id: self.key.to_string(), team: self.team.clone() }
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, key) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+}
+
+/// Whether a browser sent this from one of our own pages. Only what changes something has to prove it.
+pub fn same_origin(request: &HttpRequest) -> bool {
+    if request.method().is_safe() {
+        return true;
+    }
+    let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    match (text("sec-fetch-site"), text("origin")) {
+        (Some(site), _) => site == "same-origin",
+        (None, Some(origin)) => {
+            let host = origin.split_once("://").map(|(_, host)| host);
+            host.is_some() && host == text("host")
+        }
+        (None, None) => false,
+    }
+}
+
+/// Who is calling, or the problem that says how to show it.
+pub fn identify(request: &HttpRequest) -> Result<Caller, Problem> {
+    let app = request.app_data::<web::Data<App>>().ok_or_else(|| Problem::internal("no application"))?;
+    if request.headers().contains_key(header::AUTHORIZATION) {
+        return bearer(request.headers()).and_then(|key| app.keys.authenticate(key)).ok_or_else(Problem::unknown_key);
+    }
+    let cookie = request.cookie(session::COOKIE).ok_or_else(Problem::unauthenticated)?;
+    let caller = app
+        .sessions
+        .find(cookie.value())
+        // What the key may do is asked again: a revoked key ends its sessions too.
+        .and_then(|caller| app.keys.holder(caller.key))
+        .map(|caller| Caller { via: Via::Session, ..caller })
+        .ok_or_else(Problem::unauthenticated)?;
+    if same_origin(request) { Ok(caller) } else { Err(Problem::cross_site()) }
+}
+
+impl FromRequest for Caller {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(identify(request))
+    }
+}

@@ -1,0 +1,9 @@
+//! Who is calling, and what they may do: API keys and dashboard sessions.
+
+pub mod caller;
+pub mod keys;
+pub mod session;
+
+pub use caller::Caller;
+pub use keys::{KeyRing, ensure_admin_key, issue_key, revoke_key};
+pub use session::Sessions;

@@ -1,0 +1,308 @@
+//! What a caller is told when something does not go: RFC 9457 problem details with a stable code.
+
+use std::fmt;
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderValue};
+use actix_web::{HttpResponse, ResponseError};
+use orchestra_actors::FieldError;
+use orchestra_actors::service::ServiceError;
+use orchestra_events::StoreError;
+use orchestra_events::key::Scope;
+use orchestra_events::projections::ReadModelError;
+use orchestra_events::task::Refusal;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $code:literal, $status:ident, $title:literal;)*) => {
+        /// The stable codes of this interface. Each has a page in `docs/errors/`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Code {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Code {
+            /// Every code there is.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The kebab-case name.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $code,)* }
+            }
+
+            /// The status it comes with.
+            pub const fn status(self) -> StatusCode {
+                match self { $(Self::$name => StatusCode::$status,)* }
+            }
+
+            /// What it means in a few words.
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$name => $title,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// A field does not do.
+    InvalidRequest = "invalid-request", UNPROCESSABLE_ENTITY, "The request has fields that do not do";
+    /// A query parameter does not do.
+    InvalidQuery = "invalid-query", BAD_REQUEST, "The query has parameters that do not do";
+    /// The body is no JSON.
+    InvalidJson = "invalid-json", BAD_REQUEST, "The body is not JSON";
+    /// The body is not what this path takes.
+    UnsupportedMediaType = "unsupported-media-type", UNSUPPORTED_MEDIA_TYPE, "The body is not of a type this path takes";
+    /// The body is larger than the limit.
+    BodyTooLarge = "body-too-large", PAYLOAD_TOO_LARGE, "The body is too large";
+    /// The body did not arrive.
+    BodyIncomplete = "body-incomplete", BAD_REQUEST, "The body did not arrive whole";
+    /// Nobody was named.
+    Unauthenticated = "unauthenticated", UNAUTHORIZED, "Who is calling?";
+    /// The key may not do this.
+    Forbidden = "forbidden", FORBIDDEN, "This key may not do that";
+    /// Another site's page sent this.
+    CrossSiteRequest = "cross-site-request", FORBIDDEN, "This came from another site";
+    /// There is no such thing, or not for this caller.
+    NotFound = "not-found", NOT_FOUND, "There is no such thing";
+    /// The path knows other methods.
+    MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, "This path does not know that method";
+    /// The task's state does not allow it.
+    Conflict = "conflict", CONFLICT, "The task's state does not allow that";
+    /// The same idempotency key with another body.
+    IdempotencyKeyReused = "idempotency-key-reused", UNPROCESSABLE_ENTITY, "This Idempotency-Key was used for another request";
+    /// Something is full.
+    Overloaded = "overloaded", SERVICE_UNAVAILABLE, "The server is busy";
+    /// The read models do not keep up.
+    Lagging = "lagging", SERVICE_UNAVAILABLE, "The server is still catching up with its own log";
+    /// Our fault.
+    InternalError = "internal-error", INTERNAL_SERVER_ERROR, "Something went wrong on our side";
+}
+
+/// Seconds after which a caller who was told to come back should.
+pub const RETRY_AFTER_SECONDS: u32 = 2;
+
+/// One field that does not do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Field {
+    /// JSON pointer to the field (RFC 6901); `?name` for a query parameter.
+    pub pointer: String,
+    /// What is wrong with it and what would be right.
+    pub detail: String,
+}
+
+/// The answer when something does not go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Its stable name.
+    pub code: Code,
+    /// What happened, and what to do next.
+    pub detail: String,
+    /// The fields that do not do.
+    pub errors: Vec<Field>,
+}
+
+/// How a problem looks outside.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct ProblemBody<'a> {
+    /// The page about this code.
+    #[serde(rename = "type")]
+    kind: String,
+    /// What it means in a few words.
+    title: &'a str,
+    /// The HTTP status.
+    status: u16,
+    /// The stable code.
+    code: &'a str,
+    /// What happened, and what to do next.
+    detail: &'a str,
+    /// The fields that do not do.
+    #[serde(skip_serializing_if = "<[Field]>::is_empty")]
+    errors: &'a [Field],
+}
+
+impl Problem {
+    /// A problem.
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into(), errors: Vec::new() }
+    }
+
+    /// The answer.
+    pub fn response(&self) -> HttpResponse {
+        let body = ProblemBody {
+            kind: format!("/docs/errors/{}", self.code.as_str()),
+            title: self.code.title(),
+            status: self.code.status().as_u16(),
+            code: self.code.as_str(),
+            detail: &self.detail,
+            errors: &self.errors,
+        };
+        let json = serde_json::to_string(&body).unwrap_or_default();
+        let mut response = HttpResponse::build(self.code.status());
+        response.insert_header((header::CONTENT_TYPE, "application/problem+json"));
+        match self.code {
+            Code::Unauthenticated => {
+                response.insert_header((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+            }
+            Code::Overloaded | Code::Lagging => {
+                response.insert_header((header::RETRY_AFTER, RETRY_AFTER_SECONDS.to_string()));
+            }
+            _ => {}
+        }
+        response.body(json)
+    }
+
+    /// Fields of the body that do not do.
+    pub fn invalid(errors: Vec<Field>) -> Self {
+        let detail = match errors.len() {
+            1 => "One field does not do; `errors` says which and why. Nothing was stored.".to_owned(),
+            count => format!("{count} fields do not do; `errors` says which and why. Nothing was stored."),
+        };
+        Self { code: Code::InvalidRequest, detail, errors }
+    }
+
+    /// Query parameters that do not do.
+    pub fn invalid_query(errors: Vec<Field>) -> Self {
+        Self { code: Code::InvalidQuery, detail: "Mend the parameters that `errors` names.".to_owned(), errors }
+    }
+
+    /// Nobody was named.
+    pub fn unauthenticated() -> Self {
+        Self::new(
+            Code::Unauthenticated,
+            "Send an API key as `Authorization: Bearer orc_…`, or sign in to the dashboard.",
+        )
+    }
+
+    /// The key is unknown, revoked or malformed: which one is nobody's business.
+    pub fn unknown_key() -> Self {
+        Self::new(Code::Unauthenticated, "This server does not know that API key. Check it, or ask for a new one.")
+    }
+
+    /// A scope is missing.
+    pub fn missing_scope(scope: Scope) -> Self {
+        Self::new(Code::Forbidden, format!("The key lacks the scope `{scope}`. Use one that has it."))
+    }
+
+    /// Another site's page sent this.
+    pub fn cross_site() -> Self {
+        Self::new(
+            Code::CrossSiteRequest,
+            "A browser session may change things only from this server's own pages. Use an API key from elsewhere.",
+        )
+    }
+
+    /// There is no such task for this caller.
+    pub fn no_such_task() -> Self {
+        Self::new(Code::NotFound, "There is no such task, or it belongs to another team. Check the id.")
+    }
+
+    /// There is nothing at that path.
+    pub fn no_such_path() -> Self {
+        Self::new(Code::NotFound, "There is nothing at this path. /docs lists every path of the interface.")
+    }
+
+    /// The recorder is not installed.
+    pub fn no_metrics() -> Self {
+        Self::new(Code::NotFound, "This server was started without metrics.")
+    }
+
+    /// The path knows other methods.
+    pub fn method_not_allowed(allow: &str) -> Self {
+        Self::new(Code::MethodNotAllowed, format!("Use one of: {allow}."))
+    }
+
+    /// The read models do not keep up.
+    pub fn lagging(detail: impl Into<String>) -> Self {
+        Self::new(Code::Lagging, format!("{} Try again in a moment.", detail.into()))
+    }
+
+    /// Something is full.
+    pub fn overloaded(detail: &str) -> Self {
+        Self::new(Code::Overloaded, format!("{detail} Try again in a moment."))
+    }
+
+    /// Our fault. What went wrong goes to the log, not to the caller.
+    pub fn internal(what: impl fmt::Display) -> Self {
+        tracing::error!("a request failed: {what}");
+        Self::new(Code::InternalError, "Try again; if it happens again, look into the server's log.")
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code.as_str(), self.detail)
+    }
+}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        self.code.status()
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        self.response()
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Overloaded => Self::overloaded("The event store does not keep up."),
+            StoreError::WrongExpectedRevision { .. } => {
+                Self::new(Code::Conflict, "Somebody else changed this at the same moment. Read it again and repeat.")
+            }
+            error => Self::internal(error),
+        }
+    }
+}
+
+impl From<ReadModelError> for Problem {
+    fn from(error: ReadModelError) -> Self {
+        match error {
+            ReadModelError::Busy => Self::overloaded("Too many reads at once."),
+            ReadModelError::Lagging { .. } => Self::lagging("The read models have not caught up with the log."),
+            ReadModelError::Store(error) => error.into(),
+            ReadModelError::Failed(_) => Self::internal(error),
+        }
+    }
+}
+
+impl From<FieldError> for Field {
+    fn from(error: FieldError) -> Self {
+        Self { pointer: error.pointer, detail: error.detail }
+    }
+}
+
+impl From<ServiceError> for Problem {
+    fn from(error: ServiceError) -> Self {
+        match error {
+            ServiceError::Invalid(fields) => Self::invalid(fields.into_iter().map(Field::from).collect()),
+            ServiceError::IdempotencyKeyReused => Self::new(
+                Code::IdempotencyKeyReused,
+                "The key came before with another body. Repeat that body, or take a new key for this one.",
+            ),
+            ServiceError::NoSuchTask | ServiceError::Refused { refusal: Refusal::NoSuchTask, .. } => {
+                Self::no_such_task()
+            }
+            ServiceError::Refused { refusal: Refusal::BadMessage, .. } => Self::invalid(vec![Field {
+                pointer: "/message".to_owned(),
+                detail: format!("{}.", Refusal::BadMessage),
+            }]),
+            ServiceError::Refused { refusal, status } => {
+                let standing =
+                    status.map_or_else(String::new, |status| format!(" Its status is `{}`.", status.as_str()));
+                Self::new(Code::Conflict, format!("Nothing was done: {refusal}.{standing}"))
+            }
+            ServiceError::Busy => Self::overloaded("A queue is full."),
+            ServiceError::Store(error) => error.into(),
+            ServiceError::Internal(what) => Self::internal(what),
+        }
+    }
+}
+
+/// The answer at a path that nothing is at.
+pub async fn no_such_page() -> HttpResponse {
+    Problem::no_such_path().response()
+}
