@@ -212,12 +212,7 @@ fn into_directory(request: &Request, ticket: &Ticket) -> Result<Pushed, GitError
     match target.reference(&name, request.commit, false, "push") {
         Ok(_) => Ok(Pushed { already_there: false }),
         Err(error) if error.code() == ErrorCode::Exists => Err(GitError::Conflict { branch, found: None }),
-        Err(error)
-            if matches!(
-                error.class(),
-                git2::ErrorClass::Reference | git2::ErrorClass::Os | git2::ErrorClass::Filesystem
-            ) =>
-        {
+        Err(error) if matches!(error.class(), ErrorClass::Reference | ErrorClass::Os | ErrorClass::Filesystem) => {
             Err(GitError::BranchNameTaken { branch, forge: None })
         }
         Err(error) => Err(internal(error)),

@@ -235,15 +235,6 @@ impl<'a> Session<'a> {
         (!line.is_empty()).then_some(line)
     }
 
-    pub(super) fn redactor(&self) -> &Redactor {
-        &self.redactor
-    }
-
-    /// Whether the token was handed out in this conversation.
-    pub(super) fn token_sent(&self) -> bool {
-        self.asked.get() > 0 && self.token.is_some()
-    }
-
     /// Turns libgit2's error into one that names the cause.
     pub(super) fn classify(&self, error: &git2::Error) -> GitError {
         let operation = self.operation;

@@ -35,6 +35,8 @@ pub struct ImportLimits {
     pub pack_bytes: u64,
     /// Objects in the pack.
     pub objects: u64,
+    /// Changed paths, over all commits.
+    pub entries: u64,
     /// Bytes of one file of the new tree.
     pub file_bytes: u64,
     /// Bytes of all new or changed files together.
@@ -53,6 +55,7 @@ impl Default for ImportLimits {
             // GitHub refuses pushes above 2 GiB and files above 100 MB; a code change is far below both.
             pack_bytes: 512 * 1024 * 1024,
             objects: 500_000,
+            entries: 500_000,
             file_bytes: 100_000_000,
             total_bytes: 1024 * 1024 * 1024,
             commits: 1_000,

@@ -40,6 +40,8 @@ struct Walk<'a> {
     /// Bytes of new blobs, each counted once.
     bytes: u64,
     seen: HashSet<Oid>,
+    /// Changed paths so far: a few trees that hold each other many times over describe more than any disk.
+    entries: u64,
 }
 
 /// `repo` and `odb` see what was there before and the quarantine.
@@ -50,7 +52,7 @@ pub(super) fn walk(
     tip: Oid,
     limits: &ImportLimits,
 ) -> Result<Walked, Stop> {
-    let mut walk = Walk { repo, odb, limits, bytes: 0, seen: HashSet::new() };
+    let mut walk = Walk { repo, odb, limits, bytes: 0, seen: HashSet::new(), entries: 0 };
     let base_tree = repo.find_commit(base)?.tree()?;
     let mut pending = vec![tip];
     let mut commits = HashSet::new();
@@ -112,6 +114,10 @@ impl Walk<'_> {
                 names_here.insert(name.to_vec());
                 continue;
             }
+            self.entries += 1;
+            if self.entries > self.limits.entries {
+                return reject(PackFault::TooLarge, path, "there are more changed paths than the limit");
+            }
             let length = path.len();
             path.extend_from_slice(name);
             if let Some(why) = names::fault(name) {
@@ -139,13 +145,14 @@ impl Walk<'_> {
                     if names::is_git_file(name) {
                         return reject(PackFault::Symlink, path, "a file that git reads is a symbolic link");
                     }
+                    // By its header first: an endless link is never unpacked.
+                    if self.odb.read_header(entry.id()).is_ok_and(|(size, _)| size > MAX_LINK_BYTES) {
+                        return reject(PackFault::Symlink, path, "a symbolic link has an endless target");
+                    }
                     if let Some(why) = self.blob(entry.id())? {
                         return reject(why.0, path, why.1);
                     }
                     let blob = self.repo.find_blob(entry.id())?;
-                    if blob.size() > MAX_LINK_BYTES {
-                        return reject(PackFault::Symlink, path, "a symbolic link has an endless target");
-                    }
                     if let Some(why) = names::link_fault(blob.content(), depth) {
                         return reject(PackFault::Symlink, path, why);
                     }
