@@ -1,1 +1,3 @@
-//! Placeholder while the room is furnished.
+//! The outside world behind small traits: sandboxes, models, git, credentials.
+
+pub mod git;
