@@ -1,1 +1,5 @@
-//! Placeholder while the room is furnished.
+//! The outside world behind small traits.
+
+pub mod agent;
+pub mod model;
+pub mod vault;
