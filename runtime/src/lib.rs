@@ -1,3 +1,7 @@
-//! The outside world behind small traits: sandboxes, models, git, credentials.
+//! The outside world behind small traits: sandboxes, models, git, forges, credentials.
 
+pub mod agent;
+pub mod forge;
 pub mod git;
+pub mod model;
+pub mod vault;

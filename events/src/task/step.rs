@@ -115,3 +115,28 @@ pub fn out_of_calls() -> Failure {
     Failure::new(FailureCode::BudgetExceeded, format!("The agent made {MAX_CALLS} model calls without finishing."))
         .with_hint("Split the task into smaller ones.")
 }
+
+impl Step {
+    /// Its name in traces.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::WaitForClaim => "claim",
+            Self::WaitForCredentials => "wait-for-credentials",
+            Self::WaitUntil(_) => "wait",
+            Self::Begin => "begin",
+            Self::Clone => "clone",
+            Self::StartSandbox(_) => "start-sandbox",
+            Self::ReserveModel => "reserve-model",
+            Self::AskModel(_) => "ask-model",
+            Self::AbandonModel(_) => "abandon-model",
+            Self::CallTool(_) => "call-tool",
+            Self::RunTool(_) => "run-tool",
+            Self::InterruptTool(_) => "interrupt-tool",
+            Self::Commit(_) => "commit",
+            Self::StopSandbox(..) => "stop-sandbox",
+            Self::Push(_) => "push",
+            Self::Finish(_) => "finish",
+            Self::Rest => "rest",
+        }
+    }
+}
