@@ -1,1 +1,4 @@
-//! Placeholder while the room is furnished.
+//! The outside world behind small traits: sandboxes, images, models, git, credentials.
+
+pub mod image;
+pub mod sandbox;
