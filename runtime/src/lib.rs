@@ -3,5 +3,7 @@
 pub mod agent;
 pub mod forge;
 pub mod git;
+pub mod image;
 pub mod model;
+pub mod sandbox;
 pub mod vault;
