@@ -197,7 +197,8 @@ async fn a_shallow_clone_is_enough_for_the_whole_way() {
     let history = repo::as_agent(&world.path("workspace"), "git log --format=%s");
     assert_eq!(history.lines().count(), 10, "{history}");
 
-    // A commit of today needs no more history than there is.
+    // A commit that is younger than its base (these are seconds old) needs no more history than there is.
+    let later = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
     let fetches = || {
         world
             .server
@@ -210,8 +211,7 @@ async fn a_shallow_clone_is_enough_for_the_whole_way() {
     let (pack, _) = repo::in_sandbox(&world.path("workspace"), &export_script(&cloned.commit));
     let tree = world.git.import(&trusted, &cloned.commit, &pack[..]).await.expect("again").expect("a change").tree;
     let who = Signature { name: "a".to_owned(), email: "a@a".to_owned() };
-    let today =
-        world.git.commit(&trusted, &cloned.commit, &tree, who, "x", jiff::Timestamp::now()).await.expect("a commit");
+    let today = world.git.commit(&trusted, &cloned.commit, &tree, who, "x", later).await.expect("a commit");
     assert!(!world.push("orchestra/today", &today).await.expect("a push"));
     assert_eq!(fetches(), before);
     // One that claims to be older than its base makes libgit2 walk on; the rest of the history is fetched.
