@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use orchestra_events::store::sqlite::SqliteStore;
-use orchestra_events::store::{MAX_PAGE, read_whole_stream};
+use orchestra_events::store::{fold_log, fold_stream};
 use orchestra_events::{
-    Actor, ActorKind, EventId, EventStore, Expected, NewEvent, Position, Revision, StoreError, StreamName,
+    Actor, ActorKind, Envelope, EventId, EventStore, Expected, NewEvent, Position, Revision, StoreError, StreamName,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -22,9 +22,9 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 const WRITERS: [usize; 3] = [1, 16, 256];
-const ROUNDS: usize = 3;
-const WARM_UP: Duration = Duration::from_millis(500);
-const MEASURED: Duration = Duration::from_millis(2_000);
+const ROUNDS: usize = 9;
+const WARM_UP: Duration = Duration::from_millis(200);
+const MEASURED: Duration = Duration::from_millis(700);
 /// Bytes of `data` in each event.
 const DATA_BYTES: usize = 700;
 /// What the bare file writes besides: about what the store keeps of an envelope.
@@ -198,23 +198,21 @@ fn median(figures: &[Figures], of: impl Fn(&Figures) -> f64) -> f64 {
 
 async fn appends() {
     let mut all: Vec<(Vec<Figures>, Vec<Figures>)> = WRITERS.iter().map(|_| (Vec::new(), Vec::new())).collect();
+    // One file and one database for the whole run: what is measured is a server that has been up for a while, not
+    // the first seconds of an empty disk.
+    let folder = tempfile::tempdir().unwrap();
+    let file = Engine::Bare(BareFile::open(&folder.path().join("log")));
+    let store = Engine::Sqlite(Arc::new(SqliteStore::open(folder.path().join("events.db")).unwrap()));
+    measure(file.clone(), 256).await;
+    measure(store.clone(), 256).await;
     for round in 0..ROUNDS {
         for (writers, (bare, sqlite)) in WRITERS.iter().zip(&mut all) {
-            let run_bare = async {
-                let folder = tempfile::tempdir().unwrap();
-                measure(Engine::Bare(BareFile::open(&folder.path().join("log"))), *writers).await
-            };
-            let run_sqlite = async {
-                let folder = tempfile::tempdir().unwrap();
-                let store = Arc::new(SqliteStore::open(folder.path().join("events.db")).unwrap());
-                measure(Engine::Sqlite(store), *writers).await
-            };
             if round % 2 == 0 {
-                bare.push(run_bare.await);
-                sqlite.push(run_sqlite.await);
+                bare.push(measure(file.clone(), *writers).await);
+                sqlite.push(measure(store.clone(), *writers).await);
             } else {
-                sqlite.push(run_sqlite.await);
-                bare.push(run_bare.await);
+                sqlite.push(measure(store.clone(), *writers).await);
+                bare.push(measure(file.clone(), *writers).await);
             }
         }
     }
@@ -296,9 +294,14 @@ async fn reads_and_openings() {
         let mut times = Vec::new();
         for turn in 0..TIMES {
             let began = Instant::now();
-            let events = read_whole_stream(&*store, &streams[turn % STREAMS]).await.unwrap();
-            events.iter().for_each(|event| parse(event.data.get()));
-            assert_eq!(events.len(), PER_STREAM);
+            let mut seen = 0;
+            let each = |event: Envelope| {
+                parse(event.data.get());
+                seen += 1;
+                Ok::<_, StoreError>(())
+            };
+            fold_stream(&*store, &streams[turn % STREAMS], Revision(0), each).await.unwrap();
+            assert_eq!(seen, PER_STREAM);
             times.push(began.elapsed());
         }
         println!("| replay of a {PER_STREAM}-event stream, {how} | {:.1} ms |", millis(&mut times));
@@ -307,14 +310,13 @@ async fn reads_and_openings() {
         let mut times = Vec::new();
         for _ in 0..TIMES {
             let began = Instant::now();
-            let (mut after, mut seen) = (Position::START, 0);
-            loop {
-                let page = store.read_all(after, MAX_PAGE).await.unwrap();
-                let Some(last) = page.last() else { break };
-                after = last.position;
-                page.iter().for_each(|event| parse(event.data.get()));
-                seen += page.len();
-            }
+            let mut seen = 0;
+            let each = |event: Envelope| {
+                parse(event.data.get());
+                seen += 1;
+                Ok::<_, StoreError>(())
+            };
+            fold_log(&*store, Position::START, each).await.unwrap();
             assert_eq!(seen, STREAMS * PER_STREAM);
             times.push(began.elapsed());
         }
