@@ -148,7 +148,6 @@ struct Call {
 }
 
 /// A reply on the way.
-#[derive(Default)]
 pub(super) struct Reply {
     started: bool,
     counted: Counted,
@@ -158,6 +157,22 @@ pub(super) struct Reply {
     calls: Vec<Call>,
     finish: Option<String>,
     done: bool,
+}
+
+impl Default for Reply {
+    fn default() -> Self {
+        Self {
+            started: false,
+            // The models that reason mostly do so out of sight.
+            counted: Counted { hidden_output: true, ..Counted::default() },
+            words: String::new(),
+            reasoning: String::new(),
+            refused: false,
+            calls: Vec::new(),
+            finish: None,
+            done: false,
+        }
+    }
 }
 
 impl Reply {
