@@ -206,6 +206,9 @@ impl Exchange<'_> {
         let why = innermost(error);
         let lower = why.to_ascii_lowercase();
         if ["certificate", "ssl", "tls", "handshake"].iter().any(|word| lower.contains(word)) {
+            // The library's own words name its source files.
+            let certificate = lower.contains("certificate");
+            let why = if certificate { "its certificate is not trusted" } else { "the TLS handshake failed" };
             return ModelFailure::new(
                 FaultClass::Tls,
                 Charge::Nothing,
