@@ -41,6 +41,9 @@ pub(super) fn encode(request: &ModelRequest, limit: Limit) -> Result<Value, Mode
         "stream": true,
         "messages": messages,
     });
+    if limit.standard_tier {
+        body["service_tier"] = "standard_only".into();
+    }
     if !request.system.is_empty() {
         let cached = json!({ "type": "ephemeral" });
         body["system"] = json!([{ "type": "text", "text": request.system, "cache_control": cached }]);

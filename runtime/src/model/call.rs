@@ -54,7 +54,11 @@ impl ModelClient for Models {
         let Some(headers) = headers(provider.dialect, key) else {
             return refuse(FaultClass::Auth, format!("the model key for {name} has characters that no key has"));
         };
-        let limit = Limit { tokens: request.max_output_tokens, renamed: provider.is_openai() };
+        let limit = Limit {
+            tokens: request.max_output_tokens,
+            renamed: provider.is_openai(),
+            standard_tier: provider.bills_service_tiers(),
+        };
         let body = wire::encode(request, limit)?;
         let mut exchange = Exchange {
             provider,

@@ -31,6 +31,9 @@ pub(super) fn encode(request: &ModelRequest, limit: Limit) -> Result<Value, Mode
         "messages": messages,
     });
     body[if limit.renamed { "max_completion_tokens" } else { "max_tokens" }] = limit.tokens.into();
+    if limit.standard_tier {
+        body["service_tier"] = "default".into();
+    }
     if !request.tools.is_empty() {
         body["tools"] = request
             .tools

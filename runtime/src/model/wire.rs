@@ -18,12 +18,15 @@ pub(super) const MAX_NAME_BYTES: usize = 256;
 /// Added to the output that was seen of a broken stream: what may have been written but not arrived.
 pub(super) const UNSEEN_OUTPUT_TOKENS: u64 = 256;
 
-/// The output limit as it is sent.
+/// The output limit as it is sent, and what else depends on who is asked.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limit {
     pub tokens: u64,
     /// Whether the server knows `max_completion_tokens` (OpenAI's own) rather than `max_tokens`.
     pub renamed: bool,
+    /// Whether to name the standard service tier: only the two providers themselves bill others, and an account's own
+    /// default could otherwise double the price.
+    pub standard_tier: bool,
 }
 
 pub(super) fn encode(request: &ModelRequest, limit: Limit) -> Result<Vec<u8>, ModelFailure> {

@@ -69,6 +69,7 @@ async fn each_dialect_is_asked_in_its_own_way() {
     let sent = body(&asked);
     assert_eq!(sent["stream_options"]["include_usage"], true);
     assert_eq!(sent["max_tokens"], 4096);
+    assert!(sent["service_tier"].is_null(), "a compatible server may not know the field");
     assert_eq!(sent["messages"][0], json!({ "role": "system", "content": "Be brief." }));
     assert_eq!(sent["tools"][0]["function"]["name"], "bash");
 }
@@ -91,7 +92,7 @@ fn a_conversation_goes_back_as_the_provider_wants_it() {
     ];
     let sent = |model: &str| {
         let request = ModelRequest { conversation: conversation.clone(), ..request(&models, model) };
-        let limit = wire::Limit { tokens: 1, renamed: true };
+        let limit = wire::Limit { tokens: 1, renamed: true, standard_tier: true };
         serde_json::from_slice::<Value>(&wire::encode(&request, limit).expect("encodes")).expect("JSON")
     };
     let claude = sent(CLAUDE);
@@ -107,6 +108,7 @@ fn a_conversation_goes_back_as_the_provider_wants_it() {
     assert_eq!(claude["messages"][2]["content"][1]["cache_control"]["type"], "ephemeral");
     let gpt = sent(GPT);
     assert_eq!(gpt["max_completion_tokens"], 1);
+    assert_eq!((&claude["service_tier"], &gpt["service_tier"]), (&json!("standard_only"), &json!("default")));
     assert_eq!(gpt["messages"][2]["content"], Value::Null);
     assert_eq!(gpt["messages"][2]["tool_calls"][0]["function"]["arguments"], "{\"invalid_json\":\"{\"}");
     assert_eq!(gpt["messages"][3], json!({ "role": "tool", "tool_call_id": "a", "content": "The tool failed:\nno" }));
