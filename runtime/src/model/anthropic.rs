@@ -41,6 +41,9 @@ pub(super) fn encode(request: &ModelRequest, limit: Limit) -> Result<Value, Mode
         "stream": true,
         "messages": messages,
     });
+    if limit.standard_tier {
+        body["service_tier"] = "standard_only".into();
+    }
     if !request.system.is_empty() {
         let cached = json!({ "type": "ephemeral" });
         body["system"] = json!([{ "type": "text", "text": request.system, "cache_control": cached }]);
@@ -273,6 +276,8 @@ impl Assembly for Reply {
                     StartedBlock::ToolUse { id, name, input } => Draft::ToolUse { id, name, input, raw: String::new() },
                     StartedBlock::Other => Draft::Unknown,
                 };
+                self.counted.hidden_output |=
+                    matches!(draft, Draft::Thinking { .. } | Draft::Redacted(_) | Draft::Unknown);
                 self.drafts.push((index, draft));
             }
             StreamEvent::ContentBlockDelta { index, delta } => {
@@ -303,10 +308,12 @@ impl Assembly for Reply {
                 self.draft(index).ok_or_else(|| Fault::malformed("ended a part it had not begun"))?;
             }
             StreamEvent::MessageDelta { delta, usage } => {
+                // Without a count here, the one of the beginning is all there is, and it is not the last word.
+                let counted = usage.as_ref().is_some_and(|usage| usage.output_tokens.is_some());
                 usage.into_iter().for_each(|usage| self.count(usage));
                 if delta.stop_reason.is_some() {
                     self.stop = delta.stop_reason;
-                    self.counted.output_final = true;
+                    self.counted.output_final = counted;
                 }
             }
             StreamEvent::MessageStop => {

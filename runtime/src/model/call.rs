@@ -54,7 +54,11 @@ impl ModelClient for Models {
         let Some(headers) = headers(provider.dialect, key) else {
             return refuse(FaultClass::Auth, format!("the model key for {name} has characters that no key has"));
         };
-        let limit = Limit { tokens: request.max_output_tokens, renamed: provider.is_openai() };
+        let limit = Limit {
+            tokens: request.max_output_tokens,
+            renamed: provider.is_openai(),
+            standard_tier: provider.bills_service_tiers(),
+        };
         let body = wire::encode(request, limit)?;
         let mut exchange = Exchange {
             provider,
@@ -206,6 +210,9 @@ impl Exchange<'_> {
         let why = innermost(error);
         let lower = why.to_ascii_lowercase();
         if ["certificate", "ssl", "tls", "handshake"].iter().any(|word| lower.contains(word)) {
+            // The library's own words name its source files.
+            let certificate = lower.contains("certificate");
+            let why = if certificate { "its certificate is not trusted" } else { "the TLS handshake failed" };
             return ModelFailure::new(
                 FaultClass::Tls,
                 Charge::Nothing,

@@ -64,7 +64,7 @@ impl ModelRequest {
     /// How many bytes are sent: what [`input_bound`] starts from. Counted with the longest output limit, so that
     /// lowering the limit afterwards cannot make the request longer.
     pub fn bytes(&self) -> Result<u64, ModelFailure> {
-        let longest = wire::Limit { tokens: u64::MAX, renamed: true };
+        let longest = wire::Limit { tokens: u64::MAX, renamed: true, standard_tier: true };
         Ok(wire::encode(self, longest)?.len() as u64)
     }
 }

@@ -31,6 +31,9 @@ pub(super) fn encode(request: &ModelRequest, limit: Limit) -> Result<Value, Mode
         "messages": messages,
     });
     body[if limit.renamed { "max_completion_tokens" } else { "max_tokens" }] = limit.tokens.into();
+    if limit.standard_tier {
+        body["service_tier"] = "default".into();
+    }
     if !request.tools.is_empty() {
         body["tools"] = request
             .tools
@@ -148,7 +151,6 @@ struct Call {
 }
 
 /// A reply on the way.
-#[derive(Default)]
 pub(super) struct Reply {
     started: bool,
     counted: Counted,
@@ -158,6 +160,22 @@ pub(super) struct Reply {
     calls: Vec<Call>,
     finish: Option<String>,
     done: bool,
+}
+
+impl Default for Reply {
+    fn default() -> Self {
+        Self {
+            started: false,
+            // The models that reason mostly do so out of sight.
+            counted: Counted { hidden_output: true, ..Counted::default() },
+            words: String::new(),
+            reasoning: String::new(),
+            refused: false,
+            calls: Vec::new(),
+            finish: None,
+            done: false,
+        }
+    }
 }
 
 impl Reply {

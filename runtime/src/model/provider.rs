@@ -198,6 +198,11 @@ pub(super) struct Provider {
 }
 
 impl Provider {
+    /// The providers whose price depends on a tier that an account may set as its default.
+    pub fn bills_service_tiers(&self) -> bool {
+        matches!(self.url.host_str(), Some("api.openai.com" | "api.anthropic.com"))
+    }
+
     /// OpenAI's own servers have renamed a field that others know by its old name only.
     pub fn is_openai(&self) -> bool {
         self.url.host_str().is_some_and(|host| host.ends_with("openai.com") || host.ends_with("openai.azure.com"))

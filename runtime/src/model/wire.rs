@@ -18,12 +18,15 @@ pub(super) const MAX_NAME_BYTES: usize = 256;
 /// Added to the output that was seen of a broken stream: what may have been written but not arrived.
 pub(super) const UNSEEN_OUTPUT_TOKENS: u64 = 256;
 
-/// The output limit as it is sent.
+/// The output limit as it is sent, and what else depends on who is asked.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limit {
     pub tokens: u64,
     /// Whether the server knows `max_completion_tokens` (OpenAI's own) rather than `max_tokens`.
     pub renamed: bool,
+    /// Whether to name the standard service tier: only the two providers themselves bill others, and an account's own
+    /// default could otherwise double the price.
+    pub standard_tier: bool,
 }
 
 pub(super) fn encode(request: &ModelRequest, limit: Limit) -> Result<Vec<u8>, ModelFailure> {
@@ -103,11 +106,13 @@ pub(super) struct Counted {
     /// Whether `output` is the last word, not a count on the way.
     pub output_final: bool,
     pub output_bytes: u64,
+    /// Whether the provider may bill output that it does not show: reasoning, whole or in summary.
+    pub hidden_output: bool,
 }
 
 impl Counted {
     /// The usage, and whether all of it was reported. What was not is bounded: by the request's own bound for the input,
-    /// by the bytes that came for the output.
+    /// by the bytes that came for the output, or by its limit where not all of it is shown.
     pub fn settle(&self, input_bound: u64, max_output: u64) -> (Usage, bool) {
         let (cache_write5m_tokens, cache_write1h_tokens) = self.cache_writes();
         let output_tokens = match self.output {
@@ -115,7 +120,7 @@ impl Counted {
             reported => {
                 let reported = reported.unwrap_or(0);
                 let seen = self.output_bytes.saturating_add(UNSEEN_OUTPUT_TOKENS).min(max_output);
-                reported.max(seen)
+                reported.max(if self.hidden_output { max_output } else { seen })
             }
         };
         let usage = Usage {
@@ -219,6 +224,10 @@ mod tests {
         let counted = Counted { input: Some(10), output: Some(1), output_bytes: 300, ..Counted::default() };
         assert_eq!(counted.settle(1_000, 10_000).0.output_tokens, 556);
         assert_eq!(counted.settle(1_000, 400).0.output_tokens, 400, "the limit binds what was not seen");
+        let thinking = Counted { hidden_output: true, ..counted.clone() };
+        assert_eq!(thinking.settle(1_000, 10_000).0.output_tokens, 10_000, "what is not shown is billed too");
+        let exact = Counted { output_final: true, ..thinking };
+        assert_eq!(exact.settle(1_000, 10_000).0.output_tokens, 1);
         let (usage, reported) = Counted::default().settle(1_000, 400);
         assert_eq!((usage.input_tokens, usage.output_tokens, reported), (1_000, 256, false));
     }
