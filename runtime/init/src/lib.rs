@@ -7,6 +7,8 @@
 //!
 //! Both ends treat the other's frames as hostile: every length is checked against a bound before anything is kept.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 use std::io;
 
 use serde::de::DeserializeOwned;

@@ -10,7 +10,7 @@ use std::time::Instant;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_dumpable;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use orchestra_init::{
     CHUNK_BYTES, Exec, Exit, HEADER_BYTES, LIVE_BYTES, MAX_ID, MAX_KEPT, MAX_REQUEST, MAX_RUNNING, Mode, Outcome,
@@ -93,6 +93,11 @@ pub fn run(processes: u64) -> io::Result<Infallible> {
     fcntl(&listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     let listener = UnixListener::from(listener);
     listener.set_nonblocking(true)?;
+    for number in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
+        // What the host's helper ignores would stay ignored in every command. The kernel itself keeps these from the first
+        // process of a namespace. SAFETY: the default disposition installs no code.
+        unsafe { signal(number, SigHandler::SigDfl) }?;
+    }
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     mask.thread_block()?;

@@ -26,10 +26,11 @@ pub const RESERVED_PIDS: u32 = 16;
 const MAX_OPEN_FILES: u64 = 65_536;
 /// Microseconds of the scheduler's accounting period.
 const CPU_PERIOD: u64 = 100_000;
-/// Size of `/tmp`; it counts as memory.
-const TMP_BYTES: u64 = 512 << 20;
-/// Size of `/dev/shm`; it counts as memory.
-const SHM_BYTES: u64 = 64 << 20;
+/// Largest `/tmp`. It counts as memory, so it is never more than a quarter of that: a full one must be an error for who
+/// writes, not the end of every process.
+const MAX_TMP_BYTES: u64 = 512 << 20;
+/// Largest `/dev/shm`; for the same reason never more than an eighth of the memory.
+const MAX_SHM_BYTES: u64 = 64 << 20;
 
 const MASKED: &[&str] = &[
     "/proc/acpi",
@@ -74,7 +75,7 @@ fn environment(spec: &SandboxSpec) -> Vec<String> {
     kept.chain(spec.env.iter().map(|(name, value)| format!("{name}={value}"))).collect()
 }
 
-fn mounts() -> Vec<Value> {
+fn mounts(limits: &Limits) -> Vec<Value> {
     let tmpfs = |to: &str, size: u64, mode: &str| {
         let options = ["nosuid", "nodev", &format!("mode={mode}"), &format!("size={size}")].map(str::to_owned);
         json!({ "destination": to, "type": "tmpfs", "source": "tmpfs", "options": options })
@@ -90,8 +91,8 @@ fn mounts() -> Vec<Value> {
             "destination": "/dev/pts", "type": "devpts", "source": "devpts",
             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         }),
-        tmpfs("/dev/shm", SHM_BYTES, "1777"),
-        tmpfs("/tmp", TMP_BYTES, "1777"),
+        tmpfs("/dev/shm", MAX_SHM_BYTES.min(limits.memory_bytes / 8), "1777"),
+        tmpfs("/tmp", MAX_TMP_BYTES.min(limits.memory_bytes / 4), "1777"),
         bind(stage::WORKSPACE, WORKSPACE, &["bind", "rw", "nosuid", "nodev"]),
         bind(stage::HOME, HOME, &["bind", "rw", "nosuid", "nodev"]),
         bind(stage::INIT, INIT, &["bind", "ro", "nosuid", "nodev"]),
@@ -150,7 +151,7 @@ pub fn container(spec: &SandboxSpec, cgroup: &str, dialect: Dialect) -> Value {
             ],
             "noNewPrivileges": true,
         },
-        "mounts": mounts(),
+        "mounts": mounts(limits),
         "linux": {
             "namespaces": namespaces,
             "uidMappings": id_map,

@@ -1,5 +1,4 @@
 //! A state directory of its own, the shared image, and what tests ask of sandboxes again and again.
-#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -113,8 +112,4 @@ pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(start.elapsed() < Duration::from_secs(20), "still not so: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-}
-
-pub fn deadline(after: Duration) -> Instant {
-    Instant::now() + after
 }
