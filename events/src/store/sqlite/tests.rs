@@ -12,6 +12,7 @@ use super::*;
 use crate::store::chain::{Break, Verifier};
 use crate::store::conformance::{self, event, stream};
 use crate::store::read_whole_stream;
+use crate::subscription::{Delivery, Subscription};
 
 fn path(folder: &TempDir) -> PathBuf {
     folder.path().join("events.db")
@@ -173,6 +174,28 @@ async fn a_queue_that_is_full_says_so_and_loses_nothing() {
     assert!(refused > 0);
     assert_eq!(accepted + refused, attempts);
     assert_eq!(verify(&store).await, Ok(accepted as u64));
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_writer_that_died() {
+    let folder = tempfile::tempdir().unwrap();
+    let store: Arc<SqliteStore> = Arc::new(open(&folder));
+    let name = stream("task-1");
+    let mut subscriptions = [
+        Subscription::stream(Arc::clone(&store) as _, name.clone(), None),
+        Subscription::all(Arc::clone(&store) as _, Position::START, Filter::everything()),
+    ];
+    for subscription in &mut subscriptions {
+        assert!(matches!(subscription.next_delivery().await, Ok(Delivery::CaughtUp)));
+    }
+    store.send(Request::Panic).unwrap();
+    for subscription in &mut subscriptions {
+        assert_eq!(subscription.next().await.err(), Some(StoreError::Closed));
+    }
+    let refused = store.append(&name, Expected::Any, vec![event("m", "0")]).await;
+    assert_eq!(refused, Err(StoreError::Closed));
+    let late = Subscription::stream(Arc::clone(&store) as _, name, None).next().await;
+    assert_eq!(late.err(), Some(StoreError::Closed));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,6 +48,9 @@ pub(super) enum Request {
     /// Limits the database's size, so that tests can fill the disk.
     #[cfg(test)]
     LimitPages(u32, oneshot::Sender<()>),
+    /// Kills the writer, so that tests can see what everyone else learns of it.
+    #[cfg(test)]
+    Panic,
 }
 
 /// The writer thread's own state.
@@ -99,6 +102,8 @@ impl Writer {
                         self.conn.pragma_update(None, "max_page_count", pages).expect("a pragma");
                         let _ = done.send(());
                     }
+                    #[cfg(test)]
+                    Request::Panic => panic!("as a test asked"),
                 }
                 if events < GROUP_EVENTS && bytes < GROUP_BYTES {
                     next = requests.try_recv().ok();
