@@ -1,7 +1,6 @@
 //! The one thread that writes: it takes what waits, checks every expected revision against heads in memory, and
 //! commits the lot with a single trip to the disk.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -210,11 +209,11 @@ impl Writer {
 
     /// Shows readers what has been committed, then rings the bells.
     fn publish(&mut self, staged: Vec<Staged>, indexed: bool) {
-        let mut grown = HashMap::with_capacity(staged.len());
+        let mut grown = Vec::with_capacity(staged.len());
         let mut events = Vec::with_capacity(staged.len());
         for job in staged {
             let last = job.first + job.events.len() as u64 - 1;
-            grown.insert(job.stream.clone(), Revision(last));
+            grown.push((job.stream.clone(), Revision(last)));
             for (event, offset) in job.events.into_iter().zip(0..) {
                 let entry = Unindexed {
                     stream_id: job.stream_id,
