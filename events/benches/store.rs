@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 const WRITERS: [usize; 3] = [1, 16, 256];
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 7;
 const WARM_UP: Duration = Duration::from_millis(200);
 const MEASURED: Duration = Duration::from_millis(700);
 /// Bytes of `data` in each event.

@@ -12,6 +12,7 @@ use super::*;
 use crate::store::chain::{Break, Verifier};
 use crate::store::conformance::{self, event, stream};
 use crate::store::read_whole_stream;
+use crate::subscription::{Delivery, Subscription};
 
 fn path(folder: &TempDir) -> PathBuf {
     folder.path().join("events.db")
@@ -128,7 +129,8 @@ async fn a_full_disk_fails_the_append_and_nothing_else() {
     limit(1).await;
     let large = format!("\"{}\"", "x".repeat(100_000));
     let (new, old) = (stream("task-2"), Expected::Exactly(Revision(0)));
-    let lost = vec![event("m", &large)];
+    // The first still fits into the last page: what memory learned of it must be forgotten again.
+    let lost = vec![event("m", "1"), event("m", &large)];
     for (name, expected) in [(&name, old), (&new, Expected::NoStream), (&name, old)] {
         let refused = store.append(name, expected, lost.clone()).await;
         assert!(matches!(&refused, Err(StoreError::Failed(why)) if why.contains("full")), "{refused:?}");
@@ -139,9 +141,9 @@ async fn a_full_disk_fails_the_append_and_nothing_else() {
     let wrong = store.append(&name, Expected::Exactly(Revision(1)), vec![event("m", "2")]).await;
     assert!(matches!(wrong, Err(StoreError::WrongExpectedRevision { actual: Some(Revision(0)), .. })), "{wrong:?}");
     let appended = store.append(&name, old, lost).await.unwrap();
-    assert_eq!((appended.revision, appended.position), (Revision(1), Position(2)));
+    assert_eq!((appended.revision, appended.position), (Revision(2), Position(3)));
     store.append(&new, Expected::NoStream, vec![event("m", "3")]).await.unwrap();
-    assert_eq!(verify(&store).await, Ok(3));
+    assert_eq!(verify(&store).await, Ok(4));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,6 +175,28 @@ async fn a_queue_that_is_full_says_so_and_loses_nothing() {
     assert!(refused > 0);
     assert_eq!(accepted + refused, attempts);
     assert_eq!(verify(&store).await, Ok(accepted as u64));
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_writer_that_died() {
+    let folder = tempfile::tempdir().unwrap();
+    let store: Arc<SqliteStore> = Arc::new(open(&folder));
+    let name = stream("task-1");
+    let mut subscriptions = [
+        Subscription::stream(Arc::clone(&store) as _, name.clone(), None),
+        Subscription::all(Arc::clone(&store) as _, Position::START, Filter::everything()),
+    ];
+    for subscription in &mut subscriptions {
+        assert!(matches!(subscription.next_delivery().await, Ok(Delivery::CaughtUp)));
+    }
+    store.send(Request::Panic).unwrap();
+    for subscription in &mut subscriptions {
+        assert_eq!(subscription.next().await.err(), Some(StoreError::Closed));
+    }
+    let refused = store.append(&name, Expected::Any, vec![event("m", "0")]).await;
+    assert_eq!(refused, Err(StoreError::Closed));
+    let late = Subscription::stream(Arc::clone(&store) as _, name, None).next().await;
+    assert_eq!(late.err(), Some(StoreError::Closed));
 }
 
 #[tokio::test(flavor = "multi_thread")]
