@@ -7,6 +7,7 @@ pub mod api;
 pub mod app;
 pub mod auth;
 pub mod headers;
+pub mod live;
 pub mod problem;
 
 pub use app::App;
