@@ -7,6 +7,7 @@ pub mod api;
 pub mod app;
 pub mod auth;
 pub mod headers;
+pub mod live;
 pub mod problem;
 
 pub use app::App;
@@ -19,6 +20,8 @@ pub fn configure(cfg: &mut web::ServiceConfig, app: web::Data<App>) {
     cfg.service(
         web::scope("")
             .app_data(app)
+            // A path that does not decode names nothing.
+            .app_data(web::PathConfig::default().error_handler(|_, _| problem::Problem::no_such_path().into()))
             .wrap(middleware::from_fn(headers::secure))
             .configure(api::configure)
             .default_service(web::route().to(problem::no_such_page)),
