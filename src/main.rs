@@ -1,6 +1,23 @@
-//! Orchestra: background coding agents for teams.
+//! Orchestra: runs background coding agents for teams.
 
-#[allow(dead_code)]
+mod cli;
+mod client;
+mod config;
+mod demo;
 mod scripted_model;
+mod wiring;
 
-fn main() {}
+use std::process::ExitCode;
+
+use orchestra_runtime::git::{IMPORT_ARG, import_main};
+use orchestra_runtime::sandbox::{HELPER_ARG, helper_main};
+
+fn main() -> ExitCode {
+    // The two children of ours run before anything else: they must have one thread and no configuration.
+    let mut arguments = std::env::args_os().skip(1);
+    match arguments.next() {
+        Some(first) if first == HELPER_ARG => helper_main(arguments),
+        Some(first) if first == IMPORT_ARG => import_main(arguments),
+        _ => cli::main(),
+    }
+}

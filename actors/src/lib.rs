@@ -1,5 +1,24 @@
 //! One actor per open task, and those that supervise, schedule, project and clean up.
+//!
+//! [`orchestra::Orchestra`] starts them and implements [`service::TaskService`] for the outer rooms. A task's way:
+//! `scheduler` gives it a place, `supervisor` makes its actor, `task` asks for the next step, `workshop` does it,
+//! `journal` records what came of it.
+//!
+//! Architecture invariant: only this crate knows actix's actors, and nothing in it blocks a thread.
 
+pub mod calls;
+pub mod journal;
+pub mod orchestra;
+pub mod policy;
+pub mod projector;
+pub mod reaper;
+pub mod scheduler;
 pub mod service;
+pub mod speech;
+pub mod supervisor;
+pub mod task;
+pub mod workshop;
 
+pub use orchestra::{Defaults, Orchestra};
+pub use scheduler::Capacity;
 pub use service::{Credentials, Delta, FieldError, NewTask, Submitted, TaskService};

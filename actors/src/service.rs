@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use orchestra_events::task::event::{Budget, Harness};
 use orchestra_events::task::{Refusal, TaskResource, TaskStatus};
 use orchestra_events::{Actor, StoreError, TaskId};
-use secrecy::SecretString;
+pub use orchestra_runtime::vault::Credentials;
 use serde_json::{Map, Value};
 use tokio::sync::broadcast;
 
@@ -56,15 +56,6 @@ pub struct Idempotency {
     pub key: String,
     /// SHA-256 of the request, secrets left out.
     pub request_hash: String,
-}
-
-/// The secrets of one task.
-#[derive(Debug, Clone, Default)]
-pub struct Credentials {
-    /// The model provider's key.
-    pub model: Option<SecretString>,
-    /// The forge's token.
-    pub git: Option<SecretString>,
 }
 
 /// A task was accepted.

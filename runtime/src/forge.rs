@@ -143,11 +143,7 @@ impl Forges {
             ForgeKind::Gitlab => "oauth2",
             ForgeKind::Plain | ForgeKind::Local => "git",
         };
-        Ok(Remote {
-            url: format!("{base}/{}.git", repo.path()),
-            kind: RemoteKind::Http,
-            username: username.to_owned(),
-        })
+        Ok(Remote { url: format!("{base}/{}.git", repo.path()), kind: RemoteKind::Http, username: username.to_owned() })
     }
 }
 

@@ -16,6 +16,7 @@ pub mod sqlite;
 use std::collections::HashSet;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use crate::envelope::{Envelope, NewEvent, Position, Revision, StreamName};
@@ -226,7 +227,8 @@ pub async fn fold_stream<E: From<StoreError>>(
     from: Revision,
     each: impl FnMut(Envelope) -> Result<(), E>,
 ) -> Result<(), E> {
-    let read = async |from| store.read_stream(stream, Some(from), Direction::Forwards, MAX_PAGE).await;
+    // A plain closure over boxed futures: what an async closure returns cannot be seen to be `Send`.
+    let read = |from| store.read_stream(stream, Some(from), Direction::Forwards, MAX_PAGE);
     fold(read, from, |event| Revision(event.revision.0 + 1), each).await
 }
 
@@ -236,11 +238,11 @@ pub async fn fold_log<E: From<StoreError>>(
     after: Position,
     each: impl FnMut(Envelope) -> Result<(), E>,
 ) -> Result<(), E> {
-    fold(async |after| store.read_all(after, MAX_PAGE).await, after, |event| event.position, each).await
+    fold(|after| store.read_all(after, MAX_PAGE), after, |event| event.position, each).await
 }
 
-async fn fold<C: Copy, E: From<StoreError>>(
-    read: impl AsyncFn(C) -> Result<Vec<Envelope>, StoreError>,
+async fn fold<'a, C: Copy, E: From<StoreError>>(
+    read: impl Fn(C) -> BoxFuture<'a, Result<Vec<Envelope>, StoreError>>,
     from: C,
     next: impl Fn(&Envelope) -> C,
     mut each: impl FnMut(Envelope) -> Result<(), E>,

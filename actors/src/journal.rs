@@ -1,0 +1,104 @@
+//! A task's stream, read and written: load and fold, decide and append.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use orchestra_events::store::fold_stream;
+use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskSpec, decide, evolve};
+use orchestra_events::{
+    Actor, Appended, EventId, EventStore, Expected, NewEvent, Revision, StoreError, StreamName, TaskId,
+};
+use uuid::Uuid;
+
+/// A task, folded, and how far.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The task. Shared with the step that is being done.
+    pub task: Arc<Task>,
+    /// The revision of the last event folded in.
+    pub revision: Revision,
+}
+
+/// Why a command was not recorded.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum JournalError {
+    /// The task's state does not allow it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The store did not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An event does not read, or does not serialise.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+/// Reads and folds a task's stream. `None`: there is no such task.
+pub async fn load(store: &dyn EventStore, id: TaskId) -> Result<Option<Loaded>, JournalError> {
+    let mut task = None;
+    let mut revision = Revision(0);
+    fold_stream(store, &StreamName::task(id), Revision(0), |envelope| {
+        revision = envelope.revision;
+        match TaskEvent::decode(&envelope) {
+            Ok(Some(event)) => task = evolve(task.take(), &event),
+            Ok(None) => {}
+            Err(error) => return Err(JournalError::Damaged(error.to_string())),
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(task.map(|task| Loaded { task: Arc::new(task), revision }))
+}
+
+/// Envelopes for events that happen now.
+pub fn new_events(id: TaskId, events: &[TaskEvent], actor: &Actor) -> Result<Vec<NewEvent>, JournalError> {
+    let time = Timestamp::now();
+    let stream = StreamName::task(id);
+    events
+        .iter()
+        .map(|event| {
+            Ok(NewEvent {
+                id: EventId(Uuid::now_v7()),
+                kind: Arc::from(event.kind()),
+                schema: orchestra_events::task::event::SCHEMA,
+                time,
+                actor: actor.clone(),
+                correlation: Some(stream.clone()),
+                causation: None,
+                data: event.data().map_err(|error| JournalError::Damaged(error.to_string()))?,
+            })
+        })
+        .collect()
+}
+
+impl Loaded {
+    /// The state after these events, which stand in the stream up to `revision`.
+    #[must_use]
+    pub fn after(self, events: &[TaskEvent], revision: Revision) -> Self {
+        let task = events.iter().fold(Some(Arc::unwrap_or_clone(self.task)), evolve);
+        let task = task.expect("a fold that began with a task ends with one");
+        Self { task: Arc::new(task), revision }
+    }
+}
+
+/// Appends what was decided on the state at this revision.
+pub async fn append(
+    store: &dyn EventStore,
+    id: TaskId,
+    revision: Revision,
+    events: &[TaskEvent],
+    who: &Actor,
+) -> Result<Appended, JournalError> {
+    let expected = Expected::Exactly(revision);
+    Ok(store.append(&StreamName::task(id), expected, new_events(id, events, who)?).await?)
+}
+
+/// Creates a task. `false`: its id is taken.
+pub async fn create(store: &dyn EventStore, id: TaskId, spec: TaskSpec, who: &Actor) -> Result<bool, JournalError> {
+    let events = decide(None, Command::Create(Box::new(spec)))?;
+    match store.append(&StreamName::task(id), Expected::NoStream, new_events(id, &events, who)?).await {
+        Ok(_) => Ok(true),
+        Err(StoreError::WrongExpectedRevision { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,297 @@
+//! The whole orchestra: starts the actors, takes up open tasks where they stood, and answers the outer rooms.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use async_trait::async_trait;
+use jiff::Timestamp;
+use orchestra_events::blob::BlobRef;
+use orchestra_events::projections::ReadModels;
+use orchestra_events::store::{EventStore, read_whole_stream};
+use orchestra_events::task::command::Command;
+use orchestra_events::task::event::{CredentialKind, TaskSpec};
+use orchestra_events::task::{Refusal, TaskEvent, TaskResource, TaskStatus};
+use orchestra_events::{Actor as Who, StreamName, TaskId};
+use orchestra_runtime::git::{branch_slug, check_branch_name};
+use sha2::{Digest, Sha256};
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+use crate::journal::{self, JournalError};
+use crate::projector::Projector;
+use crate::reaper::{Open, Reap, Reaper, open_tasks};
+use crate::scheduler::{Capacity, Enqueue, Lengths, Scheduler, Serve};
+use crate::service::{Credentials, Delta, FieldError, NewTask, ServiceError, Submitted, TaskService};
+use crate::supervisor::{Count, TaskSupervisor, Tell};
+use crate::task::AskError;
+use crate::workshop::Workshop;
+
+/// Tasks that may wait for a place on this node. Beyond, submissions are refused rather than forgotten.
+pub const MAX_WAITING: usize = 100_000;
+/// Threads that task actors run on, away from the web workers.
+const ARBITERS: usize = 2;
+/// How long the read models may take to reach the head of the log at start.
+const START_CATCH_UP: Duration = Duration::from_secs(300);
+
+/// What a task gets when it does not say.
+#[derive(Debug, Clone)]
+pub struct Defaults {
+    /// The sandbox image.
+    pub image: String,
+    /// The wall-clock limit of an attempt, in seconds.
+    pub timeout_seconds: u64,
+}
+
+/// The running actors.
+pub struct Orchestra {
+    store: Arc<dyn EventStore>,
+    read: Arc<ReadModels>,
+    workshop: Arc<Workshop>,
+    defaults: Defaults,
+    supervisor: Addr<TaskSupervisor>,
+    scheduler: Addr<Scheduler>,
+    reaper: Addr<Reaper>,
+    _projector: Addr<Projector>,
+    arbiters: Vec<Arbiter>,
+}
+
+impl Orchestra {
+    /// Starts the actors on arbiters of their own. Must be called within an actix system. Open tasks are taken up by
+    /// [`resume`](Self::resume).
+    pub fn start(
+        store: Arc<dyn EventStore>,
+        read: Arc<ReadModels>,
+        workshop: Workshop,
+        capacity: Capacity,
+        defaults: Defaults,
+    ) -> Arc<Self> {
+        let workshop = Arc::new(workshop);
+        let arbiters: Vec<_> = (0..=ARBITERS).map(|_| Arbiter::new()).collect();
+        let (house, workers) = arbiters.split_first().expect("there is one more than ARBITERS");
+        let house = house.handle();
+        let scheduler = Scheduler::start_in_arbiter(&house, move |_| Scheduler::new(capacity));
+        let supervisor = {
+            let (store, workshop, scheduler) = (Arc::clone(&store), Arc::clone(&workshop), scheduler.clone());
+            let workers = workers.iter().map(Arbiter::handle).collect();
+            TaskSupervisor::start_in_arbiter(&house, move |_| TaskSupervisor::new(store, workshop, scheduler, workers))
+        };
+        let projector = {
+            let (store, read) = (Arc::clone(&store), Arc::clone(&read));
+            Projector::start_in_arbiter(&house, move |_| Projector::new(store, read))
+        };
+        let reaper = {
+            let (store, read, workshop) = (Arc::clone(&store), Arc::clone(&read), Arc::clone(&workshop));
+            Reaper::start_in_arbiter(&house, move |_| Reaper::new(store, read, workshop))
+        };
+        Arc::new(Self {
+            store,
+            read,
+            workshop,
+            defaults,
+            supervisor,
+            scheduler,
+            reaper,
+            _projector: projector,
+            arbiters,
+        })
+    }
+
+    /// Queues every open task again, and only then begins to give out places. Returns how many there were.
+    pub async fn resume(&self) -> Result<usize, ServiceError> {
+        let head = self.store.head().await?;
+        let internal = |error: String| ServiceError::Internal(error);
+        self.read.wait_for(head, START_CATCH_UP).await.map_err(|error| internal(error.to_string()))?;
+        let open = open_tasks(&self.read).await.map_err(internal)?;
+        let count = open.len();
+        for Open { id, status, team, .. } in open {
+            // Those that wait for secrets wait on: the vault is empty, and only their callers can change that.
+            if status != TaskStatus::AwaitingCredentials {
+                self.scheduler.send(Enqueue { id, team }).await.map_err(|_| ServiceError::Busy)?;
+            }
+        }
+        let serve = Serve(self.supervisor.clone().recipient());
+        self.scheduler.send(serve).await.map_err(|_| ServiceError::Busy)?;
+        Ok(count)
+    }
+
+    /// Removes what nobody owns, now. Answers how much there was.
+    pub async fn reap(&self) -> Result<usize, String> {
+        self.reaper.send(Reap).await.map_err(|error| error.to_string())?
+    }
+
+    /// Live task actors, and how many of them hold a place.
+    pub async fn actors(&self) -> (usize, usize) {
+        self.supervisor.send(Count).await.unwrap_or_default()
+    }
+
+    /// Stops the actors. Sandboxes stay up: the next process finds them.
+    pub fn stop(&self) {
+        for arbiter in &self.arbiters {
+            arbiter.stop();
+        }
+    }
+
+    async fn tell(&self, id: TaskId, command: Command, who: Who) -> Result<(), ServiceError> {
+        let answer = self.supervisor.send(Tell { id, command, who }).await;
+        match answer.map_err(|_| ServiceError::Busy)? {
+            Ok(()) => Ok(()),
+            Err(AskError::Busy) => Err(ServiceError::Busy),
+            Err(AskError::Journal(JournalError::Refused(Refusal::NoSuchTask))) => Err(ServiceError::NoSuchTask),
+            Err(AskError::Journal(JournalError::Refused(refusal))) => {
+                let status = self.read.task(id).await.ok().flatten().map(|task| task.status);
+                Err(ServiceError::Refused { refusal, status })
+            }
+            Err(AskError::Journal(JournalError::Store(error))) => Err(error.into()),
+            Err(AskError::Journal(JournalError::Damaged(detail))) => Err(ServiceError::Internal(detail)),
+        }
+    }
+
+    /// Resolves the names in a request.
+    fn spec(&self, id: TaskId, new: &NewTask) -> Result<TaskSpec, ServiceError> {
+        let mut errors = Vec::new();
+        let mut wrong = |pointer: &str, detail: String| {
+            errors.push(FieldError { pointer: pointer.to_owned(), detail });
+        };
+        let repo = self.workshop.forges.parse(&new.repo).map_err(|error| wrong("/repo", error.to_string())).ok();
+        if let Err(error) = self.workshop.models.resolve(&new.model) {
+            wrong("/model", error.to_string());
+        }
+        for (pointer, branch) in [("/branch", &new.branch), ("/base", &new.base)] {
+            if let Some(branch) = branch
+                && let Err(error) = check_branch_name(branch)
+            {
+                wrong(pointer, error.to_string());
+            }
+        }
+        if new.branch.is_some() && new.branch == new.base {
+            wrong("/branch", "is the branch the work starts from; choose another one".to_owned());
+        }
+        let Some(repo) = repo.filter(|_| errors.is_empty()) else { return Err(ServiceError::Invalid(errors)) };
+        Ok(TaskSpec {
+            repo,
+            branch: new.branch.clone().unwrap_or_else(|| branch_slug(&new.task, id)),
+            task: new.task.clone(),
+            model: new.model.clone(),
+            harness: new.harness,
+            team: new.team.clone(),
+            project: new.project.clone(),
+            environment: new.environment.clone(),
+            task_type: new.task_type.clone(),
+            customer: new.customer.clone(),
+            budget: new.budget,
+            base: new.base.clone(),
+            image: new.image.clone().unwrap_or_else(|| self.defaults.image.clone()),
+            timeout_seconds: new.timeout_seconds.unwrap_or(self.defaults.timeout_seconds),
+            metadata: new.metadata.clone(),
+            request_hash: new.idempotency.as_ref().map(|idempotency| idempotency.request_hash.clone()),
+            caller_brings_model_key: new.credentials.model.is_some(),
+            caller_brings_git_token: new.credentials.git.is_some(),
+        })
+    }
+
+    async fn resource(&self, id: TaskId) -> Result<Option<TaskResource>, ServiceError> {
+        let stream = StreamName::task(id);
+        let mut task = None;
+        for envelope in read_whole_stream(&*self.store, &stream).await? {
+            if let Ok(Some(event)) = TaskEvent::decode(&envelope) {
+                task = TaskResource::fold(task, &envelope, &event);
+            }
+        }
+        Ok(task)
+    }
+
+    async fn blob(&self, blob: &BlobRef) -> Result<Vec<u8>, ServiceError> {
+        self.workshop.blobs.get(blob).await.map_err(|error| ServiceError::Internal(error.to_string()))
+    }
+}
+
+/// A task's id: new, or, under an idempotency key, the one that the same key always gives.
+fn task_id(new: &NewTask) -> TaskId {
+    let Some(idempotency) = &new.idempotency else { return TaskId::from_uuid(Uuid::now_v7()) };
+    let mut hash = Sha256::new();
+    for part in [&idempotency.owner, &idempotency.key] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash.finalize()[..16]);
+    TaskId::from_uuid(uuid::Builder::from_bytes(bytes).with_version(uuid::Version::Custom).into_uuid())
+}
+
+fn kinds(given: &Credentials) -> Vec<CredentialKind> {
+    let model = given.model.as_ref().map(|_| CredentialKind::Model);
+    model.into_iter().chain(given.git.as_ref().map(|_| CredentialKind::Git)).collect()
+}
+
+#[async_trait]
+impl TaskService for Orchestra {
+    async fn submit(&self, new: NewTask, who: Who) -> Result<Submitted, ServiceError> {
+        let id = task_id(&new);
+        let spec = self.spec(id, &new)?;
+        let (waiting, _) = self.scheduler.send(Lengths).await.map_err(|_| ServiceError::Busy)?;
+        if waiting >= MAX_WAITING {
+            return Err(ServiceError::Busy);
+        }
+        let team = spec.team.clone();
+        let hash = spec.request_hash.clone();
+        let created = journal::create(&*self.store, id, spec, &who).await.map_err(|error| match error {
+            JournalError::Store(error) => ServiceError::Store(error),
+            JournalError::Refused(_) | JournalError::Damaged(_) => ServiceError::Internal(error.to_string()),
+        })?;
+        if created {
+            // Before the task can begin: it looks for its secrets when it has a place.
+            if let Err(error) = self.workshop.vault.put(id, new.credentials) {
+                // The task asks for them again; nothing is lost but the caller's convenience.
+                tracing::warn!(task = %id, %error, "the task's credentials are not kept");
+            }
+            self.scheduler.send(Enqueue { id, team }).await.map_err(|_| ServiceError::Busy)?;
+        }
+        let task = self.resource(id).await?.ok_or(ServiceError::NoSuchTask)?;
+        if !created && task.spec.request_hash != hash {
+            return Err(ServiceError::IdempotencyKeyReused);
+        }
+        Ok(Submitted { task, repeated: !created })
+    }
+
+    async fn cancel(&self, id: TaskId, reason: Option<String>, who: Who) -> Result<(), ServiceError> {
+        self.tell(id, Command::Cancel { reason }, who).await
+    }
+
+    async fn retry(&self, id: TaskId, credentials: Credentials, who: Who) -> Result<(), ServiceError> {
+        let task = self.resource(id).await?.ok_or(ServiceError::NoSuchTask)?;
+        if task.status.is_final() {
+            self.workshop.vault.put(id, credentials).map_err(|_| ServiceError::Busy)?;
+        }
+        self.tell(id, Command::Retry, who).await
+    }
+
+    async fn steer(&self, id: TaskId, message: String, who: Who) -> Result<(), ServiceError> {
+        self.tell(id, Command::Steer { message }, who).await
+    }
+
+    async fn supply_credentials(&self, id: TaskId, given: Credentials, who: Who) -> Result<(), ServiceError> {
+        let supplied = kinds(&given);
+        let task = self.resource(id).await?.ok_or(ServiceError::NoSuchTask)?;
+        if !task.status.is_final() {
+            self.workshop.vault.put(id, given).map_err(|_| ServiceError::Busy)?;
+        }
+        self.tell(id, Command::SupplyCredentials { supplied, now: Timestamp::now() }, who).await
+    }
+
+    async fn diff(&self, id: TaskId) -> Result<Vec<u8>, ServiceError> {
+        let task = self.resource(id).await?.ok_or(ServiceError::NoSuchTask)?;
+        if let Some(diff) = &task.diff {
+            return self.blob(diff).await;
+        }
+        let loaded = journal::load(&*self.store, id).await;
+        match loaded.map_err(|error| ServiceError::Internal(error.to_string()))? {
+            Some(loaded) => self.workshop.diff(&loaded.task).await.map_err(|f| ServiceError::Internal(f.to_string())),
+            None => Err(ServiceError::NoSuchTask),
+        }
+    }
+
+    fn deltas(&self, id: TaskId) -> broadcast::Receiver<Delta> {
+        self.workshop.speech.listen(id)
+    }
+}

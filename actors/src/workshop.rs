@@ -1,0 +1,262 @@
+//! How each step of a task is done: the hands that belong to the plan in `orchestra_events::task::step`.
+//!
+//! Every step is safe to repeat: it looks first whether its effect took place. None of them touches the event stream;
+//! each returns the command that says what came of it.
+
+mod agent;
+mod repository;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use orchestra_events::blob::BlobStore;
+use orchestra_events::task::Step;
+use orchestra_events::task::command::{Command, Then};
+use orchestra_events::task::event::{CredentialKind, SandboxEnd};
+use orchestra_events::task::state::{Checkout, Ending, Task};
+use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
+use orchestra_runtime::forge::Forges;
+use orchestra_runtime::git::Git;
+use orchestra_runtime::model::{ModelClient, Models};
+use orchestra_runtime::sandbox::{Limits, Sandbox, SandboxError, SandboxSpec, Sandboxes};
+use orchestra_runtime::vault::Vault;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::calls::CallMarks;
+use crate::policy::RetryPolicy;
+use crate::speech::Speech;
+
+/// Everything the steps are done with.
+pub struct Workshop {
+    /// Where large content lies.
+    pub blobs: Arc<dyn BlobStore>,
+    /// The machines.
+    pub sandboxes: Arc<dyn Sandboxes>,
+    /// Clone, commit, push.
+    pub git: Git,
+    /// Where repositories live.
+    pub forges: Forges,
+    /// Names and prices of models.
+    pub models: Arc<Models>,
+    /// Asks them.
+    pub model_client: Arc<dyn ModelClient>,
+    /// The callers' secrets.
+    pub vault: Arc<Vault>,
+    /// Which calls were sent.
+    pub calls: CallMarks,
+    /// What is being said.
+    pub speech: Speech,
+    /// What follows failures.
+    pub policy: RetryPolicy,
+    /// What a sandbox may use; the timeout comes with the task.
+    pub limits: Limits,
+    /// The name of this node.
+    pub node: String,
+    /// Bare repositories of running tasks, one folder a sandbox.
+    pub repositories: PathBuf,
+}
+
+/// The sandbox of an attempt. Derived, so that whoever repeats a step finds what the first try made.
+pub fn sandbox_of(id: TaskId, attempt: u32) -> SandboxId {
+    // Version 8 is for values of one's own making; attempts differ in the low bits, tasks in the rest.
+    let bits = id.uuid().as_u128() ^ (u128::from(attempt) << 1);
+    SandboxId::from_uuid(uuid::Builder::from_u128(bits).with_version(uuid::Version::Custom).into_uuid())
+}
+
+/// Uniform over all of `u64`.
+fn random() -> u64 {
+    let (high, low) = Uuid::new_v4().as_u64_pair();
+    // Version and variant bits are fixed in either half, at different places.
+    high.rotate_left(32) ^ low
+}
+
+/// Longest wait for a sandbox, or what a task left on disk, to be cleared away.
+const TEARDOWN_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Workshop {
+    /// Does one step. `None`: it was cancelled, or has nothing to say.
+    pub async fn perform(&self, id: TaskId, task: &Task, step: Step, cancel: CancellationToken) -> Option<Command> {
+        if let Some(missing) = self.missing(id, task, &step) {
+            return Some(Command::RequireCredentials { missing, failure: None });
+        }
+        let done = match step {
+            Step::WaitForClaim => return Some(Command::Claim { node: self.node.clone() }),
+            Step::Begin => return Some(Command::Begin { now: Timestamp::now() }),
+            Step::ReserveModel => self.reserve(task).await,
+            Step::AskModel(open) => return Some(self.ask(id, task, &open, cancel).await),
+            Step::AbandonModel(open) => return Some(self.abandon(task, &open).await),
+            Step::CallTool(tool) => return Some(Command::CallTool { tool_call: tool.id }),
+            Step::RunTool(tool) => self.unless(cancel, task, self.run_tool(task, tool)).await?,
+            Step::InterruptTool(tool) => return Some(agent::interrupted(tool)),
+            Step::Clone => self.unless(cancel, task, self.clone_repository(id, task)).await?,
+            Step::StartSandbox(checkout) => self.unless(cancel, task, self.start_sandbox(task, &checkout)).await?,
+            Step::Commit(checkout) => self.unless(cancel, task, self.commit(id, task, &checkout)).await?,
+            Step::StopSandbox(sandbox, reason) => self.stop_sandbox(sandbox, reason).await,
+            Step::Push(commit) => self.push(id, task, &commit).await,
+            Step::Finish(ending) => return Some(self.finish(id, task, ending).await),
+            Step::WaitForCredentials | Step::WaitUntil(_) | Step::Rest => return None,
+        };
+        Some(done.unwrap_or_else(|failed| failed.command(self, task)))
+    }
+
+    /// The work's outcome, `None` when it was cancelled, a failure when the attempt's deadline passed.
+    async fn unless(
+        &self,
+        cancel: CancellationToken,
+        task: &Task,
+        work: impl Future<Output = Result<Command, Failed>>,
+    ) -> Option<Result<Command, Failed>> {
+        let deadline = task.current().map(|attempt| attempt.deadline);
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => None,
+            done = agent::before(deadline, work) => {
+                Some(done.unwrap_or_else(|| Err(Failed::new(agent::past_deadline(task)))))
+            }
+        }
+    }
+
+    /// Secrets that this step needs and only the caller has.
+    fn missing(&self, id: TaskId, task: &Task, step: &Step) -> Option<Vec<CredentialKind>> {
+        let model = || {
+            let resolved = self.models.resolve(&task.spec.model);
+            let callers = resolved.is_ok_and(|model| self.models.needs_callers_key(&model.provider));
+            (callers && self.vault.model(id).is_none()).then_some(CredentialKind::Model)
+        };
+        let git = || (task.spec.caller_brings_git_token && self.vault.git(id).is_none()).then_some(CredentialKind::Git);
+        let missing: Vec<_> = match step {
+            Step::Begin => model().into_iter().chain(git()).collect(),
+            Step::ReserveModel | Step::AskModel(_) => model().into_iter().collect(),
+            Step::Clone | Step::Push(_) => git().into_iter().collect(),
+            Step::WaitForClaim
+            | Step::WaitForCredentials
+            | Step::WaitUntil(_)
+            | Step::StartSandbox(_)
+            | Step::AbandonModel(_)
+            | Step::CallTool(_)
+            | Step::RunTool(_)
+            | Step::InterruptTool(_)
+            | Step::Commit(_)
+            | Step::StopSandbox(..)
+            | Step::Finish(_)
+            | Step::Rest => Vec::new(),
+        };
+        (!missing.is_empty()).then_some(missing)
+    }
+
+    /// The limits of this task's sandbox.
+    fn limits(&self, task: &Task) -> Limits {
+        Limits { timeout: Duration::from_secs(task.spec.timeout_seconds), ..self.limits.clone() }
+    }
+
+    /// What follows a failure of this task's step.
+    fn then(&self, task: &Task, failure: &Failure, asked: Option<Duration>) -> Then {
+        self.policy.after(failure, task.failures + 1, asked, Timestamp::now(), random())
+    }
+
+    async fn start_sandbox(&self, task: &Task, checkout: &Checkout) -> Result<Command, Failed> {
+        let started = std::time::Instant::now();
+        let id = checkout.sandbox;
+        let sandbox = match self.sandboxes.attach(id).await? {
+            Some(running) => running,
+            None => {
+                let limits = self.limits(task);
+                self.sandboxes.create_volume(id, limits.disk_bytes).await?;
+                let spec = SandboxSpec {
+                    id,
+                    image: task.spec.image.clone(),
+                    limits,
+                    env: Vec::new(),
+                    hostname: "sandbox".to_owned(),
+                };
+                self.sandboxes.start(&spec).await?
+            }
+        };
+        let start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        metrics::histogram!("orchestra_sandbox_start_seconds").record(started.elapsed().as_secs_f64());
+        Ok(Command::RecordSandbox { sandbox: sandbox.id(), start_ms })
+    }
+
+    async fn stop_sandbox(&self, sandbox: SandboxId, reason: SandboxEnd) -> Result<Command, Failed> {
+        match tokio::time::timeout(TEARDOWN_TIMEOUT, self.sandboxes.destroy(sandbox)).await {
+            Ok(Ok(())) => {}
+            // The task's fate does not hang on it: the reaper comes by again until nothing is left.
+            Ok(Err(error)) => tracing::warn!(%sandbox, %error, "the sandbox is left to the reaper"),
+            Err(_) => tracing::warn!(%sandbox, "the sandbox is left to the reaper: its removal takes too long"),
+        }
+        Ok(Command::RecordSandboxStopped { sandbox, reason })
+    }
+
+    /// Clears away what the attempt left on disk, forgets its secrets, and says how it ended.
+    async fn finish(&self, id: TaskId, task: &Task, ending: Ending) -> Command {
+        let sandbox = sandbox_of(id, task.attempt);
+        if let Err(error) = self.stop_sandbox(sandbox, SandboxEnd::Finished).await {
+            tracing::warn!(%sandbox, failure = %error.failure, "the sandbox is left to the reaper");
+        }
+        self.forget_repository(sandbox).await;
+        self.vault.forget(id);
+        Command::Finish(ending)
+    }
+
+    /// The sandboxes whose repositories lie on this host.
+    pub(crate) async fn repositories_found(&self) -> Vec<SandboxId> {
+        let mut found = Vec::new();
+        let Ok(mut entries) = tokio::fs::read_dir(&self.repositories).await else { return found };
+        while let Ok(Some(entry)) = entries.next_entry().await {
+            let name = entry.file_name();
+            let name = name.to_str().and_then(|name| name.split('.').next());
+            found.extend(name.and_then(|name| name.parse::<SandboxId>().ok()));
+        }
+        found
+    }
+
+    /// Removes everything of a sandbox that nobody owns.
+    pub(crate) async fn remove(&self, sandbox: SandboxId) {
+        match tokio::time::timeout(TEARDOWN_TIMEOUT, self.sandboxes.destroy(sandbox)).await {
+            Ok(Ok(())) => self.forget_repository(sandbox).await,
+            Ok(Err(error)) => tracing::warn!(%sandbox, %error, "a sandbox resists its removal"),
+            Err(_) => tracing::warn!(%sandbox, "a sandbox's removal takes too long"),
+        }
+    }
+
+    /// The running sandbox of the attempt, or the command that says it is lost.
+    async fn sandbox(&self, task: &Task) -> Result<Arc<dyn Sandbox>, Result<Command, Failed>> {
+        let Some(id) = task.current().and_then(|attempt| attempt.sandbox) else {
+            return Err(Err(Failed::new(Failure::new(FailureCode::Internal, "The attempt has no sandbox."))));
+        };
+        match self.sandboxes.attach(id).await {
+            Ok(Some(sandbox)) => Ok(sandbox),
+            Ok(None) => Err(Ok(Command::RecordSandboxStopped { sandbox: id, reason: SandboxEnd::Lost })),
+            Err(error) => Err(Err(error.into())),
+        }
+    }
+}
+
+/// A step that failed.
+struct Failed {
+    failure: Failure,
+    asks_for: Option<CredentialKind>,
+}
+
+impl Failed {
+    fn new(failure: Failure) -> Self {
+        Self { failure, asks_for: None }
+    }
+
+    fn command(self, workshop: &Workshop, task: &Task) -> Command {
+        let then = match self.asks_for {
+            Some(kind) => Then::AskFor(vec![kind]),
+            None => workshop.then(task, &self.failure, None),
+        };
+        Command::RecordFailure { failure: self.failure, then }
+    }
+}
+
+impl From<SandboxError> for Failed {
+    fn from(error: SandboxError) -> Self {
+        Self::new(error.failure())
+    }
+}

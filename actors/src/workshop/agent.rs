@@ -1,0 +1,384 @@
+//! The steps of the built-in agent: reserve, ask, run a tool, and what to do about answers that were lost.
+
+use std::time::Duration;
+
+use orchestra_events::blob::{Content, INLINE_LIMIT};
+use orchestra_events::task::command::{Charge, Command, Then};
+use orchestra_events::task::conversation::{Block, Turn, Usage, UserPart};
+use orchestra_events::task::event::{CredentialKind, ToolOutcome};
+use orchestra_events::task::state::{OpenCall, Task, ToolUse};
+use orchestra_events::{CallId, Failure, FailureCode, NanoUsd, TaskId};
+use orchestra_runtime::agent::{End, plan_tool, render_output, system_prompt, tool_specs};
+use orchestra_runtime::model::{
+    Charge as Charged, FaultClass, ModelFailure, ModelReply, ModelRequest, Remaining, ResolvedModel, fit, input_bound,
+};
+use orchestra_runtime::sandbox::{Exec, Exit, SandboxError};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Failed, Workshop};
+
+/// How much the agent may write in one reply, when the budget allows it.
+const WANTED_OUTPUT: u64 = 16_000;
+/// Pieces of a reply that wait to be shown.
+const DELTA_BACKLOG: usize = 64;
+
+/// The words for a tool call whose answer went with its sandbox.
+pub(super) fn interrupted(tool: ToolUse) -> Command {
+    let words = "The machine was restarted while this ran. Whether it had an effect is not known: look before you \
+                 repeat it.";
+    Command::RecordTool {
+        tool_call: tool.id,
+        outcome: ToolOutcome::Interrupted,
+        output: Content::Inline(words.to_owned()),
+        duration_ms: 0,
+        omitted_bytes: 0,
+    }
+}
+
+impl Workshop {
+    fn resolved(&self, task: &Task) -> Result<ResolvedModel, Failed> {
+        // Checked at submission; the operator may have changed the configuration since.
+        self.models
+            .resolve(&task.spec.model)
+            .map_err(|error| Failed::new(Failure::new(FailureCode::ModelAuth, format!("{error}."))))
+    }
+
+    async fn request(&self, task: &Task, turns: &[Turn], max_output_tokens: u64) -> Result<ModelRequest, Failed> {
+        Ok(ModelRequest {
+            model: self.resolved(task)?,
+            system: system_prompt().to_owned(),
+            conversation: self.inline(turns).await?,
+            tools: tool_specs(),
+            max_output_tokens,
+        })
+    }
+
+    /// The conversation with everything that lies in the blob store put back in.
+    async fn inline(&self, turns: &[Turn]) -> Result<Vec<Turn>, Failed> {
+        let mut whole = turns.to_vec();
+        for turn in &mut whole {
+            match turn {
+                Turn::User(parts) => {
+                    for part in parts {
+                        if let UserPart::ToolResult { output, .. } = part {
+                            self.fetch(output).await?;
+                        }
+                    }
+                }
+                Turn::Assistant(blocks) => {
+                    for block in blocks {
+                        if let Block::Text { text } | Block::Thinking { text, .. } = block {
+                            self.fetch(text).await?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(whole)
+    }
+
+    async fn fetch(&self, content: &mut Content) -> Result<(), Failed> {
+        if let Content::Blob(blob) = content {
+            let bytes = self.blobs.get(blob).await.map_err(|error| internal(format!("{error}.")))?;
+            *content = Content::Inline(String::from_utf8_lossy(&bytes).into_owned());
+        }
+        Ok(())
+    }
+
+    /// Moves content that is too large for an event to the blob store.
+    async fn store(&self, content: &mut Content) -> Result<(), Failed> {
+        if let Content::Inline(text) = content
+            && text.len() > INLINE_LIMIT
+        {
+            let bytes = std::mem::take(text).into_bytes();
+            *content = Content::Blob(self.blobs.put(bytes).await.map_err(|error| internal(format!("{error}.")))?);
+        }
+        Ok(())
+    }
+
+    /// Sets the money for the next call aside, with as much output as still fits.
+    pub(super) async fn reserve(&self, task: &Task) -> Result<Command, Failed> {
+        let Some(attempt) = task.current() else { return Err(internal("The attempt is gone.")) };
+        // The first call opens the conversation with the task itself; unheard words join it as it is made.
+        let mut turns = attempt.conversation.clone();
+        if turns.is_empty() {
+            turns.push(Turn::User(vec![UserPart::Text { text: task.spec.task.clone() }]));
+        }
+        let unheard = attempt.unheard.iter().map(|words| UserPart::Text { text: words.clone() });
+        turns.push(Turn::User(unheard.collect()));
+        let bytes = |request: &ModelRequest| request.bytes().map_err(|error| Failed::new(*error.failure));
+        let request = self.request(task, &turns, WANTED_OUTPUT).await?;
+        let previous = match attempt.counted {
+            Some((tokens, turns)) if turns <= attempt.conversation.len() => {
+                let counted = self.request(task, &attempt.conversation[..turns], WANTED_OUTPUT).await?;
+                Some((tokens, bytes(&counted)?))
+            }
+            _ => None,
+        };
+        let bound = input_bound(bytes(&request)?, previous);
+        let remaining = Remaining { nano_usd: task.dollars_left(), tokens: task.tokens_left() };
+        let price = &request.model.price;
+        let Some(fitted) = fit(price, ModelRequest::CACHE_WRITES, bound, WANTED_OUTPUT, remaining) else {
+            return Err(Failed::new(over_budget(task)));
+        };
+        Ok(Command::ReserveModel {
+            call: CallId::from_uuid(Uuid::now_v7()),
+            reserved: fitted.nano_usd,
+            reserved_tokens: fitted.tokens,
+            max_output_tokens: fitted.max_output_tokens,
+        })
+    }
+
+    /// Asks the model under a reservation that stands. Whatever happens, the answer settles it.
+    pub(super) async fn ask(&self, id: TaskId, task: &Task, open: &OpenCall, cancel: CancellationToken) -> Command {
+        match self.calls.is_marked(open.call).await {
+            // An earlier process sent it; its answer is lost, its price is not known.
+            Ok(true) => return self.unconfirmed(task, open, "The server was restarted while the model answered."),
+            Ok(false) => {}
+            Err(error) => return self.not_sent(task, open, internal(format!("The call's mark: {error}.")).failure),
+        }
+        let Some(attempt) = task.current() else {
+            return self.not_sent(task, open, internal("The attempt is gone.").failure);
+        };
+        let request = match self.request(task, &attempt.conversation, open.max_output_tokens).await {
+            Ok(request) => request,
+            Err(failed) => return self.not_sent(task, open, failed.failure),
+        };
+        if let Err(error) = self.calls.mark(open.call).await {
+            return self.not_sent(task, open, internal(format!("The call's mark: {error}.")).failure);
+        }
+        let (deltas, mut heard) = mpsc::channel::<String>(DELTA_BACKLOG);
+        let speech = self.speech.clone();
+        let show = async move {
+            while let Some(text) = heard.recv().await {
+                speech.say(id, text);
+            }
+        };
+        let key = self.vault.model(id);
+        let deadline = task.current().map(|attempt| attempt.deadline);
+        let call = self.model_client.call(&request, key.as_ref(), Some(deltas), cancel);
+        let (answer, ()) = tokio::join!(before(deadline, call), show);
+        match answer {
+            Some(Ok(reply)) => self.reply(task, open, &request.model, reply).await,
+            Some(Err(failure)) => self.refused(id, task, open, &request.model, failure),
+            None => {
+                let failure = past_deadline(task);
+                Command::RecordModelFailure {
+                    call: open.call,
+                    charge: Some(bound_charge(open)),
+                    failure,
+                    then: Then::GiveUp,
+                }
+            }
+        }
+    }
+
+    async fn reply(&self, task: &Task, open: &OpenCall, model: &ResolvedModel, mut reply: ModelReply) -> Command {
+        let charge = Charge {
+            cost: model.price.cost(&reply.usage),
+            usage: reply.usage,
+            confirmed: reply.usage_reported,
+            price: model.price.id().to_owned(),
+        };
+        if charge.cost > open.reserved {
+            // The bound is what the cap rests on: this is a fault in the price table or the bound, not in the task.
+            tracing::error!(call = %open.call, cost = %charge.cost, reserved = %open.reserved, "a call cost more than its bound");
+            metrics::counter!("orchestra_bound_violations_total").increment(1);
+        }
+        for block in &mut reply.content {
+            if let Block::Text { text } | Block::Thinking { text, .. } = block
+                && let Err(failed) = self.store(text).await
+            {
+                let then = self.then(task, &failed.failure, None);
+                return Command::RecordModelFailure {
+                    call: open.call,
+                    charge: Some(charge),
+                    failure: failed.failure,
+                    then,
+                };
+            }
+        }
+        Command::RecordReply { call: open.call, charge, content: reply.content, stop_reason: reply.stop_reason }
+    }
+
+    fn refused(
+        &self,
+        id: TaskId,
+        task: &Task,
+        open: &OpenCall,
+        model: &ResolvedModel,
+        failed: ModelFailure,
+    ) -> Command {
+        let charge = match failed.charged {
+            Charged::Nothing => None,
+            Charged::Usage(usage) => Some(Charge {
+                usage,
+                cost: model.price.cost(&usage).min(open.reserved),
+                confirmed: true,
+                price: model.price.id().to_owned(),
+            }),
+            Charged::Unknown => Some(bound_charge(open)),
+        };
+        let callers_key = self.vault.model(id).is_some();
+        let then = match failed.class {
+            FaultClass::Auth if callers_key => Then::AskFor(vec![CredentialKind::Model]),
+            _ => self.then(task, &failed.failure, failed.retry_after),
+        };
+        Command::RecordModelFailure { call: open.call, charge, failure: *failed.failure, then }
+    }
+
+    fn unconfirmed(&self, task: &Task, open: &OpenCall, message: &str) -> Command {
+        let failure = Failure::new(FailureCode::NetworkDropped, message);
+        let then = self.then(task, &failure, None);
+        Command::RecordModelFailure { call: open.call, charge: Some(bound_charge(open)), failure, then }
+    }
+
+    fn not_sent(&self, task: &Task, open: &OpenCall, failure: Failure) -> Command {
+        let then = self.then(task, &failure, None);
+        Command::RecordModelFailure { call: open.call, charge: None, failure, then }
+    }
+
+    /// Settles a call that nobody waits for: in full if it may have been sent, not at all if it was not.
+    pub(super) async fn abandon(&self, task: &Task, open: &OpenCall) -> Command {
+        let sent = self.calls.is_marked(open.call).await.unwrap_or(true);
+        let failure = if task.cancel_requested {
+            Failure::new(FailureCode::Cancelled, "The task was cancelled while the model answered.")
+        } else {
+            Failure::new(FailureCode::NetworkDropped, "Nobody waits for this answer any more.")
+        };
+        let charge = sent.then(|| bound_charge(open));
+        Command::RecordModelFailure { call: open.call, charge, failure, then: Then::GiveUp }
+    }
+
+    /// Runs a tool once, however often this is called: the sandbox keeps the answer under the tool call's id.
+    pub(super) async fn run_tool(&self, task: &Task, tool: ToolUse) -> Result<Command, Failed> {
+        let outcome = |outcome, text: String, duration: Duration, omitted_bytes| Command::RecordTool {
+            tool_call: tool.id.clone(),
+            outcome,
+            output: Content::Inline(text),
+            duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+            omitted_bytes,
+        };
+        if let Some(raw) = &tool.malformed {
+            let text = format!("The input of this call is not a JSON object, so nothing ran: {}", shortened(raw));
+            return Ok(outcome(ToolOutcome::Error, text, Duration::ZERO, 0));
+        }
+        let planned = match plan_tool(&tool.name, &tool.input) {
+            Ok(planned) => planned,
+            Err(text) => return Ok(outcome(ToolOutcome::Error, text, Duration::ZERO, 0)),
+        };
+        let sandbox = match self.sandbox(task).await {
+            Ok(sandbox) => sandbox,
+            Err(otherwise) => return otherwise,
+        };
+        let exec = exec_id(task, &tool.id);
+        let request = Exec {
+            id: exec.clone(),
+            argv: planned.argv,
+            env: Vec::new(),
+            cwd: "/workspace".to_owned(),
+            stdin: planned.stdin,
+            timeout: planned.timeout,
+        };
+        let ran = match sandbox.exec(request, None).await {
+            Ok(ran) => ran,
+            Err(SandboxError::Gone(id)) => {
+                let reason = orchestra_events::task::event::SandboxEnd::Lost;
+                return Ok(Command::RecordSandboxStopped { sandbox: id, reason });
+            }
+            Err(SandboxError::Refused { detail, .. }) => {
+                let text = format!("The machine did not run this: {detail}");
+                return Ok(outcome(ToolOutcome::Error, text, Duration::ZERO, 0));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let end = match ran.exit {
+            Exit::Code(code) => End::Exited(code),
+            Exit::Signal(signal) => End::Signalled(signal),
+            Exit::TimedOut => End::TimedOut(planned.timeout),
+            Exit::OutOfMemory => End::OutOfMemory,
+            Exit::Lost => return Ok(interrupted(tool)),
+        };
+        let how = end.outcome();
+        let (text, omitted) = render_output(&ran.head, &ran.tail, ran.total_bytes, end);
+        Ok(outcome(how, text, ran.duration, omitted))
+    }
+
+    /// Lets the sandbox forget an answer that is recorded, and the host a call that is settled.
+    pub async fn recorded(&self, task: &Task, command: &Command) {
+        match command {
+            Command::RecordReply { call, .. } | Command::RecordModelFailure { call, .. } => {
+                self.calls.clear(*call).await
+            }
+            Command::RecordTool { tool_call, .. } => {
+                if let Ok(sandbox) = self.sandbox(task).await
+                    && let Err(error) = sandbox.forget(&exec_id(task, tool_call)).await
+                {
+                    tracing::debug!(%error, "the sandbox keeps an answer that nobody needs");
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The key under which the sandbox runs a tool call once. Providers' ids repeat between attempts and scripted models.
+fn exec_id(task: &Task, tool_call: &str) -> String {
+    let turn = task.current().map_or(0, |attempt| attempt.calls);
+    let call: String = tool_call.chars().filter(char::is_ascii_graphic).take(150).collect();
+    format!("{}-{turn}-{call}", task.attempt)
+}
+
+fn internal(message: impl Into<String>) -> Failed {
+    Failed::new(Failure::new(FailureCode::Internal, message))
+}
+
+fn bound_charge(open: &OpenCall) -> Charge {
+    Charge {
+        usage: Usage { input_tokens: open.reserved_tokens, ..Usage::default() },
+        cost: open.reserved,
+        confirmed: false,
+        price: "reservation".to_owned(),
+    }
+}
+
+/// Longest piece of a malformed input that is quoted to the model, in characters.
+const MAX_QUOTE: usize = 500;
+
+fn shortened(text: &str) -> String {
+    text.chars().take(MAX_QUOTE).collect()
+}
+
+pub(super) fn past_deadline(task: &Task) -> Failure {
+    let seconds = task.spec.timeout_seconds;
+    Failure::new(FailureCode::SandboxTimeout, format!("The task did not finish within its {seconds} s."))
+}
+
+/// The work's outcome, or `None` once the attempt's deadline is over.
+pub(super) async fn before<T>(deadline: Option<jiff::Timestamp>, work: impl Future<Output = T>) -> Option<T> {
+    let Some(deadline) = deadline else { return Some(work.await) };
+    let left = deadline.duration_since(jiff::Timestamp::now());
+    tokio::time::timeout(Duration::try_from(left).unwrap_or_default(), work).await.ok()
+}
+
+fn over_budget(task: &Task) -> Failure {
+    let spent = task.spent.cost;
+    let message = match (task.spec.budget.max_nano_usd, task.spec.budget.max_tokens) {
+        (Some(cap), _) if task.dollars_left().is_some_and(|left| left <= NanoUsd::ZERO) => {
+            format!("The task has spent its whole budget: ${spent} of ${cap}.")
+        }
+        (Some(cap), None) => {
+            format!("The next model call does not fit into the task's budget: ${spent} of ${cap} is spent.")
+        }
+        (_, Some(tokens)) => {
+            let used = task.spent.usage.total();
+            format!(
+                "The next model call does not fit into the task's budget: {used} of {tokens} tokens are used, ${spent} spent."
+            )
+        }
+        (None, None) => format!("The next model call does not fit; ${spent} is spent."),
+    };
+    Failure::new(FailureCode::BudgetExceeded, message)
+}

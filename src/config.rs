@@ -1,0 +1,575 @@
+//! The configuration: one TOML file, every key also in the environment, unknown keys refused with the nearest known.
+//!
+//! Layers, later over earlier: built-in defaults, the file, `ORCHESTRA_` variables (the path joined by `__`), the
+//! command line. [`Loaded`] remembers which layer each value came from, for `orchestra serve --print-config`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use orchestra_runtime::forge::{ForgeConfig, ForgeKind};
+use orchestra_runtime::model::{Dialect, PriceRow, ProviderConfig};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+/// What starts every variable of ours.
+const PREFIX: &str = "ORCHESTRA_";
+
+/// Every key. `*` stands for a name of the operator's choosing.
+const KEYS: &[&str] = &[
+    "listen",
+    "data_dir",
+    "store",
+    "node",
+    "public_url",
+    "default_forge",
+    "templates_dir",
+    "log",
+    "models.*.dialect",
+    "models.*.base_url",
+    "models.*.api_key_env",
+    "models.*.key_required",
+    "models.*.prices",
+    "forges.*.kind",
+    "forges.*.git_url",
+    "forges.*.api_url",
+    "forges.*.root",
+    "git.depth",
+    "sandbox.image",
+    "sandbox.images_dir",
+    "sandbox.memory",
+    "sandbox.cpus",
+    "sandbox.pids",
+    "sandbox.disk",
+    "sandbox.timeout",
+    "sandbox.warm_pool",
+    "scheduler.places",
+    "scheduler.per_team",
+    "retry.most_failures",
+    "retry.first_wait",
+    "egress.allow",
+];
+
+/// The effective configuration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Address and port of the server.
+    pub listen: String,
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// `sqlite`.
+    pub store: String,
+    /// The name of this node in `claimed` events.
+    pub node: String,
+    /// Where users reach the dashboard, when that is not `http://{listen}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_url: Option<String>,
+    /// The forge of `owner/name`.
+    pub default_forge: String,
+    /// The operator's own templates, over the built-in ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub templates_dir: Option<PathBuf>,
+    /// What is logged, as `tracing` directives.
+    pub log: String,
+    /// The model providers.
+    #[serde(default)]
+    pub models: BTreeMap<String, ModelSection>,
+    /// The forges.
+    #[serde(default)]
+    pub forges: BTreeMap<String, ForgeConfig>,
+    /// How repositories are fetched.
+    pub git: GitSection,
+    /// What a sandbox may use.
+    pub sandbox: SandboxSection,
+    /// How much runs at once.
+    pub scheduler: SchedulerSection,
+    /// What follows a failed step.
+    pub retry: RetrySection,
+    /// Where sandboxes may connect to.
+    pub egress: EgressSection,
+}
+
+/// `models.NAME`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// The wire format.
+    pub dialect: Dialect,
+    /// Where it is served.
+    pub base_url: String,
+    /// The variable that holds the operator's own key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key_env: Option<String>,
+    /// Whether a call needs a key at all.
+    #[serde(default = "yes")]
+    pub key_required: bool,
+    /// The operator's prices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prices: Vec<PriceRow>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// `git`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GitSection {
+    /// Commits of history that a clone over HTTP fetches; 0 fetches all.
+    pub depth: u32,
+}
+
+/// `sandbox`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SandboxSection {
+    /// The image of tasks that name none.
+    pub image: String,
+    /// Where images lie; `{data_dir}/images` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images_dir: Option<PathBuf>,
+    /// Memory, such as `2GiB`.
+    pub memory: String,
+    /// Processors' worth of time.
+    pub cpus: f64,
+    /// Processes and threads.
+    pub pids: u32,
+    /// Disk, such as `10GiB`.
+    pub disk: String,
+    /// Wall-clock limit of tasks that name none, such as `30m`.
+    pub timeout: String,
+    /// Sandboxes kept ready. Must be 0: sandboxes start on demand.
+    pub warm_pool: u32,
+}
+
+/// `scheduler`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SchedulerSection {
+    /// Tasks worked on at once.
+    pub places: usize,
+    /// Of those, for one team.
+    pub per_team: usize,
+}
+
+/// `retry`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetrySection {
+    /// Failures in a row after which an attempt is given up.
+    pub most_failures: u32,
+    /// The first wait is drawn from zero to this.
+    pub first_wait: String,
+}
+
+/// `egress`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EgressSection {
+    /// Hosts. No sandbox has a way out of its own loopback yet, whatever this says.
+    pub allow: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let model = |dialect, base_url: &str, key: &str| ModelSection {
+            dialect,
+            base_url: base_url.to_owned(),
+            api_key_env: Some(key.to_owned()),
+            key_required: true,
+            prices: Vec::new(),
+        };
+        let forge = |kind, git_url: &str, api_url: &str| ForgeConfig {
+            kind,
+            git_url: Some(git_url.to_owned()),
+            api_url: Some(api_url.to_owned()),
+            root: None,
+        };
+        Self {
+            listen: "127.0.0.1:7070".to_owned(),
+            data_dir: PathBuf::from("/var/lib/orchestra"),
+            store: "sqlite".to_owned(),
+            node: "node".to_owned(),
+            public_url: None,
+            default_forge: "github".to_owned(),
+            templates_dir: None,
+            log: "info".to_owned(),
+            models: BTreeMap::from([
+                ("anthropic".to_owned(), model(Dialect::Anthropic, "https://api.anthropic.com", "ANTHROPIC_API_KEY")),
+                ("openai".to_owned(), model(Dialect::OpenaiChat, "https://api.openai.com/v1", "OPENAI_API_KEY")),
+            ]),
+            forges: BTreeMap::from([
+                ("github".to_owned(), forge(ForgeKind::Github, "https://github.com", "https://api.github.com")),
+                (
+                    "bitbucket".to_owned(),
+                    forge(ForgeKind::BitbucketCloud, "https://bitbucket.org", "https://api.bitbucket.org/2.0"),
+                ),
+                ("gitlab".to_owned(), forge(ForgeKind::Gitlab, "https://gitlab.com", "https://gitlab.com/api/v4")),
+            ]),
+            git: GitSection { depth: 0 },
+            sandbox: SandboxSection {
+                image: "default".to_owned(),
+                images_dir: None,
+                memory: "2GiB".to_owned(),
+                cpus: 2.0,
+                pids: 512,
+                disk: "10GiB".to_owned(),
+                timeout: "30m".to_owned(),
+                warm_pool: 0,
+            },
+            scheduler: SchedulerSection { places: 8, per_team: 8 },
+            retry: RetrySection { most_failures: 5, first_wait: "500ms".to_owned() },
+            egress: EgressSection { allow: Vec::new() },
+        }
+    }
+}
+
+/// A forge of bare repositories below a folder.
+pub fn local_forge(root: PathBuf) -> ForgeConfig {
+    ForgeConfig { kind: ForgeKind::Local, git_url: None, api_url: None, root: Some(root) }
+}
+
+/// The configuration, and where each of its values is from.
+pub struct Loaded {
+    /// The effective values.
+    pub config: Config,
+    /// The source of each leaf, by its path.
+    pub sources: BTreeMap<String, String>,
+}
+
+/// Where to look for the file when the command line does not say.
+const DEFAULT_FILE: &str = "/etc/orchestra/orchestra.toml";
+
+/// Loads the layers. `overrides` are paths and values of the command line.
+pub fn load(
+    file: Option<&Path>,
+    environment: impl Iterator<Item = (String, String)>,
+    overrides: Vec<(&str, String)>,
+) -> anyhow::Result<Loaded> {
+    let mut sources = BTreeMap::new();
+    let mut table = Table::try_from(Config::default()).context("the defaults do not serialise")?;
+    note(&table, "", "default", &mut sources);
+    let file = match file {
+        Some(file) => Some(file),
+        None => Some(Path::new(DEFAULT_FILE)).filter(|file| file.exists()),
+    };
+    if let Some(file) = file {
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let layer: Table = text.parse().with_context(|| format!("{} is not TOML", file.display()))?;
+        check(&layer, "").with_context(|| format!("in {}", file.display()))?;
+        note(&layer, "", &file.display().to_string(), &mut sources);
+        merge(&mut table, layer);
+    }
+    let mut variables: Vec<_> = environment.filter(|(name, _)| name.starts_with(PREFIX)).collect();
+    variables.sort();
+    for (name, text) in variables {
+        let path = name[PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
+        // Those that are no configuration: the client's server address and key, and the tests' image folder.
+        if matches!(&*path, "url" | "key" | "images" | "failpoint") {
+            continue;
+        }
+        known(&path).with_context(|| format!("in the environment variable {name}"))?;
+        set(&mut table, &path, &text).with_context(|| format!("in the environment variable {name}"))?;
+        sources.insert(path, name);
+    }
+    for (path, text) in overrides {
+        set(&mut table, path, &text)?;
+        sources.insert(path.to_owned(), "command line".to_owned());
+    }
+    let config: Config = Value::Table(table)
+        .try_into()
+        .map_err(|error: toml::de::Error| anyhow::anyhow!("the configuration does not read: {}", error.message()))?;
+    config.check()?;
+    Ok(Loaded { config, sources })
+}
+
+fn matches_pattern(pattern: &str, path: &str) -> bool {
+    let (mut pattern, mut path) = (pattern.split('.'), path.split('.'));
+    loop {
+        match (pattern.next(), path.next()) {
+            (None, None) => return true,
+            (Some("*"), Some(name)) if !name.is_empty() => {}
+            (Some(expected), Some(given)) if expected == given => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Refuses a path that names no key, with the nearest that does.
+fn known(path: &str) -> anyhow::Result<()> {
+    if KEYS.iter().any(|pattern| matches_pattern(pattern, path)) {
+        return Ok(());
+    }
+    // Put the given name where the pattern has a star, so that only the misspelt part differs.
+    let candidates = KEYS.iter().map(|pattern| {
+        let given: Vec<_> = path.split('.').collect();
+        let parts: Vec<_> = pattern
+            .split('.')
+            .enumerate()
+            .map(|(place, part)| if part == "*" { given.get(place).copied().unwrap_or("NAME") } else { part })
+            .collect();
+        parts.join(".")
+    });
+    match candidates.max_by(|a, b| strsim::jaro_winkler(a, path).total_cmp(&strsim::jaro_winkler(b, path))) {
+        Some(nearest) => bail!("unknown key {path:?}; the nearest known key is {nearest:?}"),
+        None => bail!("unknown key {path:?}"),
+    }
+}
+
+fn join(prefix: &str, key: &str) -> String {
+    if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") }
+}
+
+fn check(table: &Table, prefix: &str) -> anyhow::Result<()> {
+    for (key, value) in table {
+        let path = join(prefix, key);
+        let inner = KEYS.iter().any(|pattern| {
+            let depth = path.split('.').count();
+            let head: Vec<_> = pattern.split('.').take(depth).collect();
+            pattern.split('.').count() > depth && matches_pattern(&head.join("."), &path)
+        });
+        match value {
+            Value::Table(table) if inner => check(table, &path)?,
+            _ => known(&path)?,
+        }
+    }
+    Ok(())
+}
+
+fn note(table: &Table, prefix: &str, source: &str, sources: &mut BTreeMap<String, String>) {
+    for (key, value) in table {
+        let path = join(prefix, key);
+        match value {
+            Value::Table(table) => note(table, &path, source, sources),
+            _ => {
+                sources.insert(path, source.to_owned());
+            }
+        }
+    }
+}
+
+fn merge(into: &mut Table, layer: Table) {
+    for (key, value) in layer {
+        match (into.get_mut(&key), value) {
+            (Some(Value::Table(known)), Value::Table(layer)) => merge(known, layer),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Sets a leaf from text, read as what the key holds: lists are separated by commas.
+fn set(table: &mut Table, path: &str, text: &str) -> anyhow::Result<()> {
+    let (parents, leaf) = path.rsplit_once('.').map_or((None, path), |(parents, leaf)| (Some(parents), leaf));
+    let mut table = table;
+    for parent in parents.into_iter().flat_map(|parents| parents.split('.')) {
+        let entry = table.entry(parent).or_insert_with(|| Value::Table(Table::new()));
+        table = entry.as_table_mut().with_context(|| format!("{parent:?} is not a section"))?;
+    }
+    let value = match leaf {
+        "pids" | "warm_pool" | "places" | "per_team" | "depth" | "most_failures" => {
+            Value::Integer(text.parse().with_context(|| format!("{path} is a whole number, not {text:?}"))?)
+        }
+        "cpus" => Value::Float(text.parse().with_context(|| format!("{path} is a number, not {text:?}"))?),
+        "key_required" => {
+            Value::Boolean(text.parse().with_context(|| format!("{path} is true or false, not {text:?}"))?)
+        }
+        "allow" => Value::Array(
+            text.split(',')
+                .map(str::trim)
+                .filter(|host| !host.is_empty())
+                .map(|host| Value::String(host.into()))
+                .collect(),
+        ),
+        "prices" => format!("prices = {text}")
+            .parse::<Table>()
+            .ok()
+            .and_then(|mut table| table.remove("prices"))
+            .with_context(|| format!("{path} is a TOML array of tables"))?,
+        _ => Value::String(text.to_owned()),
+    };
+    table.insert(leaf.to_owned(), value);
+    Ok(())
+}
+
+/// Reads `512MiB`, `2GiB`, `1000` (bytes).
+pub fn parse_bytes(text: &str) -> anyhow::Result<u64> {
+    let text = text.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u64 = text[..digits].parse().with_context(|| format!("{text:?} is no size such as 2GiB"))?;
+    let unit: u64 = match text[digits..].trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        unit => bail!("{unit:?} is no unit of size; use KiB, MiB, GiB or TiB"),
+    };
+    number.checked_mul(unit).with_context(|| format!("{text:?} is too large"))
+}
+
+/// Reads `500ms`, `30s`, `30m`, `2h`.
+pub fn parse_duration(text: &str) -> anyhow::Result<Duration> {
+    let text = text.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u64 = text[..digits].parse().with_context(|| format!("{text:?} is no duration such as 30m"))?;
+    let millis: u64 = match text[digits..].trim() {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        unit => bail!("{unit:?} is no unit of time; use ms, s, m or h"),
+    };
+    Ok(Duration::from_millis(number.checked_mul(millis).with_context(|| format!("{text:?} is too long"))?))
+}
+
+impl Config {
+    fn check(&self) -> anyhow::Result<()> {
+        let within = |path: &'static str| move || format!("in {path}");
+        let memory = parse_bytes(&self.sandbox.memory).with_context(within("sandbox.memory"))?;
+        let disk = parse_bytes(&self.sandbox.disk).with_context(within("sandbox.disk"))?;
+        let timeout = parse_duration(&self.sandbox.timeout).with_context(within("sandbox.timeout"))?;
+        parse_duration(&self.retry.first_wait).with_context(within("retry.first_wait"))?;
+        let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
+        refuse(memory < 64 << 20, "sandbox.memory is at least 64MiB")?;
+        refuse(disk < 64 << 20, "sandbox.disk is at least 64MiB")?;
+        refuse(timeout.as_secs() == 0, "sandbox.timeout is at least 1s")?;
+        refuse(!(self.sandbox.cpus > 0.0 && self.sandbox.cpus <= 1024.0), "sandbox.cpus is above 0 and at most 1024")?;
+        refuse(self.sandbox.pids < 16, "sandbox.pids is at least 16")?;
+        refuse(self.sandbox.warm_pool > 0, "sandbox.warm_pool must be 0: sandboxes are started on demand")?;
+        refuse(
+            self.scheduler.places == 0 || self.scheduler.per_team == 0,
+            "scheduler.places and per_team are at least 1",
+        )?;
+        refuse(self.store != "sqlite", "store must be \"sqlite\": this build has no other event store")?;
+        refuse(self.node.is_empty() || self.node.len() > 64, "node has 1 to 64 characters")?;
+        refuse(
+            !self.forges.contains_key(&self.default_forge),
+            "default_forge names no forge; configure it under [forges.NAME]",
+        )
+    }
+
+    /// Where images lie.
+    pub fn images_dir(&self) -> PathBuf {
+        self.sandbox.images_dir.clone().unwrap_or_else(|| self.data_dir.join("images"))
+    }
+
+    /// The providers, with the operator's keys out of their variables.
+    pub fn providers(&self) -> Vec<ProviderConfig> {
+        self.models
+            .iter()
+            .map(|(name, model)| ProviderConfig {
+                name: name.clone(),
+                dialect: model.dialect,
+                base_url: model.base_url.clone(),
+                operator_key: model
+                    .api_key_env
+                    .as_ref()
+                    .and_then(|variable| std::env::var(variable).ok())
+                    .filter(|key| !key.is_empty())
+                    .map(SecretString::from),
+                key_required: model.key_required,
+                prices: model.prices.clone(),
+            })
+            .collect()
+    }
+}
+
+impl Loaded {
+    /// Every effective value with its source. No value is a secret: keys are named by their variable.
+    pub fn print(&self) -> anyhow::Result<String> {
+        let table = Table::try_from(&self.config).context("the configuration does not serialise")?;
+        let mut lines = Vec::new();
+        print_table(&table, "", &self.sources, &mut lines);
+        Ok(lines.join("\n"))
+    }
+}
+
+fn print_table(table: &Table, prefix: &str, sources: &BTreeMap<String, String>, lines: &mut Vec<String>) {
+    for (key, value) in table {
+        let path = join(prefix, key);
+        match value {
+            Value::Table(table) => print_table(table, &path, sources, lines),
+            value => {
+                let source = sources.get(&path).map_or("default", String::as_str);
+                lines.push(format!("{path} = {}  # {source}", redacted(&path, value)));
+            }
+        }
+    }
+}
+
+/// User names and passwords do not belong into URLs; who put them there does not get them printed.
+fn redacted(path: &str, value: &Value) -> String {
+    match value.as_str() {
+        Some(url) if path.ends_with("_url") && url.contains('@') => "\"(redacted)\"".to_owned(),
+        _ => value.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load_text(text: &str, environment: &[(&str, &str)]) -> anyhow::Result<Loaded> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("orchestra.toml");
+        std::fs::write(&file, text).expect("written");
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        load(Some(&file), environment, Vec::new())
+    }
+
+    #[test]
+    fn later_layers_go_over_earlier_ones_and_say_so() {
+        let loaded = load_text(
+            "listen = \"127.0.0.1:1\"\n[models.anthropic]\nbase_url = \"http://127.0.0.1:2\"\n",
+            &[("ORCHESTRA_MODELS__ANTHROPIC__BASE_URL", "http://127.0.0.1:3"), ("ORCHESTRA_SANDBOX__PIDS", "64")],
+        )
+        .expect("loads");
+        assert_eq!(loaded.config.listen, "127.0.0.1:1");
+        assert_eq!(loaded.config.models["anthropic"].base_url, "http://127.0.0.1:3");
+        assert_eq!(loaded.config.models["anthropic"].dialect, Dialect::Anthropic);
+        assert_eq!(loaded.config.sandbox.pids, 64);
+        let printed = loaded.print().expect("prints");
+        assert!(printed.contains("ORCHESTRA_MODELS__ANTHROPIC__BASE_URL"), "{printed}");
+        assert!(printed.contains("sandbox.cpus = 2.0  # default"), "{printed}");
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest() {
+        for (text, nearest) in [
+            ("lisen = \"x\"", "listen"),
+            ("[sandbox]\nmemroy = \"1GiB\"", "sandbox.memory"),
+            ("[models.mine]\nbaseurl = \"x\"", "models.mine.base_url"),
+        ] {
+            let error = format!("{:#}", load_text(text, &[]).err().expect(text));
+            assert!(error.contains(&format!("nearest known key is {nearest:?}")), "{error}");
+        }
+        let error = load_text("", &[("ORCHESTRA_SANDBOX__CPU", "1")]).err().expect("refused");
+        assert!(format!("{error:#}").contains("sandbox.cpus"), "{error:#}");
+    }
+
+    #[test]
+    fn a_value_that_does_not_do_is_refused_with_its_key() {
+        for (text, word) in [
+            ("[sandbox]\nmemory = \"2GB\"", "sandbox.memory"),
+            ("[sandbox]\ntimeout = \"5\"", "sandbox.timeout"),
+            ("[sandbox]\ncpus = 0.0", "sandbox.cpus"),
+            ("store = \"oracle\"", "store"),
+            ("default_forge = \"nowhere\"", "default_forge"),
+        ] {
+            let error = format!("{:#}", load_text(text, &[]).err().expect(text));
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_built_in_defaults_have_every_key_that_is_always_there() {
+        let table = Table::try_from(Config::default()).expect("serialises");
+        check(&table, "").expect("every default is a known key");
+    }
+}

@@ -1,0 +1,189 @@
+//! Puts the rooms together: configuration in, a running server out.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::dev::ServerHandle;
+use actix_web::{App as Actix, HttpServer, web};
+use anyhow::{Context, bail};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use orchestra_actors::calls::CallMarks;
+use orchestra_actors::policy::RetryPolicy;
+use orchestra_actors::speech::Speech;
+use orchestra_actors::workshop::Workshop;
+use orchestra_actors::{Capacity, Defaults, Orchestra};
+use orchestra_events::blob::FolderBlobs;
+use orchestra_events::key::Scope;
+use orchestra_events::projections::ReadModels;
+use orchestra_events::store::sqlite::SqliteStore;
+use orchestra_events::{Actor, EventStore, KeyId};
+use orchestra_runtime::forge::Forges;
+use orchestra_runtime::git::{Git, GitConfig};
+use orchestra_runtime::model::{Models, Timeouts};
+use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig};
+use orchestra_runtime::vault::Vault;
+use orchestra_web::App;
+use orchestra_web::auth::{KeyRing, ensure_admin_key, issue_key, revoke_key};
+use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, parse_bytes, parse_duration};
+
+/// Threads that serve HTTP. The work is elsewhere: two keep a busy dashboard from delaying a submission.
+const WEB_WORKERS: usize = 2;
+/// How long a new key may take to be known.
+const KEY_WAIT: Duration = Duration::from_secs(5);
+/// How long open connections may take to end when the server stops.
+const SHUTDOWN_SECONDS: u64 = 3;
+
+/// A running server.
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The actors.
+    pub orchestra: Arc<Orchestra>,
+    /// What the handlers share.
+    pub app: web::Data<App>,
+    /// The admin key, when this was the first start.
+    pub admin_key: Option<SecretString>,
+    handle: ServerHandle,
+    serving: tokio::task::JoinHandle<std::io::Result<()>>,
+    cancel: CancellationToken,
+}
+
+/// Installs the recorder behind `/metrics`. Once a process.
+fn metrics() -> Option<PrometheusHandle> {
+    PrometheusBuilder::new().install_recorder().ok()
+}
+
+/// Opens the store, starts the actors and serves. Open tasks are taken up before this returns.
+pub async fn start(config: &Config) -> anyhow::Result<Server> {
+    let data = &config.data_dir;
+    std::fs::create_dir_all(data).with_context(|| format!("cannot create the data folder {}", data.display()))?;
+    let store: Arc<dyn EventStore> = Arc::new(
+        SqliteStore::open(data.join("events.db"))
+            .with_context(|| format!("cannot open the event store in {}", data.display()))?,
+    );
+    let read = Arc::new(ReadModels::open(&data.join("read.db")).context("cannot open the read models")?);
+    let keys = Arc::new(KeyRing::load(&*store).await.context("cannot read the API keys")?);
+    let admin_key = ensure_admin_key(&*store, &keys).await.context("cannot issue the first key")?;
+    let cancel = CancellationToken::new();
+    actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&store), cancel.clone().cancelled_owned()));
+
+    let orchestra = Orchestra::start(
+        Arc::clone(&store),
+        Arc::clone(&read),
+        workshop(config)?,
+        Capacity { places: config.scheduler.places, per_team: config.scheduler.per_team },
+        Defaults {
+            image: config.sandbox.image.clone(),
+            timeout_seconds: parse_duration(&config.sandbox.timeout)?.as_secs(),
+        },
+    );
+    let listener = TcpListener::bind(&config.listen)
+        .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
+    let address = listener.local_addr()?;
+    let app = App::new(Arc::clone(&orchestra) as _, store, read, keys);
+    let app = web::Data::new(match metrics() {
+        Some(handle) => app.with_metrics(handle),
+        None => app,
+    });
+    let shared = app.clone();
+    let server = HttpServer::new(move || {
+        let shared = shared.clone();
+        Actix::new().configure(move |cfg| orchestra_web::configure(cfg, shared))
+    })
+    .workers(WEB_WORKERS)
+    .shutdown_timeout(SHUTDOWN_SECONDS)
+    .disable_signals()
+    .listen(listener)?
+    .run();
+    let handle = server.handle();
+    let serving = actix_web::rt::spawn(server);
+    let resumed = orchestra.resume().await.context("cannot take up the open tasks")?;
+    tracing::info!(%address, resumed, "serving");
+    Ok(Server { address, orchestra, app, admin_key, handle, serving, cancel })
+}
+
+fn workshop(config: &Config) -> anyhow::Result<Workshop> {
+    let data = &config.data_dir;
+    let this_program = std::env::current_exe().context("cannot find this program's own file")?;
+    let state_dir = data.join("sandboxes");
+    let sandboxes =
+        Containers::new(SandboxConfig { state_dir, images: config.images_dir(), helper: this_program.clone() })
+            .context("cannot prepare the sandboxes")?;
+    let mut git = GitConfig::new(this_program);
+    git.depth = Some(config.git.depth).filter(|depth| *depth > 0);
+    let repositories = data.join("repositories");
+    std::fs::create_dir_all(&repositories).context("cannot create the folder of repositories")?;
+    let models = Arc::new(Models::new(config.providers(), Timeouts::default())?);
+    Ok(Workshop {
+        blobs: Arc::new(FolderBlobs::open(data.join("blobs")).context("cannot open the blob store")?),
+        sandboxes: Arc::new(sandboxes),
+        git: Git::new(git),
+        forges: Forges::new(config.forges.clone(), &config.default_forge),
+        model_client: Arc::clone(&models) as _,
+        models,
+        vault: Arc::new(Vault::new()),
+        calls: CallMarks::open(data.join("calls")).context("cannot create the folder of call marks")?,
+        speech: Speech::default(),
+        policy: RetryPolicy {
+            most_failures: config.retry.most_failures,
+            first_wait: parse_duration(&config.retry.first_wait)?,
+            ..RetryPolicy::default()
+        },
+        limits: Limits {
+            memory_bytes: parse_bytes(&config.sandbox.memory)?,
+            cpus: config.sandbox.cpus,
+            pids: config.sandbox.pids,
+            disk_bytes: parse_bytes(&config.sandbox.disk)?,
+            timeout: Duration::ZERO,
+        },
+        node: config.node.clone(),
+        repositories,
+    })
+}
+
+impl Server {
+    /// Where a browser finds it.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// A key for the time of one command; [`revoke`](Self::revoke) it afterwards.
+    pub async fn temporary_key(&self, name: &str) -> anyhow::Result<(KeyId, SecretString)> {
+        let issuer = Actor::system("command-line");
+        let (id, text) = issue_key(&*self.app.store, name, None, "temporary", vec![Scope::Admin], &issuer).await?;
+        let head = self.app.store.head().await?;
+        if !self.app.keys.wait_for(head, KEY_WAIT).await {
+            bail!("the new key did not become valid in time");
+        }
+        Ok((id, text))
+    }
+
+    /// Ends a key for good.
+    pub async fn revoke(&self, id: KeyId) -> anyhow::Result<()> {
+        Ok(revoke_key(&*self.app.store, id, &Actor::system("command-line")).await?)
+    }
+
+    /// Serves until the process is asked to end.
+    pub async fn until_asked_to_end(self) -> anyhow::Result<()> {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::info!("stopping; running sandboxes stay up and are taken up at the next start");
+        self.stop().await
+    }
+
+    /// Stops serving. What runs in sandboxes goes on, and the next start finds it.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.cancel.cancel();
+        self.handle.stop(true).await;
+        self.serving.await.context("the web server died")??;
+        self.orchestra.stop();
+        Ok(())
+    }
+}
