@@ -6,6 +6,8 @@
 pub mod command;
 pub mod conversation;
 pub mod event;
+#[cfg(test)]
+mod golden;
 pub mod resource;
 pub mod state;
 pub mod step;

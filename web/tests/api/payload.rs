@@ -12,11 +12,8 @@ fn with(name: &str, value: &str) -> String {
     let object = body.as_object_mut().expect("an object");
     object.remove(name);
     let text = body.to_string();
-    format!(
-        "{},{}:{value}}}",
-        text.trim_end_matches('}').to_owned() + &"}".repeat(text.matches('{').count() - 1),
-        json!(name)
-    )
+    let open = text.strip_suffix('}').expect("an object");
+    format!("{open},{}:{value}}}", json!(name))
 }
 
 #[actix_web::test]

@@ -1,10 +1,16 @@
 //! Live streams: history, then live, each event once, whatever is cut.
 
+use std::time::Duration;
+
+use actix_web::HttpServer;
 use orchestra_events::store::read_whole_stream;
 use orchestra_events::task::{Command, TaskEvent};
 use orchestra_events::{Actor, EventStore, StreamName, TaskId};
 use orchestra_web::app::MAX_STREAMS;
+use orchestra_web::configure;
+use orchestra_web::live::stream::limit_writes;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use uuid::Uuid;
 
 use crate::harness::{SOON, Server, example, get};
@@ -155,4 +161,46 @@ async fn streams_are_counted_and_let_go() {
     drop(taken);
     drop(stream);
     assert_eq!(server.app.streams.available_permits(), MAX_STREAMS);
+}
+
+#[actix_web::test]
+async fn a_reader_who_stops_reading_is_cut_off() {
+    let server = Server::start().await;
+    let id = server.task(&server.admin, &example()).await;
+    // More than any socket buffers.
+    let long = "x".repeat(500_000);
+    for _ in 0..64 {
+        let event = TaskEvent::CancelRequested { reason: Some(long.clone()) };
+        server.service.record(id, vec![event], &Actor::system("test"), jiff::Timestamp::now()).await;
+    }
+    let app = server.app.clone();
+    let http = HttpServer::new(move || {
+        let app = app.clone();
+        actix_web::App::new().configure(|cfg| configure(cfg, app))
+    })
+    .workers(1)
+    .disable_signals()
+    .on_connect(|connection, _| limit_writes(connection, Duration::from_millis(500)))
+    .bind("127.0.0.1:0")
+    .expect("a port");
+    let address = http.addrs()[0];
+    let running = http.run();
+    let handle = running.handle();
+    actix_web::rt::spawn(running);
+    let mut socket = tokio::net::TcpStream::connect(address).await.expect("a connection");
+    let request = format!(
+        "GET /v1/tasks/{id}/events HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\nauthorization: Bearer {}\r\n\r\n",
+        server.admin
+    );
+    socket.write_all(request.as_bytes()).await.expect("sent");
+    let mut first = [0_u8; 12];
+    socket.read_exact(&mut first).await.expect("an answer");
+    assert_eq!(&first, b"HTTP/1.1 200");
+    assert_eq!(server.app.streams.available_permits(), MAX_STREAMS - 1);
+    // From here on nobody reads. The kernel probes the full socket at growing intervals and gives up after the limit.
+    let freed = tokio::time::timeout(SOON, server.app.streams.acquire_many(MAX_STREAMS as u32)).await;
+    assert!(freed.is_ok(), "the stream of a stuck reader is still open");
+    drop(freed);
+    drop(socket);
+    handle.stop(false).await;
 }
