@@ -3,17 +3,34 @@
 //! `{dir}/<name>` is a symbolic link to `{dir}/.store/<digest>`, which holds `rootfs/` and `manifest.json`. A new
 //! version is complete before the link moves, and sandboxes that run on the old one keep it.
 
+mod build;
+mod debian;
 mod error;
+mod furnish;
+mod pull;
+mod unpack;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use build::BuildOptions;
 pub use error::ImageError;
 
 /// Longest name of an image, in bytes.
 pub const MAX_NAME: usize = 100;
+
+/// How far a build or a pull is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Progress {
+    /// What is being done.
+    pub phase: &'static str,
+    /// How much of the whole is done, from 0 to 1.
+    pub fraction: f64,
+    /// The latest thing that happened.
+    pub detail: String,
+}
 
 /// What an image is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

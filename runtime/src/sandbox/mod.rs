@@ -43,6 +43,7 @@ pub use error::SandboxError;
 pub use helper::{HELPER_ARG, helper_main};
 pub use network::listen_inside;
 pub use seccomp::{Dialect as SeccompDialect, profile as seccomp_profile};
+pub use spec::container as container_description;
 pub use volume::Volume;
 
 /// Owner of the work tree as the host sees it: user 1000 of the sandbox.

@@ -124,7 +124,8 @@ fn open_files() -> u64 {
         .map_or(1024, |(_, hard)| hard.min(MAX_OPEN_FILES))
 }
 
-/// The container's description. `cgroup` is the path of its control group as the container library wants it.
+/// The container's description in OCI form, with the paths of the helper's stage. `cgroup` is the path of its control group
+/// as the reader wants it, who also decides how masked system call arguments are written.
 pub fn container(spec: &SandboxSpec, cgroup: &str, dialect: Dialect) -> Value {
     let limits = &spec.limits;
     let id_map = json!([{ "containerID": 0, "hostID": FIRST_HOST_ID, "size": HOST_IDS }]);

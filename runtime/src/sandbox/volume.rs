@@ -15,7 +15,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use orchestra_events::SandboxId;
 
-use super::layout::{Layout, State};
+use super::layout::State;
 use super::{SandboxError, WORKSPACE_GID, WORKSPACE_UID};
 
 /// Smallest disk: below this a file system has no room for anything.

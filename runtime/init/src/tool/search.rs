@@ -127,7 +127,7 @@ pub fn grep(root: &Path, call: Grep) -> Answer {
     let context = call.context.min(MAX_CONTEXT);
     let cut = walk(&base, |path| {
         let name = path.strip_prefix(&base).ok().filter(|name| !name.as_os_str().is_empty());
-        let name = name.map_or_else(|| path.file_name().map(Path::new).unwrap_or(&path), |name| name);
+        let name = name.unwrap_or_else(|| path.file_name().map_or(&path, Path::new));
         if names.as_ref().is_none_or(|names| names.is_match(name)) {
             search(&path, &shown(&root, &path), &pattern, context, &mut answer);
         }
@@ -162,7 +162,7 @@ fn search(path: &Path, name: &str, pattern: &Regex, context: usize, answer: &mut
     }
     let lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
     let mut shown_to = 0;
-    for (index, line) in lines.iter().enumerate().filter(|(_, line)| pattern.is_match(line)) {
+    for (index, _) in lines.iter().enumerate().filter(|(_, line)| pattern.is_match(line)) {
         if answer.count >= MAX_MATCHES || answer.text.len() >= MAX_TEXT {
             answer.full = true;
             return;
@@ -173,17 +173,19 @@ fn search(path: &Path, name: &str, pattern: &Regex, context: usize, answer: &mut
             answer.text.push_str("--\n");
         }
         let to = (index + context + 1).min(lines.len());
-        for number in from..to {
-            let mark = if lines[number] == *line && number == index { ':' } else { '-' };
-            let line = String::from_utf8_lossy(lines[number]);
-            let line: String = line.trim_end_matches('\r').chars().take(MAX_LINE_CHARS).collect();
-            if mark == ':' || !pattern.is_match(lines[number]) {
-                let _ = writeln!(answer.text, "{name}{mark}{}{mark}{line}", number + 1);
-            } else {
-                // The next match prints itself with its own context.
+        for (number, other) in lines.iter().enumerate().take(to).skip(from) {
+            let mark = if number == index {
+                ':'
+            } else if pattern.is_match(other) {
+                // The next match prints itself, with its own context.
                 shown_to = number;
                 break;
-            }
+            } else {
+                '-'
+            };
+            let other = String::from_utf8_lossy(other);
+            let other: String = other.trim_end_matches('\r').chars().take(MAX_LINE_CHARS).collect();
+            let _ = writeln!(answer.text, "{name}{mark}{}{mark}{other}", number + 1);
             shown_to = number + 1;
         }
     }
