@@ -90,15 +90,39 @@ pub async fn append(
     who: &Actor,
 ) -> Result<Appended, JournalError> {
     let expected = Expected::Exactly(revision);
-    Ok(store.append(&StreamName::task(id), expected, new_events(id, events, who)?).await?)
+    let appended = store.append(&StreamName::task(id), expected, new_events(id, events, who)?).await?;
+    stop_here_if_asked(appended.revision);
+    Ok(appended)
 }
 
 /// Creates a task. `false`: its id is taken.
 pub async fn create(store: &dyn EventStore, id: TaskId, spec: TaskSpec, who: &Actor) -> Result<bool, JournalError> {
     let events = decide(None, Command::Create(Box::new(spec)))?;
     match store.append(&StreamName::task(id), Expected::NoStream, new_events(id, &events, who)?).await {
-        Ok(_) => Ok(true),
+        Ok(appended) => {
+            stop_here_if_asked(appended.revision);
+            Ok(true)
+        }
         Err(StoreError::WrongExpectedRevision { .. }) => Ok(false),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// For the crash tests, in debug builds only: `ORCHESTRA_FAILPOINT=REVISION:FILE` stops the thread for good once a
+/// task's stream has reached that revision, and says so by creating the file. Whoever waits for the file can then kill
+/// the process between this append and whatever would have come next.
+fn stop_here_if_asked(reached: Revision) {
+    if !cfg!(debug_assertions) {
+        return;
+    }
+    let Ok(failpoint) = std::env::var("ORCHESTRA_FAILPOINT") else { return };
+    let Some((revision, file)) = failpoint.split_once(':') else { return };
+    // A batch moves the stream by more than one: the first append that reaches the place is the one. The file is
+    // created once, so that a second process with the same variable does not stop again.
+    let asked = revision.parse().is_ok_and(|revision: u64| reached.0 >= revision);
+    if asked && std::fs::File::create_new(file).is_ok() {
+        loop {
+            std::thread::park();
+        }
     }
 }
