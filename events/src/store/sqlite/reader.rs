@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
-use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 
 use super::failed;
 use super::shared::Run;
 use crate::envelope::{Envelope, Position, Revision, StreamName};
+use crate::json::Json;
 use crate::store::chain::{Digest, Linked, Links};
 use crate::store::{Direction, Filter, MAX_PAGE_BYTES, Page, StoreError, packing};
 
@@ -310,7 +310,6 @@ fn text<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<&'a str> {
 fn envelope(row: &Row<'_>, stream: StreamName, names: &mut Names) -> rusqlite::Result<Envelope> {
     let packed = row.get_ref(4)?.as_blob().map_err(|error| damaged(4, Box::new(error)))?;
     let meta = packing::unpack(&stream, packed).ok_or_else(|| damaged(4, "metadata that does not unpack".into()))?;
-    let data = RawValue::from_string(text(row, 5)?.to_owned()).map_err(|error| damaged(5, Box::new(error)))?;
     Ok(Envelope {
         id: meta.id,
         kind: names.kind(text(row, 3)?),
@@ -322,7 +321,7 @@ fn envelope(row: &Row<'_>, stream: StreamName, names: &mut Names) -> rusqlite::R
         actor: meta.actor,
         correlation: meta.correlation,
         causation: meta.causation,
-        data,
+        data: Json::stored(text(row, 5)?),
     })
 }
 
