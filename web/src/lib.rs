@@ -6,7 +6,9 @@
 pub mod api;
 pub mod app;
 pub mod auth;
+pub mod fragments;
 pub mod headers;
+pub mod pages;
 pub mod problem;
 
 pub use app::App;
@@ -21,6 +23,7 @@ pub fn configure(cfg: &mut web::ServiceConfig, app: web::Data<App>) {
             .app_data(app)
             .wrap(middleware::from_fn(headers::secure))
             .configure(api::configure)
-            .default_service(web::route().to(problem::no_such_page)),
+            .configure(pages::configure)
+            .default_service(web::route().to(pages::nothing_here)),
     );
 }
