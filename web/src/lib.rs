@@ -8,6 +8,7 @@ pub mod app;
 pub mod auth;
 pub mod fragments;
 pub mod headers;
+pub mod live;
 pub mod pages;
 pub mod problem;
 

@@ -198,6 +198,11 @@ impl Problem {
         Self::new(Code::NotFound, "There is no such task, or it belongs to another team. Check the id.")
     }
 
+    /// There is no such team for this caller.
+    pub fn no_such_team() -> Self {
+        Self::new(Code::NotFound, "There is no such team, or the key belongs to another one. Leave `team` out.")
+    }
+
     /// There is nothing at that path.
     pub fn no_such_path() -> Self {
         Self::new(Code::NotFound, "There is nothing at this path. /docs lists every path of the interface.")

@@ -7,7 +7,7 @@ use actix_web::http::Method;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpResponse, Route, web};
 
-use super::health;
+use super::{docs, events, health, openapi, task_actions, tasks, usage};
 use crate::problem::Problem;
 
 /// One method of one path.
@@ -26,6 +26,21 @@ pub fn endpoints() -> Vec<Endpoint> {
     let mut add = |method: Method, path: &'static str, route: Route| {
         table.push(Endpoint { method: method.clone(), path, route: route.method(method) });
     };
+    add(Method::POST, "/v1/tasks", web::route().to(tasks::create));
+    add(Method::GET, "/v1/tasks", web::route().to(tasks::list));
+    add(Method::GET, "/v1/tasks/{id}", web::route().to(tasks::get));
+    add(Method::GET, "/v1/tasks/{id}/events", web::route().to(events::of_task));
+    add(Method::POST, "/v1/tasks/{id}/cancel", web::route().to(task_actions::cancel));
+    add(Method::POST, "/v1/tasks/{id}/retry", web::route().to(task_actions::retry));
+    add(Method::POST, "/v1/tasks/{id}/messages", web::route().to(task_actions::message));
+    add(Method::PUT, "/v1/tasks/{id}/credentials", web::route().to(task_actions::credentials));
+    add(Method::GET, "/v1/tasks/{id}/diff", web::route().to(task_actions::diff));
+    add(Method::GET, "/v1/events", web::route().to(events::of_log));
+    add(Method::GET, "/v1/usage", web::route().to(usage::report));
+    add(Method::GET, "/openapi.json", web::route().to(openapi::openapi_json));
+    add(Method::GET, "/docs", web::route().to(docs::index));
+    add(Method::GET, "/docs/style.css", web::route().to(docs::style));
+    add(Method::GET, "/docs/errors/{code}", web::route().to(docs::error));
     add(Method::GET, "/healthz", web::route().to(health::healthz));
     add(Method::GET, "/readyz", web::route().to(health::readyz));
     add(Method::GET, "/metrics", web::route().to(health::metrics));

@@ -1,6 +1,19 @@
 //! The REST interface, one file per resource.
 
+pub mod body;
+pub mod docs;
 pub mod endpoints;
+pub mod error_pages;
+pub mod events;
+pub mod fields;
 pub mod health;
+pub mod openapi;
+pub mod payload;
+pub mod query;
+pub mod resource;
+pub mod rules;
+pub mod task_actions;
+pub mod tasks;
+pub mod usage;
 
 pub use endpoints::configure;

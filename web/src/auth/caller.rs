@@ -68,6 +68,20 @@ impl Caller {
         if self.is_admin() { None } else { Some(self.team.clone().unwrap_or_default()) }
     }
 
+    /// The team to read for, given the one asked for (`Some(None)`: every team). `None`: they do not see that team.
+    pub fn narrow(&self, asked: Option<String>) -> Option<Option<String>> {
+        match (self.only_team(), asked) {
+            (None, asked) => Some(asked),
+            (Some(own), None) => Some(Some(own)),
+            (Some(own), Some(asked)) => (own == asked).then_some(Some(own)),
+        }
+    }
+
+    /// Who they are in an event about a thing of this team.
+    pub fn actor_for(&self, team: &str) -> Actor {
+        Actor { team: Some(team.to_owned()), ..self.actor() }
+    }
+
     /// Who they are in an event.
     pub fn actor(&self) -> Actor {
         let kind = match self.via {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use orchestra_events::key::{Command, Key, KeyEvent, KeyGrant, Scope, decide, evolve};
-use orchestra_events::store::MAX_PAGE;
+use orchestra_events::store::{Filter, MAX_PAGE};
 use orchestra_events::{
     Actor, Envelope, EventId, EventStore, Expected, KeyId, NewEvent, Position, StoreError, StreamName,
 };
@@ -95,15 +95,17 @@ impl KeyRing {
     }
 
     async fn catch_up(&self, store: &dyn EventStore) -> Result<(), StoreError> {
+        let filter = Filter::category("key");
         loop {
             let after = *self.position.borrow();
-            let page = store.read_all(after, MAX_PAGE).await?;
-            let Some(last) = page.last() else { return Ok(()) };
-            let through = last.position;
-            for envelope in &page {
+            let page = store.read_matching(after, &filter, MAX_PAGE).await?;
+            if page.through <= after {
+                return Ok(());
+            }
+            for envelope in &page.events {
                 self.apply(envelope);
             }
-            self.position.send_replace(through);
+            self.position.send_replace(page.through);
         }
     }
 

@@ -1,0 +1,228 @@
+//! The OpenAPI document, from the handlers themselves, and the shapes of what they take.
+
+use actix_web::HttpResponse;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi, ToSchema};
+
+use super::resource::Usd;
+
+/// What a caller asks for.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[allow(dead_code, reason = "described, never built: payload.rs reads the fields one by one")]
+pub struct TaskRequest {
+    /// `owner/name` on the default forge, `forge:owner/name`, or a full URL.
+    #[schema(max_length = 400, example = "acme/api")]
+    repo: String,
+    /// What is to be done.
+    #[schema(max_length = 32768)]
+    task: String,
+    /// The model.
+    #[schema(max_length = 200, example = "claude-sonnet-4-6")]
+    model: String,
+    /// Whose task it is; a team's key may leave it out.
+    #[schema(max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    team: Option<String>,
+    #[schema(max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    project: Option<String>,
+    #[schema(max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    environment: Option<String>,
+    #[schema(max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    task_type: Option<String>,
+    #[schema(max_length = 200)]
+    customer: Option<String>,
+    budget: Option<BudgetRequest>,
+    /// The branch to start from; the repository's default branch when absent.
+    #[schema(max_length = 244)]
+    base: Option<String>,
+    /// The branch to push to; made from the task's words when absent.
+    #[schema(max_length = 244)]
+    branch: Option<String>,
+    /// `builtin`.
+    harness: Option<String>,
+    #[schema(max_length = 200)]
+    image: Option<String>,
+    #[schema(minimum = 1, maximum = 86400)]
+    timeout_seconds: Option<u64>,
+    /// At most 50 entries: texts, numbers, true, false or null.
+    #[schema(value_type = Option<Object>)]
+    metadata: Option<()>,
+    credentials: Option<CredentialsRequest>,
+}
+
+/// What a task may cost.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[allow(dead_code, reason = "described, never built")]
+pub struct BudgetRequest {
+    max_usd: Option<Usd>,
+    #[schema(minimum = 1)]
+    max_tokens: Option<u64>,
+}
+
+/// Secrets, for this task only. Held in memory, never stored.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, never built")]
+pub struct CredentialsRequest {
+    model: Option<ModelCredential>,
+    git: Option<GitCredential>,
+}
+
+/// The model provider's key.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[allow(dead_code, reason = "described, never built")]
+pub struct ModelCredential {
+    #[schema(format = Password, write_only)]
+    api_key: String,
+}
+
+/// The forge's token.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, never built")]
+pub struct GitCredential {
+    #[schema(format = Password, write_only)]
+    token: String,
+}
+
+/// Why it is cancelled.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, never built")]
+pub struct CancelRequest {
+    #[schema(max_length = 1000)]
+    reason: Option<String>,
+}
+
+/// What comes along with a new attempt.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, never built")]
+pub struct RetryRequest {
+    credentials: Option<CredentialsRequest>,
+}
+
+/// Words to the running agent.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, never built")]
+pub struct MessageRequest {
+    #[schema(max_length = 16384)]
+    message: String,
+}
+
+/// Where a task stands.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+#[allow(dead_code, reason = "described, never built")]
+pub enum Status {
+    Queued,
+    Preparing,
+    Running,
+    AwaitingCredentials,
+    Retrying,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+/// One event in its envelope.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, never built")]
+pub struct Event {
+    id: String,
+    #[schema(rename = "type")]
+    kind: String,
+    schema: u16,
+    stream: String,
+    revision: u64,
+    position: u64,
+    #[schema(format = "date-time")]
+    time: String,
+    actor: EventActor,
+    correlation: Option<String>,
+    causation: Option<String>,
+    #[schema(value_type = Object)]
+    data: (),
+}
+
+/// Who caused an event.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, never built")]
+pub struct EventActor {
+    kind: String,
+    id: String,
+    team: Option<String>,
+}
+
+/// What was used. Each group also holds what it is grouped by.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, never built")]
+pub struct Usage {
+    groups: Vec<UsageLine>,
+    total: UsageLine,
+}
+
+/// One line of a report.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[allow(dead_code, reason = "described, never built")]
+pub struct UsageLine {
+    tasks: u64,
+    input_tokens: u64,
+    output_tokens: u64,
+    cache_read_tokens: u64,
+    cache_write_tokens: u64,
+    cost_usd: Usd,
+    billable_usd: Usd,
+    day: Option<String>,
+    team: Option<String>,
+    project: Option<String>,
+    environment: Option<String>,
+    task_type: Option<String>,
+    model: Option<String>,
+    customer: Option<String>,
+}
+
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("orc_<env>_<id>_<secret>").build();
+        document.components.get_or_insert_default().add_security_scheme("key", SecurityScheme::Http(scheme));
+    }
+}
+
+/// The document.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Orchestra", description = "Runs background coding agents for teams: isolated, budgeted, audited."),
+    modifiers(&Bearer),
+    security(("key" = [])),
+    components(schemas(crate::problem::ProblemBody, crate::problem::Field)),
+    paths(
+        super::tasks::create,
+        super::tasks::list,
+        super::tasks::get,
+        super::events::of_task,
+        super::events::of_log,
+        super::task_actions::cancel,
+        super::task_actions::retry,
+        super::task_actions::message,
+        super::task_actions::credentials,
+        super::task_actions::diff,
+        super::usage::report,
+        super::health::healthz,
+        super::health::readyz,
+        super::health::metrics,
+        openapi_json,
+        super::docs::index,
+        super::docs::error,
+        super::docs::style,
+    )
+)]
+pub struct Document;
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", tag = "operation", security(()),
+    responses((status = 200, description = "The OpenAPI document")))]
+pub async fn openapi_json() -> HttpResponse {
+    HttpResponse::Ok().json(Document::openapi())
+}

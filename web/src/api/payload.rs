@@ -1,0 +1,197 @@
+//! The task payload: every field read exactly, every fault with its pointer, nothing passed over in silence.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use orchestra_actors::{Credentials, NewTask};
+use orchestra_events::NanoUsd;
+use orchestra_events::task::event::{Budget, Harness, MAX_TIMEOUT};
+use secrecy::SecretString;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use super::fields::{Faults, Object, nearest, step};
+use super::rules;
+use crate::auth::Caller;
+use crate::problem::{Code, Field, Problem};
+
+/// Most entries of `metadata`.
+pub const MAX_METADATA_ENTRIES: usize = 50;
+/// Longest name of an entry of `metadata`, in bytes.
+pub const MAX_METADATA_NAME: usize = 100;
+/// Most bytes of `metadata` as JSON: it travels with every event page and every list.
+pub const MAX_METADATA_BYTES: usize = 8 * 1024;
+/// The largest cap on tokens; more than any task can use.
+pub const MAX_BUDGET_TOKENS: u64 = 1_000_000_000_000;
+/// The harnesses that the interface names and this version does not run.
+const LATER_HARNESSES: [&str; 4] = ["claude-code", "codex", "opencode", "command"];
+/// The fields that the interface names and this version does not act on.
+const LATER_FIELDS: [&str; 4] = ["repos", "retry", "egress", "pullRequest"];
+
+fn budget(body: &mut Object, faults: &mut Faults) -> Budget {
+    let Some(mut object) = body.object("budget", faults) else { return Budget::default() };
+    let max_nano_usd = object.take("maxUsd", faults).and_then(|raw| match NanoUsd::parse_decimal(raw.get()) {
+        Ok(amount) if amount > NanoUsd::ZERO => Some(amount),
+        Ok(_) => {
+            faults.add("/budget/maxUsd", "expected more than 0");
+            None
+        }
+        Err(error) => {
+            faults.add("/budget/maxUsd", error.to_string());
+            None
+        }
+    });
+    let max_tokens = object.whole("maxTokens", 1, MAX_BUDGET_TOKENS, faults);
+    object.finish(faults);
+    Budget { max_nano_usd, max_tokens }
+}
+
+fn harness(body: &mut Object, faults: &mut Faults) -> Harness {
+    let verdict = |text: &str| match text {
+        "builtin" => Ok(()),
+        later if LATER_HARNESSES.contains(&later) => {
+            Err("this server runs only the `builtin` harness so far; leave the field out".to_owned())
+        }
+        other => Err(match nearest(other, ["builtin"].into_iter().chain(LATER_HARNESSES)) {
+            Some(known) => format!("no such harness; did you mean `{known}`?"),
+            None => "no such harness; use `builtin`".to_owned(),
+        }),
+    };
+    body.text("harness", verdict, faults);
+    Harness::Builtin
+}
+
+fn metadata(body: &mut Object, faults: &mut Faults) -> Map<String, Value> {
+    let mut map = Map::new();
+    let Some(mut object) = body.object("metadata", faults) else { return map };
+    let entries = object.rest();
+    if entries.len() > MAX_METADATA_ENTRIES {
+        faults.add("/metadata", format!("at most {MAX_METADATA_ENTRIES} entries"));
+        return map;
+    }
+    if entries.iter().map(|(name, value)| name.len() + value.get().len()).sum::<usize>() > MAX_METADATA_BYTES {
+        faults.add("/metadata", format!("at most {MAX_METADATA_BYTES} bytes in all"));
+        return map;
+    }
+    for (name, raw) in entries {
+        let pointer = step("/metadata", &name);
+        if name.is_empty() || name.len() > MAX_METADATA_NAME || name.chars().any(char::is_control) {
+            faults.add(pointer, format!("a name has 1 to {MAX_METADATA_NAME} bytes and no control characters"));
+            continue;
+        }
+        match serde_json::from_str::<Value>(raw.get()) {
+            Ok(value @ (Value::String(_) | Value::Number(_) | Value::Bool(_) | Value::Null)) => {
+                if map.insert(name, value).is_some() {
+                    faults.add(pointer, "comes twice; say it once");
+                }
+            }
+            Ok(Value::Array(_) | Value::Object(_)) | Err(_) => {
+                faults.add(pointer, "expected a text, a number, true, false or null");
+            }
+        }
+    }
+    map
+}
+
+fn secret(body: &mut Object, of: &'static str, name: &'static str, faults: &mut Faults) -> Option<SecretString> {
+    let mut object = body.object(of, faults)?;
+    let before = faults.count();
+    let found = object.text(name, rules::secret, faults).map(SecretString::from);
+    if found.is_none() && faults.count() == before {
+        let pointer = object.at(name);
+        faults.add(pointer, "is required here");
+    }
+    object.finish(faults);
+    found
+}
+
+/// The `credentials` object, wherever it stands.
+pub fn credentials(mut object: Object, faults: &mut Faults) -> Credentials {
+    let model = secret(&mut object, "model", "apiKey", faults);
+    let git = secret(&mut object, "git", "token", faults);
+    object.finish(faults);
+    Credentials { model, git }
+}
+
+/// A text that must be there. One that is there and wrong is one fault, not two.
+fn required(
+    body: &mut Object,
+    name: &'static str,
+    rule: fn(&str) -> Result<(), String>,
+    faults: &mut Faults,
+    missing: &str,
+) -> String {
+    let before = faults.count();
+    let found = body.text(name, rule, faults);
+    if found.is_none() && faults.count() == before {
+        faults.add(step("", name), missing);
+    }
+    found.unwrap_or_default()
+}
+
+/// Reads the payload of `POST /v1/tasks`. The caller's own team stands in for a missing one.
+pub fn new_task(raw: &RawValue, caller: &Caller) -> Result<NewTask, Problem> {
+    let mut faults = Faults::default();
+    let Some(mut body) = Object::read(raw, "", &mut faults) else {
+        faults.none()?;
+        return Err(Problem::internal("an object without faults is missing"));
+    };
+    let repo = required(&mut body, "repo", rules::repo, &mut faults, "is required: owner/name, forge:owner/name or a URL");
+    let task = required(&mut body, "task", rules::task, &mut faults, "is required: say what is to be done");
+    let model = required(&mut body, "model", rules::graphic, &mut faults, "is required: the name of a model");
+    let team = match (&caller.team, caller.is_admin()) {
+        (Some(own), false) => body.text("team", rules::name, &mut faults).unwrap_or_else(|| own.clone()),
+        (None, _) | (_, true) => required(&mut body, "team", rules::name, &mut faults, "is required: whose task is it?"),
+    };
+    let new = NewTask {
+        repo,
+        task,
+        model,
+        harness: harness(&mut body, &mut faults),
+        project: body.text("project", rules::name, &mut faults),
+        environment: body.text("environment", rules::name, &mut faults),
+        task_type: body.text("taskType", rules::name, &mut faults),
+        customer: body.text("customer", rules::customer, &mut faults),
+        budget: budget(&mut body, &mut faults),
+        base: body.text("base", rules::branch, &mut faults),
+        branch: body.text("branch", rules::branch, &mut faults),
+        image: body.text("image", rules::graphic, &mut faults),
+        timeout_seconds: body.whole("timeoutSeconds", 1, MAX_TIMEOUT.as_secs(), &mut faults),
+        metadata: metadata(&mut body, &mut faults),
+        credentials: match body.object("credentials", &mut faults) {
+            Some(object) => credentials(object, &mut faults),
+            None => Credentials::default(),
+        },
+        team,
+        idempotency: None,
+    };
+    for name in LATER_FIELDS {
+        if body.take(name, &mut faults).is_some() {
+            faults.add(step("", name), "this server does not act on this field yet; leave it out");
+        }
+    }
+    body.finish(&mut faults);
+    faults.none()?;
+    if !caller.sees(&new.team) {
+        let own = caller.team.as_deref().unwrap_or("none");
+        let detail = format!("The key belongs to the team `{own}` and submits tasks only for it. Use that team's key.");
+        let errors = vec![Field { pointer: "/team".to_owned(), detail: "not the team of this key".to_owned() }];
+        return Err(Problem { errors, ..Problem::new(Code::Forbidden, detail) });
+    }
+    Ok(new)
+}
+
+/// The SHA-256 of what was asked for, secrets left out: two texts of the same request have the same hash.
+pub fn request_hash(new: &NewTask) -> String {
+    let metadata: BTreeMap<_, _> = new.metadata.iter().collect();
+    let canonical = json!([
+        new.repo, new.task, new.model, new.harness, new.team, new.project, new.environment, new.task_type,
+        new.customer, new.budget, new.base, new.branch, new.image, new.timeout_seconds, metadata,
+    ]);
+    Sha256::digest(canonical.to_string().as_bytes()).iter().fold(String::with_capacity(64), |mut text, byte| {
+        // Writing to a String does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,207 @@
+//! The task as JSON: the shape that the contract fixes, money exact to the nano-dollar.
+
+use orchestra_events::NanoUsd;
+use orchestra_events::task::TaskResource;
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::{KnownFormat, RefOr, SchemaFormat};
+use utoipa::{PartialSchema, ToSchema};
+
+/// Dollars as a decimal JSON number with up to nine places.
+#[derive(Debug, Clone, Copy)]
+pub struct Usd(pub NanoUsd);
+
+impl Serialize for Usd {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.to_json().serialize(serializer)
+    }
+}
+
+impl PartialSchema for Usd {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(SchemaType::new(Type::Number))
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Double)))
+            .description(Some("Dollars, a decimal with up to nine places; exact in the text of the JSON"))
+            .into()
+    }
+}
+
+impl ToSchema for Usd {}
+
+/// What a task may cost.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BudgetView {
+    max_usd: Option<Usd>,
+    max_tokens: Option<u64>,
+}
+
+/// What a task has used.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UsageView {
+    input_tokens: u64,
+    output_tokens: u64,
+    cache_read_tokens: u64,
+    cache_write_tokens: u64,
+    /// What the provider charges.
+    cost_usd: Usd,
+    /// What the team is charged.
+    billable_usd: Usd,
+}
+
+/// A pull request.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PullRequestView {
+    repo: String,
+    url: String,
+    number: u64,
+}
+
+/// Why a task failed, or why it waits or retries.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FailureView {
+    /// The stable code; `docs/errors/` has a page for each.
+    code: &'static str,
+    /// What happened.
+    message: String,
+    /// What to do next.
+    hint: String,
+    /// Whether doing the same again may succeed.
+    retryable: bool,
+    /// In which attempt.
+    attempt: u32,
+}
+
+/// Where to go from here.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Links {
+    #[serde(rename = "self")]
+    this: String,
+    events: String,
+    diff: String,
+    page: String,
+}
+
+/// A task.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Task)]
+pub struct TaskView {
+    id: String,
+    /// queued, preparing, running, awaiting-credentials, retrying, succeeded, failed or cancelled.
+    status: &'static str,
+    /// What it is doing right now, or why it stands there.
+    reason: String,
+    /// `forge:owner/name`.
+    repo: String,
+    /// What is to be done.
+    task: String,
+    model: String,
+    harness: &'static str,
+    team: String,
+    project: Option<String>,
+    environment: Option<String>,
+    task_type: Option<String>,
+    customer: Option<String>,
+    budget: BudgetView,
+    usage: UsageView,
+    branch: String,
+    base: Option<String>,
+    commits: Vec<String>,
+    pull_requests: Vec<PullRequestView>,
+    /// Counted from 1; 0 before the first.
+    attempt: u32,
+    failure: Option<FailureView>,
+    campaign: Option<String>,
+    metadata: Map<String, Value>,
+    #[schema(format = "date-time")]
+    created_at: String,
+    #[schema(format = "date-time")]
+    started_at: Option<String>,
+    #[schema(format = "date-time")]
+    finished_at: Option<String>,
+    links: Links,
+}
+
+impl TaskView {
+    /// Where the task is.
+    pub fn path(&self) -> &str {
+        &self.links.this
+    }
+}
+
+impl From<TaskResource> for TaskView {
+    fn from(task: TaskResource) -> Self {
+        let this = format!("/v1/tasks/{}", task.id);
+        let links = Links {
+            events: format!("{this}/events"),
+            diff: format!("{this}/diff"),
+            page: format!("/tasks/{}", task.id),
+            this,
+        };
+        Self {
+            id: task.id.to_string(),
+            status: task.status.as_str(),
+            reason: task.reason,
+            repo: task.spec.repo.to_string(),
+            task: task.spec.task,
+            model: task.spec.model,
+            harness: match task.spec.harness {
+                orchestra_events::task::event::Harness::Builtin => "builtin",
+            },
+            team: task.spec.team,
+            project: task.spec.project,
+            environment: task.spec.environment,
+            task_type: task.spec.task_type,
+            customer: task.spec.customer,
+            budget: BudgetView {
+                max_usd: task.spec.budget.max_nano_usd.map(Usd),
+                max_tokens: task.spec.budget.max_tokens,
+            },
+            usage: UsageView {
+                input_tokens: task.usage.input_tokens,
+                output_tokens: task.usage.output_tokens,
+                cache_read_tokens: task.usage.cache_read_tokens,
+                cache_write_tokens: task.usage.cache_write_tokens(),
+                cost_usd: Usd(task.cost),
+                // Nothing is refunded or marked up yet, so the team is charged what the provider charges.
+                billable_usd: Usd(task.cost),
+            },
+            branch: task.spec.branch,
+            base: task.base,
+            commits: task.commits.iter().map(ToString::to_string).collect(),
+            pull_requests: task
+                .pull_requests
+                .into_iter()
+                .map(|request| PullRequestView { repo: request.repo, url: request.url, number: request.number })
+                .collect(),
+            attempt: task.attempt,
+            failure: task.failure.map(|(failure, attempt)| FailureView {
+                code: failure.code.as_str(),
+                message: failure.message,
+                hint: failure.hint,
+                retryable: failure.retryable,
+                attempt,
+            }),
+            campaign: None,
+            metadata: task.spec.metadata,
+            created_at: task.created_at.to_string(),
+            started_at: task.started_at.map(|time| time.to_string()),
+            finished_at: task.finished_at.map(|time| time.to_string()),
+            links,
+        }
+    }
+}
+
+/// A page of tasks.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskList {
+    /// Newest first.
+    pub data: Vec<TaskView>,
+    /// Pass it on as `cursor` for the next page; `null` when there is none.
+    pub next_cursor: Option<String>,
+}

@@ -1,0 +1,138 @@
+//! What can be asked of a task that exists: cancel, retry, steer, new credentials, its diff.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use orchestra_actors::Credentials;
+use orchestra_events::key::Scope;
+
+use super::fields::{Faults, Object};
+use super::resource::TaskView;
+use super::tasks::visible;
+use super::{body, payload, rules};
+use crate::App;
+use crate::auth::Caller;
+use crate::problem::{Problem, ProblemBody};
+
+async fn as_it_stands(app: &App, caller: &Caller, id: &str) -> Result<HttpResponse, Problem> {
+    Ok(HttpResponse::Accepted().json(TaskView::from(visible(app, caller, id).await?)))
+}
+
+/// Asks for a task to be stopped.
+#[utoipa::path(post, path = "/v1/tasks/{id}/cancel", tag = "tasks", operation_id = "cancelTask",
+    params(("id" = String, Path)), request_body(content = Option<super::openapi::CancelRequest>),
+    responses((status = 202, description = "It is being stopped, or was already", body = TaskView),
+        (status = 409, description = "It is over", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn cancel(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::TasksCancel)?;
+    let task = visible(&app, &caller, &id).await?;
+    let mut faults = Faults::default();
+    let reason = body::optional_object(&request, payload, &mut faults).await?.and_then(|mut object| {
+        let reason = object.text("reason", rules::reason, &mut faults);
+        object.finish(&mut faults);
+        reason
+    });
+    faults.none()?;
+    app.tasks.cancel(task.id, reason, caller.actor_for(&task.spec.team)).await?;
+    as_it_stands(&app, &caller, &id).await
+}
+
+/// Starts a new attempt at a task that failed or was cancelled. New credentials may come along.
+#[utoipa::path(post, path = "/v1/tasks/{id}/retry", tag = "tasks", operation_id = "retryTask",
+    params(("id" = String, Path)), request_body(content = Option<super::openapi::RetryRequest>),
+    responses((status = 202, description = "It is queued again", body = TaskView),
+        (status = 409, description = "It is still going on, or has succeeded", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn retry(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::TasksCreate)?;
+    let task = visible(&app, &caller, &id).await?;
+    let mut faults = Faults::default();
+    let given = match body::optional_object(&request, payload, &mut faults).await? {
+        Some(mut object) => {
+            let given = object.object("credentials", &mut faults);
+            object.finish(&mut faults);
+            given.map_or_else(Credentials::default, |given| payload::credentials(given, &mut faults))
+        }
+        None => Credentials::default(),
+    };
+    faults.none()?;
+    app.tasks.retry(task.id, given, caller.actor_for(&task.spec.team)).await?;
+    as_it_stands(&app, &caller, &id).await
+}
+
+/// Speaks to the running agent.
+#[utoipa::path(post, path = "/v1/tasks/{id}/messages", tag = "tasks", operation_id = "steerTask",
+    params(("id" = String, Path)), request_body(content = super::openapi::MessageRequest),
+    responses((status = 202, description = "The agent hears it before its next step", body = TaskView),
+        (status = 409, description = "No agent is running", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn message(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::TasksCreate)?;
+    let task = visible(&app, &caller, &id).await?;
+    let raw = body::json(&request, payload).await?;
+    let mut faults = Faults::default();
+    let words = Object::read(&raw, "", &mut faults).and_then(|mut object| {
+        let before = faults.count();
+        let words = object.text("message", rules::message, &mut faults);
+        if words.is_none() && faults.count() == before {
+            faults.add("/message", "is required: what should the agent hear?");
+        }
+        object.finish(&mut faults);
+        words
+    });
+    faults.none()?;
+    let words = words.ok_or_else(|| Problem::internal("a message without faults is missing"))?;
+    app.tasks.steer(task.id, words, caller.actor_for(&task.spec.team)).await?;
+    as_it_stands(&app, &caller, &id).await
+}
+
+/// Replaces the secrets of a task. They are held in memory only.
+#[utoipa::path(put, path = "/v1/tasks/{id}/credentials", tag = "tasks", operation_id = "putTaskCredentials",
+    params(("id" = String, Path)), request_body(content = super::openapi::CredentialsRequest),
+    responses((status = 202, description = "The task goes on with them", body = TaskView),
+        (status = 409, description = "It is over", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn credentials(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::TasksCreate)?;
+    let task = visible(&app, &caller, &id).await?;
+    let raw = body::json(&request, payload).await?;
+    let mut faults = Faults::default();
+    let given = Object::read(&raw, "", &mut faults)
+        .map_or_else(Credentials::default, |object| payload::credentials(object, &mut faults));
+    if given.model.is_none() && given.git.is_none() && faults.count() == 0 {
+        faults.add("", "expected `model`, `git` or both");
+    }
+    faults.none()?;
+    app.tasks.supply_credentials(task.id, given, caller.actor_for(&task.spec.team)).await?;
+    as_it_stands(&app, &caller, &id).await
+}
+
+/// The unified diff of what was, or would be, pushed. Empty when there is none yet.
+#[utoipa::path(get, path = "/v1/tasks/{id}/diff", tag = "tasks", operation_id = "getTaskDiff",
+    params(("id" = String, Path)),
+    responses((status = 200, description = "The diff", content_type = "text/x-diff", body = String)))]
+pub async fn diff(app: web::Data<App>, caller: Caller, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::TasksRead)?;
+    let task = visible(&app, &caller, &id).await?;
+    let diff = app.tasks.diff(task.id).await?;
+    Ok(HttpResponse::Ok().content_type("text/x-diff; charset=utf-8").body(diff))
+}

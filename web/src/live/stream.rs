@@ -1,0 +1,214 @@
+//! A live stream as a response: history, then what happens, with a sign of life in between.
+//!
+//! The subscription owns its cursor, so a slow reader is late and loses nothing. What bounds a reader who has stopped
+//! reading is the socket: see [`bound_writes`].
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::dev::Extensions;
+use actix_web::http::header::{self, HeaderName};
+use actix_web::web::{self, Bytes};
+use actix_web::{HttpResponse, rt};
+use futures_util::stream;
+use orchestra_actors::Delta;
+use orchestra_events::subscription::{Delivery, Subscription};
+use orchestra_events::task::TaskEvent;
+use orchestra_events::{Envelope, KeyId, TaskId};
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
+use super::frames::Format;
+use crate::App;
+use crate::app::READ_YOUR_WRITES;
+use crate::auth::Caller;
+use crate::problem::Problem;
+
+/// How often a quiet stream says that it is still there, and how soon after its key was revoked it ends.
+pub const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How long a reader may leave sent bytes unread before its connection is cut.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Teams of tasks that a stream over the whole log remembers; beyond it, it asks again.
+const REMEMBERED_TEAMS: usize = 4_096;
+
+/// For `HttpServer::on_connect`: a reader who stops reading is cut off by the kernel after [`WRITE_TIMEOUT`]
+/// (`TCP_USER_TIMEOUT`, tcp(7)), because a response's body is not asked for more while its socket is full.
+pub fn bound_writes(connection: &dyn Any, _: &mut Extensions) {
+    limit_writes(connection, WRITE_TIMEOUT);
+}
+
+/// The same with another limit.
+pub fn limit_writes(connection: &dyn Any, limit: Duration) {
+    let Some(socket) = connection.downcast_ref::<rt::net::TcpStream>() else { return };
+    if let Err(error) = socket2::SockRef::from(socket).set_tcp_user_timeout(Some(limit)) {
+        tracing::warn!("a connection has no write timeout: {error}");
+    }
+}
+
+/// What the stream is about, beside its subscription.
+pub enum Subject {
+    /// One task: its deltas come along once its history has been sent.
+    Task(TaskId),
+    /// The whole log, as far as it belongs to one team (`None`: all of it).
+    Log(Option<String>),
+}
+
+struct Live {
+    app: web::Data<App>,
+    key: KeyId,
+    subscription: Subscription,
+    subject: Subject,
+    teams: HashMap<TaskId, String>,
+    deltas: Option<broadcast::Receiver<Delta>>,
+    heartbeat: Interval,
+    format: Format,
+    opened: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+enum Next {
+    Delivery(Result<Delivery, orchestra_events::StoreError>),
+    Delta(Result<Delta, RecvError>),
+    Heartbeat,
+}
+
+async fn delta(deltas: &mut Option<broadcast::Receiver<Delta>>) -> Result<Delta, RecvError> {
+    match deltas {
+        Some(deltas) => deltas.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Live {
+    /// The next piece; `None` ends the stream.
+    async fn piece(&mut self) -> Option<Bytes> {
+        if !self.opened {
+            self.opened = true;
+            let opening = self.format.opening();
+            if !opening.is_empty() {
+                return Some(opening);
+            }
+        }
+        loop {
+            let next = tokio::select! {
+                biased;
+                delivery = self.subscription.next_delivery() => Next::Delivery(delivery),
+                delta = delta(&mut self.deltas) => Next::Delta(delta),
+                _ = self.heartbeat.tick() => Next::Heartbeat,
+            };
+            match next {
+                Next::Delivery(Ok(Delivery::Event(envelope))) => {
+                    if !self.belongs(&envelope).await {
+                        continue;
+                    }
+                    self.heartbeat.reset();
+                    match self.format.event(&envelope) {
+                        Ok(frame) => return Some(frame),
+                        Err(error) => tracing::error!(stream = %envelope.stream, "an event does not serialise: {error}"),
+                    }
+                }
+                Next::Delivery(Ok(Delivery::CaughtUp)) => {
+                    if let (Subject::Task(id), None) = (&self.subject, &self.deltas) {
+                        self.deltas = Some(self.app.tasks.deltas(*id));
+                    }
+                }
+                Next::Delivery(Err(error)) => {
+                    tracing::warn!("a live stream ends: {error}");
+                    return None;
+                }
+                Next::Delta(Ok(delta)) => return Some(self.format.delta(&delta.text)),
+                // Pieces were lost; what they add up to arrives as an event.
+                Next::Delta(Err(RecvError::Lagged(_))) => {}
+                Next::Delta(Err(RecvError::Closed)) => {
+                    self.deltas = match &self.subject {
+                        // Nobody speaks in this task now. The next heartbeat asks again.
+                        Subject::Task(_) | Subject::Log(_) => None,
+                    };
+                }
+                Next::Heartbeat => {
+                    self.app.keys.holder(self.key)?;
+                    if let (Subject::Task(id), None) = (&self.subject, &self.deltas) {
+                        self.deltas = Some(self.app.tasks.deltas(*id));
+                    }
+                    return Some(self.format.heartbeat());
+                }
+            }
+        }
+    }
+
+    /// Whether the event is the caller's to see.
+    async fn belongs(&mut self, envelope: &Envelope) -> bool {
+        let Subject::Log(Some(wanted)) = &self.subject else { return true };
+        let Some(task) = envelope.stream.task_id() else {
+            return match envelope.stream.category() {
+                "ledger" => envelope.stream.as_str().strip_prefix("ledger-") == Some(wanted),
+                _ => envelope.actor.team.as_ref() == Some(wanted),
+            };
+        };
+        if let Some(team) = self.teams.get(&task) {
+            return team == wanted;
+        }
+        let team = match TaskEvent::decode(envelope) {
+            Ok(Some(TaskEvent::Created(spec))) => Some(spec.team),
+            _ => {
+                // The read models say whose task it is; they are at most moments behind.
+                let waited = self.app.read.wait_for(envelope.position, READ_YOUR_WRITES).await;
+                match (waited, self.app.read.task(task).await) {
+                    (Ok(()), Ok(task)) => task.map(|task| task.spec.team),
+                    (Err(error), _) | (_, Err(error)) => {
+                        tracing::warn!(stream = %envelope.stream, "whose task it is could not be found out: {error}");
+                        None
+                    }
+                }
+            }
+        };
+        let Some(team) = team else { return false };
+        let belongs = team == *wanted;
+        if self.teams.len() >= REMEMBERED_TEAMS {
+            self.teams.clear();
+        }
+        self.teams.insert(task, team);
+        belongs
+    }
+}
+
+/// Answers with a live stream.
+pub fn respond(
+    app: web::Data<App>,
+    caller: &Caller,
+    subscription: Subscription,
+    subject: Subject,
+    format: Format,
+) -> Result<HttpResponse, Problem> {
+    let permit = Arc::clone(&app.streams).try_acquire_owned().map_err(|error| match error {
+        TryAcquireError::NoPermits => Problem::overloaded("Too many live streams are open."),
+        TryAcquireError::Closed => Problem::overloaded("The server is shutting down."),
+    })?;
+    let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let live = Live {
+        app,
+        key: caller.key,
+        subscription,
+        subject,
+        teams: HashMap::new(),
+        deltas: None,
+        heartbeat,
+        format,
+        opened: false,
+        _permit: permit,
+    };
+    let pieces = stream::unfold(live, |mut live| async move {
+        let piece = live.piece().await?;
+        Some((Ok::<_, actix_web::Error>(piece), live))
+    });
+    Ok(HttpResponse::Ok()
+        .content_type(format.content_type())
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        // For proxies that would otherwise hold the stream back.
+        .insert_header((HeaderName::from_static("x-accel-buffering"), "no"))
+        .streaming(pieces))
+}
