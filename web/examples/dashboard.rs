@@ -29,7 +29,7 @@ async fn main() -> std::io::Result<()> {
     println!("key {}", world.admin.expose_secret());
     println!("task {live}");
     actix_web::rt::spawn(async move {
-        let pace = Duration::from_millis(900);
+        let pace = Duration::from_millis(2_000);
         world.work(live, pace).await;
         world.deliver(live, sandbox).await;
         loop {

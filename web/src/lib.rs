@@ -23,8 +23,8 @@ pub fn configure(cfg: &mut web::ServiceConfig, app: web::Data<App>) {
         web::scope("")
             .app_data(app)
             .wrap(middleware::from_fn(headers::secure))
-            .configure(api::configure)
             .configure(pages::configure)
+            .configure(api::configure)
             .default_service(web::route().to(pages::nothing_here)),
     );
 }

@@ -39,7 +39,10 @@ async fn read(request: &HttpRequest, payload: Payload) -> Result<Bytes, Problem>
         return Err(too_large());
     }
     tokio::time::timeout(BODY_TIMEOUT, collect(payload)).await.map_err(|_| {
-        Problem::new(Code::BodyIncomplete, format!("The body took longer than {} s. Send it again.", BODY_TIMEOUT.as_secs()))
+        Problem::new(
+            Code::BodyIncomplete,
+            format!("The body took longer than {} s. Send it again.", BODY_TIMEOUT.as_secs()),
+        )
     })?
 }
 
@@ -58,7 +61,11 @@ pub async fn json(request: &HttpRequest, payload: Payload) -> Result<Box<RawValu
 }
 
 /// The body as a JSON object; no body at all is an empty one.
-pub async fn optional_object(request: &HttpRequest, payload: Payload, faults: &mut Faults) -> Result<Option<Object>, Problem> {
+pub async fn optional_object(
+    request: &HttpRequest,
+    payload: Payload,
+    faults: &mut Faults,
+) -> Result<Option<Object>, Problem> {
     let body = read(request, payload).await?;
     if body.is_empty() {
         return Ok(None);

@@ -77,7 +77,9 @@ fn shape(schema: &Value) -> String {
             format!("list of {}", schema.get("items").map(shape).unwrap_or_default())
         }
         Some(Value::String(kind)) => escape(kind),
-        Some(Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).map(escape).collect::<Vec<_>>().join(" or "),
+        Some(Value::Array(kinds)) => {
+            kinds.iter().filter_map(Value::as_str).map(escape).collect::<Vec<_>>().join(" or ")
+        }
         _ => "anything".to_owned(),
     }
 }

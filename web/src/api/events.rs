@@ -126,4 +126,3 @@ pub async fn of_log(app: web::Data<App>, caller: Caller, request: HttpRequest) -
     let subscription = Subscription::all(app.store.clone(), after, filter);
     respond(app, &caller, subscription, Subject::Log(team), format)
 }
-

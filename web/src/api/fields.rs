@@ -74,10 +74,14 @@ impl<'de> Deserialize<'de> for Members {
 /// Parses a body as JSON of any shape. Says where it breaks, and nothing of what it holds.
 pub fn json(body: &Bytes) -> Result<Box<RawValue>, Problem> {
     let text = std::str::from_utf8(body).map_err(|error| {
-        Problem::new(Code::InvalidJson, format!("The body is not UTF-8: byte {} is wrong. Send UTF-8.", error.valid_up_to()))
+        Problem::new(
+            Code::InvalidJson,
+            format!("The body is not UTF-8: byte {} is wrong. Send UTF-8.", error.valid_up_to()),
+        )
     })?;
     serde_json::from_str(text).map_err(|error| {
-        let detail = format!("The body breaks at line {}, column {}. Send one JSON object.", error.line(), error.column());
+        let detail =
+            format!("The body breaks at line {}, column {}. Send one JSON object.", error.line(), error.column());
         Problem::new(Code::InvalidJson, detail)
     })
 }
@@ -145,7 +149,12 @@ impl Object {
     }
 
     /// A text that passes a rule.
-    pub fn text(&mut self, name: &'static str, rule: impl Fn(&str) -> Result<(), String>, faults: &mut Faults) -> Option<String> {
+    pub fn text(
+        &mut self,
+        name: &'static str,
+        rule: impl Fn(&str) -> Result<(), String>,
+        faults: &mut Faults,
+    ) -> Option<String> {
         let raw = self.take(name, faults)?;
         let Ok(text) = serde_json::from_str::<String>(raw.get()) else {
             faults.add(self.at(name), "expected a text");

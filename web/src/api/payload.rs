@@ -137,12 +137,15 @@ pub fn new_task(raw: &RawValue, caller: &Caller) -> Result<NewTask, Problem> {
         faults.none()?;
         return Err(Problem::internal("an object without faults is missing"));
     };
-    let repo = required(&mut body, "repo", rules::repo, &mut faults, "is required: owner/name, forge:owner/name or a URL");
+    let repo =
+        required(&mut body, "repo", rules::repo, &mut faults, "is required: owner/name, forge:owner/name or a URL");
     let task = required(&mut body, "task", rules::task, &mut faults, "is required: say what is to be done");
     let model = required(&mut body, "model", rules::graphic, &mut faults, "is required: the name of a model");
     let team = match (&caller.team, caller.is_admin()) {
         (Some(own), false) => body.text("team", rules::name, &mut faults).unwrap_or_else(|| own.clone()),
-        (None, _) | (_, true) => required(&mut body, "team", rules::name, &mut faults, "is required: whose task is it?"),
+        (None, _) | (_, true) => {
+            required(&mut body, "team", rules::name, &mut faults, "is required: whose task is it?")
+        }
     };
     let new = NewTask {
         repo,
@@ -186,8 +189,21 @@ pub fn new_task(raw: &RawValue, caller: &Caller) -> Result<NewTask, Problem> {
 pub fn request_hash(new: &NewTask) -> String {
     let metadata: BTreeMap<_, _> = new.metadata.iter().collect();
     let canonical = json!([
-        new.repo, new.task, new.model, new.harness, new.team, new.project, new.environment, new.task_type,
-        new.customer, new.budget, new.base, new.branch, new.image, new.timeout_seconds, metadata,
+        new.repo,
+        new.task,
+        new.model,
+        new.harness,
+        new.team,
+        new.project,
+        new.environment,
+        new.task_type,
+        new.customer,
+        new.budget,
+        new.base,
+        new.branch,
+        new.image,
+        new.timeout_seconds,
+        metadata,
     ]);
     Sha256::digest(canonical.to_string().as_bytes()).iter().fold(String::with_capacity(64), |mut text, byte| {
         // Writing to a String does not fail.

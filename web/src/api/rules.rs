@@ -90,7 +90,9 @@ pub fn repo(text: &str) -> Verdict {
     check(matches!(scheme, "https" | "http"), || "a URL starts with https://".to_owned())?;
     check(text.bytes().all(|byte| byte.is_ascii_graphic()), || "a URL has no spaces".to_owned())?;
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-    check(!host.contains('@'), || "no user or password in the URL; send the token as credentials.git.token".to_owned())?;
+    check(!host.contains('@'), || {
+        "no user or password in the URL; send the token as credentials.git.token".to_owned()
+    })?;
     check(!host.is_empty() && !path.is_empty(), || "expected https://host/owner/name".to_owned())?;
     check(!path.contains(['?', '#']), || "no query and no fragment in the URL".to_owned())
 }
@@ -121,9 +123,24 @@ mod tests {
         for good in ["main", "feature/x-1", "orchestra/bump-9f3c", "ünïcode", "v1.2"] {
             assert!(branch(good).is_ok(), "{good}");
         }
-        for bad in
-            ["", "-x", "a b", "a..b", "a/", "/a", "a//b", ".a", "a/.b", "a.lock", "a.", "@", "a@{1", "a:b", "refs/heads/a", "a\n"]
-        {
+        for bad in [
+            "",
+            "-x",
+            "a b",
+            "a..b",
+            "a/",
+            "/a",
+            "a//b",
+            ".a",
+            "a/.b",
+            "a.lock",
+            "a.",
+            "@",
+            "a@{1",
+            "a:b",
+            "refs/heads/a",
+            "a\n",
+        ] {
             assert!(branch(bad).is_err(), "{bad:?}");
         }
     }

@@ -58,7 +58,8 @@ fn csv(group_by: &[Dimension], groups: &[UsageGroup]) -> String {
     let head: Vec<_> = group_by.iter().map(|by| by.as_str()).chain(counts).collect();
     let mut text = head.join(",") + "\r\n";
     for group in groups {
-        let mut cells: Vec<_> = group.key.iter().map(|(_, value)| field(value.as_deref().unwrap_or_default())).collect();
+        let mut cells: Vec<_> =
+            group.key.iter().map(|(_, value)| field(value.as_deref().unwrap_or_default())).collect();
         let counts =
             [group.tasks, group.input_tokens, group.output_tokens, group.cache_read_tokens, group.cache_write_tokens];
         cells.extend(counts.map(|count| count.to_string()));

@@ -5,6 +5,7 @@ use orchestra_events::task::{TaskResource, TaskStatus};
 use serde::Serialize;
 
 use crate::pages::format;
+use crate::pages::timeline::capitalised;
 
 /// A task as a row of the list.
 #[derive(Debug, Clone, Serialize)]
@@ -78,7 +79,7 @@ impl TaskRow {
             status: task.status.as_str().to_owned(),
             status_text: status_text(task.status).to_owned(),
             task: title(&task.spec.task),
-            reason: task.reason.clone(),
+            reason: capitalised(&task.reason),
             repo: task.spec.repo.to_string(),
             branch: task.spec.branch.clone(),
             team: task.spec.team.clone(),
@@ -98,7 +99,8 @@ pub fn elapsed(task: &TaskResource) -> (Option<String>, String) {
     match (task.started_at, task.finished_at) {
         (Some(started), Some(finished)) => (None, format::between(started, finished)),
         (Some(started), None) => (Some(format::iso(started)), format!("since {}", format::clock(started))),
-        (None, _) => (None, "not started".to_owned()),
+        (None, Some(_)) => (None, "never started".to_owned()),
+        (None, None) => (None, "not started".to_owned()),
     }
 }
 

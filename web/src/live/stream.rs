@@ -107,7 +107,9 @@ impl Live {
                     self.heartbeat.reset();
                     match self.format.event(&envelope) {
                         Ok(frame) => return Some(frame),
-                        Err(error) => tracing::error!(stream = %envelope.stream, "an event does not serialise: {error}"),
+                        Err(error) => {
+                            tracing::error!(stream = %envelope.stream, "an event does not serialise: {error}")
+                        }
                     }
                 }
                 Next::Delivery(Ok(Delivery::CaughtUp)) => {

@@ -4,7 +4,7 @@ use super::format;
 
 /// Most bytes of a diff that are read for a page.
 pub const MAX_DIFF_BYTES: usize = 2 * 1024 * 1024;
-/// Most lines of one line's text that are shown, in bytes: minified files have lines of a megabyte.
+/// Most of one line that is shown, in bytes: minified files have lines of a megabyte.
 pub const MAX_LINE_BYTES: usize = 2 * 1024;
 /// Most files with a row of their own.
 pub const MAX_FILES: usize = 300;
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!((diff.added, diff.files[0].lines.len()), (900, 400));
         assert_eq!(diff.omitted.as_deref(), Some("501 lines not shown here"));
         let wide = format!("diff --git a/a b/a\n@@ -0,0 +1 @@\n+{}", "y".repeat(3_000_000));
-        assert!(read(wide.as_bytes(), ON_TASK_PAGE).omitted.is_some_and(|text| text.contains("MiB")));
+        assert!(read(wide.as_bytes(), ON_TASK_PAGE).omitted.is_some_and(|text| text.contains("KiB not shown")));
     }
 
     #[test]

@@ -8,10 +8,8 @@ use orchestra_events::FailureCode;
 use super::error::PageError;
 use super::prose::{self, Block, Links, SpanKind};
 use super::shell::{Shell, page};
+use crate::api::error_pages;
 use crate::problem::Code;
-
-/// The files, by code, as they were when this was built.
-const PAGES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/error_pages.rs"));
 
 /// A page of the documentation.
 #[derive(Debug, Template)]
@@ -27,8 +25,8 @@ pub struct DocPage {
 impl DocPage {
     /// The page of a code, if there is one: its file, or what the code says of itself.
     fn of(code: &str) -> Option<Self> {
-        let text = match PAGES.iter().find(|(name, _)| *name == code) {
-            Some((_, text)) => (*text).to_owned(),
+        let text = match error_pages::page(code) {
+            Some(text) => text.to_owned(),
             None => own_words(code)?,
         };
         let blocks = prose::read(&text, Links::Shown);
@@ -65,7 +63,7 @@ fn own_words(code: &str) -> Option<String> {
 }
 
 fn codes() -> Vec<&'static str> {
-    let mut codes: Vec<_> = PAGES.iter().map(|(code, _)| *code).collect();
+    let mut codes: Vec<_> = error_pages::PAGES.iter().map(|(code, _)| *code).collect();
     codes.extend(FailureCode::ALL.iter().map(|code| code.as_str()));
     codes.extend(Code::ALL.iter().map(|code| code.as_str()));
     codes.retain(|code| *code != "index");

@@ -9,7 +9,7 @@ use super::diff::{self, Diff};
 use super::format;
 use super::html::Html;
 use super::shell::Visitor;
-use super::timeline::{FailureBox, Link, short};
+use super::timeline::{FailureBox, Link, capitalised, short};
 use crate::fragments::rows::{elapsed, status_text, title};
 use crate::fragments::{BudgetBar, Fragments};
 
@@ -47,7 +47,7 @@ impl Head {
             title: title(&task.spec.task),
             status: task.status.as_str(),
             status_text: status_text(task.status),
-            reason: if repeated { String::new() } else { task.reason.clone() },
+            reason: if repeated { String::new() } else { capitalised(&task.reason) },
             failed: task.status == TaskStatus::Failed,
             failure,
             pulls: task

@@ -308,11 +308,12 @@ impl TimelineRow {
     }
 }
 
-fn who(actor: &Actor) -> &'static str {
-    match actor.kind {
-        ActorKind::ApiKey => "API key",
-        ActorKind::Person => "You or a colleague",
-        ActorKind::System => "Orchestra",
+fn who(actor: &Actor) -> &str {
+    match (actor.kind, &actor.team) {
+        (ActorKind::System, _) => "Orchestra",
+        (ActorKind::ApiKey | ActorKind::Person, Some(team)) => team,
+        (ActorKind::ApiKey, None) => "API key",
+        (ActorKind::Person, None) => "Operator",
     }
 }
 
@@ -321,7 +322,8 @@ pub fn short(commit: &str) -> &str {
     commit.get(..7).unwrap_or(commit)
 }
 
-fn capitalised(text: &str) -> String {
+/// The same words, beginning as a sentence does.
+pub fn capitalised(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }

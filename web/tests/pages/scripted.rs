@@ -23,8 +23,8 @@ use orchestra_events::task::event::{
 use orchestra_events::task::state::Ending;
 use orchestra_events::task::{Command, Task, TaskEvent, decide, evolve};
 use orchestra_events::{
-    Actor, CallId, CommitId, EventId, EventStore, Expected, Failure, FailureCode, NanoUsd, NewEvent, SandboxId,
-    StreamName, TaskId,
+    Actor, ActorKind, CallId, CommitId, EventId, EventStore, Expected, Failure, FailureCode, NanoUsd, NewEvent,
+    SandboxId, StreamName, TaskId,
 };
 use orchestra_web::App;
 use orchestra_web::auth::{KeyRing, issue_key};
@@ -199,7 +199,8 @@ impl World {
             caller_brings_model_key: false,
             caller_brings_git_token: true,
         };
-        self.service.step(id, Command::Create(Box::new(spec))).await;
+        let asked = Actor { kind: ActorKind::ApiKey, id: "key_sample".to_owned(), team: Some(team.to_owned()) };
+        self.service.act(id, &asked, Command::Create(Box::new(spec))).await.expect("a new task");
         id
     }
 
