@@ -71,6 +71,16 @@ fn assert_harmless(html: &str) {
     }
 }
 
+/// Whether the page shows these words, in whichever of the ways that the two template engines escape them.
+fn shows(html: &str, words: &str) -> bool {
+    let named = [('&', "&amp;"), ('<', "&lt;"), ('>', "&gt;"), ('"', "&quot;")];
+    let numbered = [('&', "&#38;"), ('<', "&#60;"), ('>', "&#62;"), ('"', "&#34;")];
+    let escaped =
+        |with: [(char, &str); 4]| with.iter().fold(words.to_owned(), |text, (from, to)| text.replace(*from, to));
+    let slashed = escaped(named).replace('/', "&#x2f;");
+    [escaped(named), escaped(numbered), slashed].iter().any(|text| html.contains(text.as_str()))
+}
+
 #[test]
 fn every_template_renders_every_sample() {
     fn all<T: Template>(samples: Vec<T>) -> Vec<String> {
@@ -113,7 +123,7 @@ async fn hostile_words_stay_words() {
         let policy = response.headers().get(header::CONTENT_SECURITY_POLICY).expect("a policy");
         assert_eq!(policy, CONTENT_SECURITY_POLICY);
         let html = text(response).await;
-        assert!(html.contains("&lt;script&gt;"), "{path} shows the words");
+        assert!(shows(&html, "<script>"), "{path} shows the words");
         assert_harmless(&html);
     }
     // The tool's answer as text, whatever it pretends to be.
@@ -336,7 +346,11 @@ impl<B: MessageBody> Frames<B> {
                     }
                 }
                 let found = (id, name, data.join("\n"));
+                let comment = frame.starts_with(':');
                 self.buffer = rest.to_owned();
+                if comment {
+                    continue;
+                }
                 return Some(found);
             }
             let chunk = std::future::poll_fn(|context| self.body.as_mut().poll_next(context));
@@ -375,10 +389,7 @@ async fn a_live_page_resumes_with_no_gap_and_no_repeat_and_settles() {
         html.contains("hx-target=\"#timeline\" hx-swap=\"beforeend\"") && html.contains("hx-target=\"#head\""),
         "{html}"
     );
-    assert!(
-        html.contains("First &lt;b&gt;words&lt;&#x2f;b&gt;.") || html.contains("First &lt;b&gt;words&lt;/b&gt;."),
-        "{html}"
-    );
+    assert!(shows(&html, "First <b>words</b>."), "{html}");
     seen.extend(rows_in(&html));
 
     world.service.say(id, "Now I <script>");
@@ -406,7 +417,7 @@ async fn a_live_page_resumes_with_no_gap_and_no_repeat_and_settles() {
     assert_eq!(names, ["settled"], "the stream ends by itself, and says so");
     let whole: Vec<u64> = (0..kinds(&world, id).await.len() as u64).collect();
     assert_eq!(seen, whole, "every event once, in order");
-    assert!(all.contains("hx-target=\"#changes\"") && all.contains("domain = &quot;vpc&quot;"), "{all}");
+    assert!(all.contains("hx-target=\"#changes\"") && shows(&all, "domain = \"vpc\""), "{all}");
 
     let page = TestRequest::get().uri(&format!("/tasks/{id}")).cookie(cookie).to_request();
     let page = text(call_service(&server, page).await).await;

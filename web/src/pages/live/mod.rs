@@ -12,7 +12,7 @@ use std::time::Duration;
 use actix_web::HttpResponse;
 use actix_web::http::header;
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _, stream};
 
 use super::html::Html;
 
@@ -106,13 +106,15 @@ fn escape(text: &str) -> String {
     escaped
 }
 
-/// Answers with a stream that no proxy holds back.
+/// Answers with a stream that no proxy holds back. It begins with a sign of life: the headers travel with the first
+/// bytes, and a page whose stream has nothing to say yet is to know that it is connected.
 pub fn respond(stream: impl Stream<Item = Result<Bytes, Infallible>> + 'static) -> HttpResponse {
+    let connected = stream::once(std::future::ready(Ok(alive())));
     HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, "text/event-stream; charset=utf-8"))
         .insert_header((header::CACHE_CONTROL, "no-store, no-transform"))
         .insert_header(("x-accel-buffering", "no"))
-        .streaming(stream)
+        .streaming(connected.chain(stream))
 }
 
 /// Where a reader left off: what it says itself when it comes back, else what its page said.
