@@ -261,7 +261,7 @@ impl World {
             commit: commit("9f3c2d1e"),
             tree: commit("0a1b2c3d"),
             message: "Bump the AWS provider to 6.x".to_owned(),
-            stat: (3, 15, 7),
+            stat: (3, 4, 4),
             diff: BlobRef { sha256: "5".repeat(64), bytes: DIFF.len() as u64 },
         };
         service.step(id, record).await;

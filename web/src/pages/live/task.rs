@@ -9,7 +9,7 @@ use futures_util::stream;
 use orchestra_actors::Delta;
 use orchestra_events::subscription::Subscription;
 use orchestra_events::task::{TaskEvent, TaskResource};
-use orchestra_events::{Envelope, Revision, StreamName};
+use orchestra_events::{Envelope, NanoUsd, Revision, StreamName};
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, broadcast};
 use tokio::time::Instant;
@@ -71,6 +71,8 @@ struct TaskStream {
     /// The last event of the task that the page has.
     sent: Option<Revision>,
     over: bool,
+    /// The reader may have missed the beginning of the sentence that is being spoken.
+    mid_sentence: bool,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -111,6 +113,7 @@ impl TaskStream {
             shown.diff = current.task.diff.as_ref().map(|diff| diff.sha256.clone());
         }
         Self {
+            mid_sentence: current.task.reserved > NanoUsd::ZERO,
             events: Subscription::stream(app.store.clone(), StreamName::task(id), after),
             app,
             visitor,
@@ -169,7 +172,8 @@ impl TaskStream {
 
     /// Gathers what is said in the next moments and sends it as one piece.
     async fn words(&mut self, first: Delta) -> Bytes {
-        let mut text = first.text;
+        let missed = std::mem::take(&mut self.mid_sentence);
+        let mut text = if missed { format!("… {}", first.text) } else { first.text };
         let until = Instant::now() + GATHER;
         while let Some(deltas) = &mut self.deltas {
             if text.len() >= MAX_GATHERED {
@@ -206,6 +210,7 @@ impl TaskStream {
             message.put("timeline", Swap::Append, &row);
         }
         if silent {
+            self.mid_sentence = false;
             message.put_text("speaking", Swap::Fill, "");
             // What was said before the event is in the event.
             while let Some(Ok(_) | Err(broadcast::error::TryRecvError::Lagged(_))) =
