@@ -6,6 +6,8 @@
 //! Architecture invariant: nothing here reads a clock, draws a random number, opens a socket or starts a process.
 //! Time and ids arrive with the command.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod blob;
 pub mod envelope;
 pub mod failure;

@@ -167,3 +167,111 @@ impl Subscription {
         rung.map_err(|_| StoreError::Closed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::NewEvent;
+    use crate::store::conformance::{event, stream};
+    use crate::store::memory::MemoryStore;
+    use crate::store::{Appended, Expected, Page};
+
+    /// Counts the reads that reach the store.
+    #[derive(Default)]
+    struct Counting {
+        inner: MemoryStore,
+        reads: AtomicUsize,
+        looked_at: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl EventStore for Counting {
+        async fn append(
+            &self,
+            stream: &StreamName,
+            expected: Expected,
+            events: Vec<NewEvent>,
+        ) -> Result<Appended, StoreError> {
+            self.inner.append(stream, expected, events).await
+        }
+
+        async fn read_stream(
+            &self,
+            stream: &StreamName,
+            from: Option<Revision>,
+            direction: Direction,
+            limit: usize,
+        ) -> Result<Vec<Envelope>, StoreError> {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            self.inner.read_stream(stream, from, direction, limit).await
+        }
+
+        async fn read_all(&self, after: Position, limit: usize) -> Result<Vec<Envelope>, StoreError> {
+            self.inner.read_all(after, limit).await
+        }
+
+        async fn read_matching(&self, after: Position, filter: &Filter, limit: usize) -> Result<Page, StoreError> {
+            let page = self.inner.read_matching(after, filter, limit).await?;
+            let looked_at = usize::try_from(page.through.0 - after.0).unwrap();
+            self.looked_at.fetch_add(looked_at, Ordering::Relaxed);
+            Ok(page)
+        }
+
+        async fn head(&self) -> Result<Position, StoreError> {
+            self.inner.head().await
+        }
+
+        fn bell(&self) -> watch::Receiver<Position> {
+            self.inner.bell()
+        }
+
+        fn stream_bell(&self, stream: &StreamName) -> watch::Receiver<Option<Revision>> {
+            self.inner.stream_bell(stream)
+        }
+    }
+
+    #[tokio::test]
+    async fn ten_thousand_subscribers_cost_only_what_concerns_them() {
+        let counting = Arc::new(Counting::default());
+        let store: Arc<dyn EventStore> = Arc::clone(&counting) as _;
+        let name = |number: usize| stream(&format!("task-{number}"));
+        let mut subscribers: Vec<_> =
+            (0..10_000).map(|number| Subscription::stream(Arc::clone(&store), name(number % 2_000), None)).collect();
+        for subscriber in &mut subscribers {
+            assert!(subscriber.next().now_or_never().is_none());
+        }
+        assert_eq!(counting.reads.load(Ordering::Relaxed), 10_000, "each looks once and then waits");
+        store.append(&name(7), Expected::NoStream, vec![event("m", "0")]).await.unwrap();
+        let woken = subscribers.iter_mut().filter_map(|subscriber| subscriber.next().now_or_never()).count();
+        assert_eq!(woken, 5);
+        // Waiting subscribers were asked again above, too: without a bell of their own each looks at its stream,
+        // and only one that has heard a revision knows that there is nothing new.
+        let before = counting.reads.load(Ordering::Relaxed);
+        for number in [7, 2_007, 4_007, 6_007, 8_007] {
+            assert!(subscribers[number].next().now_or_never().is_none());
+        }
+        assert_eq!(counting.reads.load(Ordering::Relaxed), before, "a bell that says nothing new costs no read");
+    }
+
+    #[tokio::test]
+    async fn a_rare_filter_looks_at_each_event_once() {
+        let counting = Arc::new(Counting::default());
+        let store: Arc<dyn EventStore> = Arc::clone(&counting) as _;
+        let mut rare = Subscription::all(Arc::clone(&store), Position::START, Filter::types(["rare"]));
+        for number in 0..50 {
+            let batch = (0..100).map(|_| event("common", "0")).collect();
+            store.append(&stream(&format!("task-{number}")), Expected::NoStream, batch).await.unwrap();
+            assert!(rare.next().now_or_never().is_none());
+        }
+        assert_eq!(counting.looked_at.load(Ordering::Relaxed), 5_000);
+        assert_eq!(rare.looked_through(), Some(Position(5_000)));
+        store.append(&stream("task-0"), Expected::Any, vec![event("rare", "0")]).await.unwrap();
+        assert_eq!(rare.next().await.unwrap().position, Position(5_001));
+        assert_eq!(counting.looked_at.load(Ordering::Relaxed), 5_001);
+    }
+}

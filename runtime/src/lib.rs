@@ -1,1 +1,9 @@
-//! Placeholder while the room is furnished.
+//! The outside world behind small traits: sandboxes, models, git, forges, credentials.
+
+pub mod agent;
+pub mod forge;
+pub mod git;
+pub mod image;
+pub mod model;
+pub mod sandbox;
+pub mod vault;

@@ -1,6 +1,7 @@
 //! The list of tasks and each task's detail.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt::Write as _;
 use std::str::FromStr;
 
@@ -171,16 +172,19 @@ impl OpenTasks {
         transaction: &Transaction<'_>,
         id: TaskId,
     ) -> Result<Result<Option<&mut TaskResource>, Odd>, rusqlite::Error> {
-        if !self.tasks.contains_key(&id) {
-            let mut statement = transaction.prepare_cached("SELECT document FROM tasks WHERE id = ?1")?;
-            let document: Option<String> = statement.query_row([id.uuid().as_bytes()], |row| row.get(0)).optional()?;
-            let task = match document.as_deref().map(serde_json::from_str).transpose() {
-                Ok(task) => task,
-                Err(error) => return Ok(Err(Odd::Document(error))),
-            };
-            self.tasks.insert(id, task);
-        }
-        Ok(Ok(self.tasks.get_mut(&id).and_then(Option::as_mut)))
+        let task = match self.tasks.entry(id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let mut statement = transaction.prepare_cached("SELECT document FROM tasks WHERE id = ?1")?;
+                let document: Option<String> =
+                    statement.query_row([id.uuid().as_bytes()], |row| row.get(0)).optional()?;
+                match document.as_deref().map(serde_json::from_str).transpose() {
+                    Ok(task) => place.insert(task),
+                    Err(error) => return Ok(Err(Odd::Document(error))),
+                }
+            }
+        };
+        Ok(Ok(task.as_mut()))
     }
 
     pub fn apply(&mut self, transaction: &Transaction<'_>, envelope: &Envelope, event: &TaskEvent) -> Folded {

@@ -1,1 +1,197 @@
+//! The read models over a store in memory: once each, whatever comes twice; odd events passed over; rebuilt the same.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::*;
+use crate::envelope::{Actor, NewEvent, StreamName};
+use crate::id::{CallId, EventId};
+use crate::money::NanoUsd;
+use crate::store::Expected;
+use crate::store::memory::MemoryStore;
+use crate::task::conversation::Usage;
+use crate::task::event::{Budget, Harness, TaskSpec};
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn task(number: u128) -> TaskId {
+    TaskId::from_uuid(Uuid::from_u128(number))
+}
+
+fn created() -> TaskEvent {
+    TaskEvent::Created(Box::new(TaskSpec {
+        repo: crate::repo::RepoRef::parse("acme/api", "github").expect("a repository"),
+        task: "Mend it".to_owned(),
+        model: "m".to_owned(),
+        harness: Harness::Builtin,
+        team: "platform".to_owned(),
+        project: None,
+        environment: None,
+        task_type: None,
+        customer: None,
+        budget: Budget::default(),
+        base: None,
+        branch: "orchestra/mend".to_owned(),
+        image: "default".to_owned(),
+        timeout_seconds: 60,
+        metadata: serde_json::Map::new(),
+        request_hash: None,
+        caller_brings_model_key: false,
+        caller_brings_git_token: false,
+    }))
+}
+
+fn charged(tokens: u64, nanos: i64) -> TaskEvent {
+    TaskEvent::TokensCharged {
+        call: CallId::from_uuid(Uuid::from_u128(1)),
+        model: "m".to_owned(),
+        usage: Usage { input_tokens: tokens, ..Usage::default() },
+        cost_nano_usd: NanoUsd::from_nanos(nanos),
+        confirmed: true,
+        price: "test".to_owned(),
+    }
+}
+
+async fn append_raw(store: &MemoryStore, stream: &StreamName, kind: &str, data: &str) -> Position {
+    let event = NewEvent {
+        id: EventId(Uuid::now_v7()),
+        kind: kind.into(),
+        schema: 1,
+        time: Timestamp::from_second(1_790_000_000).expect("a time"),
+        actor: Actor::system("test"),
+        correlation: None,
+        causation: None,
+        data: RawValue::from_string(data.to_owned()).expect("JSON"),
+    };
+    store.append(stream, Expected::Any, vec![event]).await.expect("an append").position
+}
+
+async fn append(store: &MemoryStore, id: TaskId, event: &TaskEvent) -> Position {
+    append_raw(store, &StreamName::task(id), event.kind(), event.data().expect("JSON").get()).await
+}
+
+fn open(folder: &TempDir) -> ReadModels {
+    ReadModels::open(&folder.path().join("read.db")).expect("read models")
+}
+
+async fn everything(read: &ReadModels) -> (TaskPage, UsageReport) {
+    let tasks = read.tasks(TaskFilter::default(), None, 100).await.expect("tasks");
+    let query = UsageQuery { group_by: Dimension::ALL.to_vec(), ..UsageQuery::default() };
+    (tasks, read.usage(query).await.expect("usage"))
+}
+
+#[tokio::test]
+async fn an_event_counts_once_however_often_it_is_delivered() {
+    let (folder, store) = (tempfile::tempdir().expect("a folder"), MemoryStore::new());
+    append(&store, task(1), &created()).await;
+    append(&store, task(1), &charged(5, 7)).await;
+    let last = append(&store, task(1), &charged(5, 7)).await;
+    let log = store.read_all(Position::START, BATCH).await.expect("a log");
+    let read = open(&folder);
+    for _ in 0..3 {
+        // Whole, and again from the middle.
+        read.apply(log.clone()).await.expect("a fold");
+        read.apply(log[1..].to_vec()).await.expect("a fold");
+    }
+    assert_eq!(read.checkpoint(), last);
+    let (tasks, usage) = everything(&read).await;
+    assert_eq!((tasks.tasks[0].usage.input_tokens, tasks.tasks[0].cost.nanos()), (10, 14));
+    assert_eq!((usage.total.tasks, usage.total.input_tokens, usage.total.cost.nanos()), (1, 10, 14));
+    drop(read);
+    // The checkpoint outlives the process.
+    let read = open(&folder);
+    assert_eq!(read.checkpoint(), last);
+    read.apply(log).await.expect("a fold");
+    assert_eq!(everything(&read).await, (tasks, usage));
+}
+
+#[tokio::test]
+async fn an_odd_event_is_skipped_and_counted_and_stops_nothing() {
+    let (folder, store) = (tempfile::tempdir().expect("a folder"), MemoryStore::new());
+    append(&store, task(1), &created()).await;
+    // Does not read; is of no known task; cannot be; is not known (which is not odd).
+    append_raw(&store, &StreamName::task(task(1)), "tokens-charged", r#"{"call": 3}"#).await;
+    append(&store, task(2), &charged(1, 1)).await;
+    append(&store, task(1), &charged(u64::MAX, 1)).await;
+    append_raw(&store, &StreamName::task(task(1)), "from-the-future", "{}").await;
+    append_raw(&store, &"ledger-platform".parse().expect("a name"), "settled", r#"{"odd": 1}"#).await;
+    let last = append(&store, task(1), &charged(2, 3)).await;
+    let read = open(&folder);
+    read.apply(store.read_all(Position::START, BATCH).await.expect("a log")).await.expect("a fold");
+    assert_eq!(read.checkpoint(), last);
+    // The first two are odd to both projections, the third to usage alone.
+    assert_eq!(read.skipped(), 5);
+    let (tasks, usage) = everything(&read).await;
+    assert_eq!(tasks.tasks.len(), 1);
+    assert_eq!((usage.total.input_tokens, usage.total.cost.nanos()), (2, 3));
+    drop(read);
+    assert_eq!(open(&folder).skipped(), 5);
+}
+
+#[tokio::test]
+async fn a_rebuild_ends_where_folding_one_by_one_ended() {
+    let (folder, store) = (tempfile::tempdir().expect("a folder"), MemoryStore::new());
+    for number in 0..30 {
+        append(&store, task(number % 7), &created()).await;
+        append(&store, task(number % 7), &charged(number as u64, 1)).await;
+        if number % 5 == 0 {
+            append(&store, task(number % 7), &TaskEvent::Cancelled {}).await;
+        }
+    }
+    let read = open(&folder);
+    for event in store.read_all(Position::START, BATCH).await.expect("a log") {
+        read.apply(vec![event]).await.expect("a fold");
+    }
+    let before = (everything(&read).await, read.checkpoint(), read.skipped());
+    let reached = read.rebuild(&store).await.expect("a rebuild");
+    assert_eq!((everything(&read).await, reached, read.skipped()), before);
+}
+
+#[tokio::test]
+async fn who_has_written_can_wait_to_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = Arc::new(MemoryStore::new());
+    let read = Arc::new(open(&folder));
+    let first = append(&store, task(1), &created()).await;
+    let none = read.wait_for(first, Duration::from_millis(1)).await;
+    assert_eq!(none, Err(ReadModelError::Lagging { at: Position::START, wanted: first }));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let cancel = async {
+        let _ = stopped.await;
+    };
+    let projector = tokio::spawn(project(store.clone(), Arc::clone(&read), cancel));
+    read.wait_for(first, SOON).await.expect("the projector is there");
+    for number in 2..50 {
+        let at = append(&store, task(number), &created()).await;
+        read.wait_for(at, SOON).await.expect("the projector goes on");
+        assert!(read.task(task(number)).await.expect("a read").is_some());
+    }
+    drop(stop);
+    tokio::time::timeout(SOON, projector).await.expect("it stops when asked").expect("no panic");
+}
+
+#[tokio::test]
+async fn a_cursor_survives_its_text_and_nothing_else_passes_for_one() {
+    let (folder, store) = (tempfile::tempdir().expect("a folder"), MemoryStore::new());
+    for number in 1..=3 {
+        append(&store, task(number), &created()).await;
+    }
+    let read = open(&folder);
+    read.apply(store.read_all(Position::START, BATCH).await.expect("a log")).await.expect("a fold");
+    // All three were created in the same microsecond: the id decides.
+    let page = read.tasks(TaskFilter::default(), None, 2).await.expect("a page");
+    let ids: Vec<_> = page.tasks.iter().map(|task| task.id).collect();
+    assert_eq!(ids, [task(3), task(2)]);
+    let cursor = page.next.expect("a next page").to_string().parse().expect("a cursor");
+    let page = read.tasks(TaskFilter::default(), Some(cursor), 2).await.expect("a page");
+    assert_eq!((page.tasks.len(), page.tasks[0].id, page.next), (1, task(1), None));
+    for wrong in ["", "x", &"g".repeat(48), &"0".repeat(47), &"é".repeat(24)] {
+        assert!(wrong.parse::<Cursor>().is_err(), "{wrong}");
+    }
+}

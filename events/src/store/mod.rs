@@ -210,11 +210,49 @@ pub(crate) fn place_of(expected: Expected, head: Option<Revision>) -> u64 {
 /// Reads a whole stream, page by page.
 pub async fn read_whole_stream(store: &dyn EventStore, stream: &StreamName) -> Result<Vec<Envelope>, StoreError> {
     let mut events = Vec::new();
-    let mut from = None;
-    loop {
-        let page = store.read_stream(stream, from, Direction::Forwards, MAX_PAGE).await?;
-        let Some(last) = page.last() else { return Ok(events) };
-        from = Some(Revision(last.revision.0 + 1));
-        events.extend(page);
+    fold_stream(store, stream, Revision(0), |event| {
+        events.push(event);
+        Ok::<_, StoreError>(())
+    })
+    .await?;
+    Ok(events)
+}
+
+/// Hands every event of a stream from a revision on to `each`, until the end of the stream or the first error. The
+/// next page is read while `each` works on this one, so replaying costs the longer of the two and not their sum.
+pub async fn fold_stream<E: From<StoreError>>(
+    store: &dyn EventStore,
+    stream: &StreamName,
+    from: Revision,
+    each: impl FnMut(Envelope) -> Result<(), E>,
+) -> Result<(), E> {
+    let read = async |from| store.read_stream(stream, Some(from), Direction::Forwards, MAX_PAGE).await;
+    fold(read, from, |event| Revision(event.revision.0 + 1), each).await
+}
+
+/// Hands every event of the whole log after a position to `each`, like [`fold_stream`].
+pub async fn fold_log<E: From<StoreError>>(
+    store: &dyn EventStore,
+    after: Position,
+    each: impl FnMut(Envelope) -> Result<(), E>,
+) -> Result<(), E> {
+    fold(async |after| store.read_all(after, MAX_PAGE).await, after, |event| event.position, each).await
+}
+
+async fn fold<C: Copy, E: From<StoreError>>(
+    read: impl AsyncFn(C) -> Result<Vec<Envelope>, StoreError>,
+    from: C,
+    next: impl Fn(&Envelope) -> C,
+    mut each: impl FnMut(Envelope) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut page = read(from).await?;
+    while let Some(last) = page.last() {
+        // Polled in this order: the read is on its way before the work on this page begins.
+        let from = next(last);
+        let work = async { page.into_iter().try_for_each(&mut each) };
+        let (following, worked) = futures_util::future::join(read(from), work).await;
+        worked?;
+        page = following?;
     }
+    Ok(())
 }

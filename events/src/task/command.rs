@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::conversation::{Block, StopReason, Usage};
 use super::event::{CredentialKind, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
 use super::state::{AgentTurn, Attempt, Ending, OpenCall, Phase, Task, ToolProgress};
-use super::step::{Step, next_step};
+use super::step::{Step, planned_step};
 use crate::blob::{BlobRef, Content};
 use crate::failure::{Failure, FailureCode};
 use crate::id::{CallId, CommitId, SandboxId};
@@ -338,7 +338,7 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
         // Nothing is owed here: no attempt ends before its open call is settled.
         return Err(ended(ending));
     }
-    let next = next_step(task);
+    let next = planned_step(task);
     match command {
         Command::Claim { node } if next == Step::WaitForClaim => Ok(vec![TaskEvent::Claimed { node }]),
         Command::Begin { now } if next == Step::Begin => {

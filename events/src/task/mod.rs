@@ -6,6 +6,8 @@
 pub mod command;
 pub mod conversation;
 pub mod event;
+#[cfg(test)]
+mod golden;
 pub mod resource;
 pub mod state;
 pub mod step;
@@ -17,4 +19,4 @@ pub use conversation::{Block, Turn, UserPart};
 pub use event::{TaskEvent, TaskSpec};
 pub use resource::{TaskResource, TaskStatus};
 pub use state::{Task, evolve};
-pub use step::{Step, next_step};
+pub use step::{Step, next_step, planned_step};

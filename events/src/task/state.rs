@@ -397,9 +397,9 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
                 TaskEvent::RetryScheduled { .. } | TaskEvent::Steered { .. } | TaskEvent::ModelCalled { .. } => {}
                 _ => task.failures = 0,
             }
-            let text = task.spec.task.clone();
+            let spec = Arc::clone(&task.spec);
             if let Some(attempt) = task.current_mut() {
-                evolve_attempt(attempt, &text, event);
+                evolve_attempt(attempt, &spec.task, event);
             }
         }
     }

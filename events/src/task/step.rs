@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::event::SandboxEnd;
-use super::state::{AgentTurn, Checkout, Commit, Ending, OpenCall, Phase, Task, ToolProgress, ToolUse};
+use super::state::{AgentTurn, Attempt, Checkout, Commit, Ending, OpenCall, Phase, Task, ToolProgress, ToolUse};
 use crate::failure::{Failure, FailureCode};
 use crate::id::SandboxId;
 
@@ -49,8 +49,20 @@ pub enum Step {
 /// Most model calls of one attempt: an agent that needs more is going round in circles.
 pub const MAX_CALLS: u32 = 400;
 
-/// What is next for this task.
-pub fn next_step(task: &Task) -> Step {
+/// What is next for this task at this time.
+pub fn next_step(task: &Task, now: Timestamp) -> Step {
+    let over = |attempt: &Attempt| task.cancel_requested || attempt.failure.is_some();
+    match &task.phase {
+        Phase::Working(attempt) if !over(attempt) => match attempt.wait_until {
+            Some(until) if until > now => Step::WaitUntil(until),
+            _ => planned_step(task),
+        },
+        _ => planned_step(task),
+    }
+}
+
+/// What is next once every wait is over: the step that a command has to fit.
+pub fn planned_step(task: &Task) -> Step {
     let attempt = match &task.phase {
         Phase::Queued => return Step::WaitForClaim,
         Phase::Claimed => return Step::Begin,
@@ -68,9 +80,6 @@ pub fn next_step(task: &Task) -> Step {
             (_, Some(sandbox)) => Step::StopSandbox(sandbox, end),
             (_, None) => Step::Finish(ending),
         };
-    }
-    if let Some(until) = attempt.wait_until {
-        return Step::WaitUntil(until);
     }
     let Some(checkout) = &attempt.checkout else { return Step::Clone };
     if let Some(commit) = &attempt.commit {
@@ -105,4 +114,29 @@ pub fn next_step(task: &Task) -> Step {
 pub fn out_of_calls() -> Failure {
     Failure::new(FailureCode::BudgetExceeded, format!("The agent made {MAX_CALLS} model calls without finishing."))
         .with_hint("Split the task into smaller ones.")
+}
+
+impl Step {
+    /// Its name in traces.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::WaitForClaim => "claim",
+            Self::WaitForCredentials => "wait-for-credentials",
+            Self::WaitUntil(_) => "wait",
+            Self::Begin => "begin",
+            Self::Clone => "clone",
+            Self::StartSandbox(_) => "start-sandbox",
+            Self::ReserveModel => "reserve-model",
+            Self::AskModel(_) => "ask-model",
+            Self::AbandonModel(_) => "abandon-model",
+            Self::CallTool(_) => "call-tool",
+            Self::RunTool(_) => "run-tool",
+            Self::InterruptTool(_) => "interrupt-tool",
+            Self::Commit(_) => "commit",
+            Self::StopSandbox(..) => "stop-sandbox",
+            Self::Push(_) => "push",
+            Self::Finish(_) => "finish",
+            Self::Rest => "rest",
+        }
+    }
 }

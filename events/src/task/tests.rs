@@ -1,1 +1,432 @@
+//! Given what happened, when a command comes, then this happens.
 
+use jiff::Timestamp;
+use proptest::prelude::*;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::command::{Charge, Command, Refusal, Then, decide};
+use super::conversation::{Block, StopReason, Turn, Usage};
+use super::event::{Budget, CredentialKind, Harness, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
+use super::state::{Ending, Task, evolve};
+use super::step::{Step, next_step};
+use crate::blob::{BlobRef, Content};
+use crate::failure::{Failure, FailureCode};
+use crate::id::{CallId, CommitId, SandboxId};
+use crate::money::NanoUsd;
+use crate::repo::RepoRef;
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_780_000_000).expect("a time")
+}
+
+fn oid(digit: char) -> CommitId {
+    CommitId::try_from(digit.to_string().repeat(40)).expect("an oid")
+}
+
+fn call(number: u128) -> CallId {
+    CallId::from_uuid(Uuid::from_u128(number))
+}
+
+fn sandbox() -> SandboxId {
+    SandboxId::from_uuid(Uuid::from_u128(9))
+}
+
+fn spec() -> TaskSpec {
+    TaskSpec {
+        repo: RepoRef::new("local", "acme/api").expect("a repo"),
+        task: "Fix the typo".into(),
+        model: "claude-sonnet-4-6".into(),
+        harness: Harness::Builtin,
+        team: "platform".into(),
+        project: None,
+        environment: None,
+        task_type: None,
+        customer: None,
+        budget: Budget { max_nano_usd: Some(NanoUsd::from_nanos(1_000)), max_tokens: None },
+        base: None,
+        branch: "orchestra/fix-1".into(),
+        image: "default".into(),
+        timeout_seconds: 60,
+        metadata: serde_json::Map::new(),
+        request_hash: None,
+        caller_brings_model_key: false,
+        caller_brings_git_token: false,
+    }
+}
+
+/// A task's stream in the making: `given(...)` folds, `when(...)` decides and folds what was decided.
+struct Story {
+    task: Option<Task>,
+    kinds: Vec<&'static str>,
+}
+
+impl Story {
+    fn new() -> Self {
+        let mut story = Self { task: None, kinds: Vec::new() };
+        story.when(Command::Create(Box::new(spec()))).expect("created");
+        story
+    }
+
+    fn working() -> Self {
+        let mut story = Self::new();
+        story.when(Command::Claim { node: "n".into() }).expect("claimed");
+        story.when(Command::Begin { now: now() }).expect("begun");
+        story
+    }
+
+    fn in_sandbox() -> Self {
+        let mut story = Self::working();
+        story.when(Command::RecordClone { base: "main".into(), commit: oid('a'), sandbox: sandbox() }).expect("cloned");
+        story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
+        story
+    }
+
+    fn asked(number: u128) -> Self {
+        let mut story = Self::in_sandbox();
+        story.when(reserve(number, 100)).expect("reserved");
+        story
+    }
+
+    fn when(&mut self, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
+        let events = decide(self.task.as_ref(), command)?;
+        self.given(&events);
+        Ok(events)
+    }
+
+    fn given(&mut self, events: &[TaskEvent]) {
+        for event in events {
+            self.kinds.push(event.kind());
+            self.task = evolve(self.task.take(), event);
+        }
+    }
+
+    fn task(&self) -> &Task {
+        self.task.as_ref().expect("created")
+    }
+
+    fn next(&self) -> Step {
+        next_step(self.task(), now())
+    }
+}
+
+fn reserve(number: u128, nanos: i64) -> Command {
+    Command::ReserveModel {
+        call: call(number),
+        reserved: NanoUsd::from_nanos(nanos),
+        reserved_tokens: 50,
+        max_output_tokens: 10,
+    }
+}
+
+fn charge(nanos: i64) -> Charge {
+    Charge {
+        usage: Usage { input_tokens: 5, output_tokens: 2, ..Usage::default() },
+        cost: NanoUsd::from_nanos(nanos),
+        confirmed: true,
+        price: "t/r".into(),
+    }
+}
+
+fn text(words: &str) -> Block {
+    Block::Text { text: Content::Inline(words.into()) }
+}
+
+fn tool(id: &str) -> Block {
+    Block::ToolUse { id: id.into(), name: "bash".into(), input: json!({"command": "true"}), malformed: None }
+}
+
+fn reply(number: u128, content: Vec<Block>, stop_reason: StopReason) -> Command {
+    Command::RecordReply { call: call(number), charge: charge(40), content, stop_reason }
+}
+
+fn tool_done(id: &str) -> Command {
+    Command::RecordTool {
+        tool_call: id.into(),
+        outcome: ToolOutcome::Ok,
+        output: Content::Inline("ok".into()),
+        duration_ms: 1,
+        omitted_bytes: 0,
+    }
+}
+
+fn commit() -> Command {
+    Command::RecordCommit {
+        commit: oid('c'),
+        tree: oid('d'),
+        message: "Fix".into(),
+        stat: (1, 1, 0),
+        diff: BlobRef { sha256: "0".repeat(64), bytes: 3 },
+    }
+}
+
+fn failure(code: FailureCode) -> Failure {
+    Failure::new(code, "It broke.")
+}
+
+#[test]
+fn from_a_sentence_to_a_pushed_branch() {
+    let mut story = Story::asked(1);
+    story.when(reply(1, vec![text("I look."), tool("t1")], StopReason::ToolUse)).expect("reply");
+    story.when(Command::CallTool { tool_call: "t1".into() }).expect("call");
+    story.when(tool_done("t1")).expect("tool");
+    story.when(reserve(2, 100)).expect("reserve");
+    story.when(reply(2, vec![text("Done.")], StopReason::EndTurn)).expect("reply");
+    story.when(commit()).expect("commit");
+    story
+        .when(Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Finished })
+        .expect("sandbox stopped");
+    story.when(Command::RecordPush { outcome: PushOutcome::Pushed }).expect("push");
+    story.when(Command::Finish(Ending::Succeeded)).expect("finish");
+    assert_eq!(story.next(), Step::Rest);
+    assert_eq!(
+        story.kinds.join(" "),
+        "created queued claimed attempt-started cloned sandbox-started model-called tokens-charged message \
+         tool-called tool-finished model-called tokens-charged message committed sandbox-stopped pushed succeeded"
+    );
+    assert_eq!(story.task().spent.cost, NanoUsd::from_nanos(80));
+}
+
+#[test]
+fn the_conversation_alternates_and_begins_with_the_task() {
+    let mut story = Story::asked(1);
+    story.when(reply(1, vec![tool("t1"), tool("t2")], StopReason::ToolUse)).expect("reply");
+    for id in ["t1", "t2"] {
+        story.when(Command::CallTool { tool_call: id.into() }).expect("call");
+        story.when(Command::Steer { message: format!("during {id}") }).expect("steer");
+        story.when(tool_done(id)).expect("tool");
+    }
+    let conversation = &story.task().current().expect("working").conversation;
+    assert_eq!(conversation.len(), 3);
+    assert!(matches!(&conversation[0], Turn::User(parts) if parts.len() == 1));
+    assert!(matches!(&conversation[1], Turn::Assistant(blocks) if blocks.len() == 2));
+    // Both answers first, then what the user said meanwhile.
+    assert!(matches!(&conversation[2], Turn::User(parts) if parts.len() == 4), "{conversation:?}");
+}
+
+#[test]
+fn a_reservation_above_what_is_left_is_refused() {
+    let mut story = Story::in_sandbox();
+    assert_eq!(story.when(reserve(1, 1_001)), Err(Refusal::OverBudget));
+    story.when(reserve(1, 1_000)).expect("exactly the cap");
+    assert_eq!(story.task().dollars_left(), Some(NanoUsd::ZERO));
+}
+
+#[test]
+fn a_reply_settles_its_reservation_once() {
+    let mut story = Story::asked(1);
+    story.when(reply(1, vec![text("Done.")], StopReason::EndTurn)).expect("reply");
+    assert_eq!(story.task().reserved().0, NanoUsd::ZERO);
+    assert_eq!(story.when(reply(1, vec![text("Done.")], StopReason::EndTurn)), Err(Refusal::MovedOn));
+    assert_eq!(story.task().spent.cost, NanoUsd::from_nanos(40));
+}
+
+#[test]
+fn a_failed_call_is_tried_again_later_and_then_given_up() {
+    let mut story = Story::asked(1);
+    let overloaded = failure(FailureCode::ModelOverloaded);
+    let then = Then::Retry { until: now(), wait_ms: 500 };
+    story
+        .when(Command::RecordModelFailure { call: call(1), charge: None, failure: overloaded.clone(), then })
+        .expect("failed");
+    assert_eq!(next_step(story.task(), Timestamp::MIN), Step::WaitUntil(now()));
+    assert_eq!(story.next(), Step::ReserveModel);
+    assert_eq!(story.task().failures, 1);
+    story.given(&[TaskEvent::ModelCalled {
+        call: call(2),
+        model: "m".into(),
+        reserved_nano_usd: NanoUsd::from_nanos(1),
+        reserved_tokens: 1,
+        max_output_tokens: 1,
+    }]);
+    story
+        .when(Command::RecordModelFailure {
+            call: call(2),
+            charge: None,
+            failure: overloaded.clone(),
+            then: Then::GiveUp,
+        })
+        .expect("failed");
+    assert_eq!(story.task().failures, 2);
+    assert_eq!(story.next(), Step::StopSandbox(sandbox(), SandboxEnd::Failed));
+    story.given(&[TaskEvent::SandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Failed }]);
+    assert_eq!(story.next(), Step::Finish(Ending::Failed(overloaded)));
+}
+
+#[test]
+fn a_tool_whose_sandbox_is_lost_is_not_run_twice() {
+    let mut story = Story::asked(1);
+    story.when(reply(1, vec![tool("t1")], StopReason::ToolUse)).expect("reply");
+    story.when(Command::CallTool { tool_call: "t1".into() }).expect("call");
+    assert!(matches!(story.next(), Step::RunTool(_)));
+    story.when(Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Lost }).expect("lost");
+    assert!(matches!(story.next(), Step::StartSandbox(_)));
+    story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 1 }).expect("again");
+    assert!(matches!(story.next(), Step::InterruptTool(_)));
+}
+
+#[test]
+fn waiting_for_credentials_keeps_the_work() {
+    let mut story = Story::asked(1);
+    let refused = failure(FailureCode::ModelAuth);
+    let then = Then::AskFor(vec![CredentialKind::Model]);
+    story.when(Command::RecordModelFailure { call: call(1), charge: None, failure: refused, then }).expect("asked for");
+    assert_eq!(story.next(), Step::WaitForCredentials);
+    let later = now().checked_add(jiff::SignedDuration::from_hours(5)).expect("a time");
+    story.when(Command::SupplyCredentials { supplied: vec![CredentialKind::Model], now: later }).expect("supplied");
+    assert_eq!(story.next(), Step::ReserveModel);
+    let deadline = story.task().current().expect("working").deadline;
+    assert!(deadline > later, "the wait does not count against the attempt");
+}
+
+#[test]
+fn cancelling_settles_and_stops_whatever_is_held() {
+    let mut story = Story::new();
+    story.when(Command::Cancel { reason: None }).expect("cancel");
+    assert_eq!(story.next(), Step::Rest);
+
+    let mut story = Story::asked(1);
+    story.when(Command::Cancel { reason: None }).expect("cancel");
+    assert_eq!(story.when(Command::Cancel { reason: None }), Ok(Vec::new()));
+    assert!(matches!(story.next(), Step::AbandonModel(_)));
+    let given_up = failure(FailureCode::Cancelled);
+    story
+        .when(Command::RecordModelFailure {
+            call: call(1),
+            charge: Some(charge(7)),
+            failure: given_up,
+            then: Then::GiveUp,
+        })
+        .expect("settled");
+    assert_eq!(story.next(), Step::StopSandbox(sandbox(), SandboxEnd::Cancelled));
+    story.when(Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Cancelled }).expect("stopped");
+    story.when(Command::Finish(Ending::Cancelled)).expect("finish");
+    assert_eq!(story.kinds.last(), Some(&"cancelled"));
+    assert_eq!(story.when(Command::Cancel { reason: None }), Err(Refusal::Ended("been cancelled")));
+}
+
+#[test]
+fn cancelling_while_it_waits_for_credentials_cleans_up_without_them() {
+    let mut story = Story::asked(1);
+    story.when(Command::RequireCredentials { missing: vec![CredentialKind::Model], failure: None }).expect("required");
+    story.when(Command::Cancel { reason: None }).expect("cancel");
+    assert!(matches!(story.next(), Step::AbandonModel(_)));
+}
+
+#[test]
+fn a_message_after_the_last_word_reopens_the_conversation() {
+    let mut story = Story::asked(1);
+    story.when(reply(1, vec![text("Done.")], StopReason::EndTurn)).expect("reply");
+    assert!(matches!(story.next(), Step::Commit(_)));
+    story.when(Command::Steer { message: "And the docs.".into() }).expect("steer");
+    assert_eq!(story.next(), Step::ReserveModel);
+    assert_eq!(story.when(commit()), Err(Refusal::MovedOn));
+}
+
+#[test]
+fn a_cut_reply_is_continued_and_a_refusal_ends_the_attempt() {
+    let mut story = Story::asked(1);
+    story.when(reply(1, vec![text("I was say")], StopReason::MaxTokens)).expect("reply");
+    assert_eq!(story.next(), Step::ReserveModel);
+    let mut story = Story::asked(1);
+    story.when(reply(1, vec![text("No.")], StopReason::Refusal)).expect("reply");
+    assert!(matches!(story.next(), Step::StopSandbox(_, SandboxEnd::Failed)));
+}
+
+#[test]
+fn a_retry_begins_a_new_attempt_with_what_is_left_of_the_budget() {
+    let mut story = Story::asked(1);
+    story.when(reply(1, vec![text("No.")], StopReason::Refusal)).expect("reply");
+    assert_eq!(story.when(Command::Retry), Err(Refusal::StillOpen));
+    story.when(Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Failed }).expect("stopped");
+    let Step::Finish(ending) = story.next() else { panic!("{:?}", story.next()) };
+    story.when(Command::Finish(ending)).expect("failed");
+    story.when(Command::Retry).expect("retry");
+    story.when(Command::Claim { node: "n".into() }).expect("claim");
+    story.when(Command::Begin { now: now() }).expect("begin");
+    assert_eq!(story.task().attempt, 2);
+    assert_eq!(story.next(), Step::Clone);
+    assert_eq!(story.task().dollars_left(), Some(NanoUsd::from_nanos(960)));
+}
+
+#[test]
+fn nothing_but_create_comes_first() {
+    assert_eq!(decide(None, Command::Retry), Err(Refusal::NoSuchTask));
+    let mut story = Story::new();
+    assert_eq!(story.when(Command::Create(Box::new(spec()))), Err(Refusal::Exists));
+}
+
+/// Does whatever the step asks for, with luck and prices drawn at random, until the task rests.
+fn drive(luck: &[(u8, u16)]) -> Story {
+    let mut story = Story::new();
+    for (turn, (luck, price)) in luck.iter().cycle().take(10_000).enumerate() {
+        let number = turn as u128;
+        let failed = failure(FailureCode::NetworkDropped);
+        let give_up = story.task().failures >= 4;
+        let then = if give_up { Then::GiveUp } else { Then::Retry { until: now(), wait_ms: 1 } };
+        let command = match story.next() {
+            Step::Rest => return story,
+            Step::WaitForClaim => Command::Claim { node: "n".into() },
+            Step::Begin => Command::Begin { now: now() },
+            Step::WaitForCredentials => {
+                Command::SupplyCredentials { supplied: vec![CredentialKind::Model], now: now() }
+            }
+            _ if luck % 16 == 15 && !matches!(story.next(), Step::AskModel(_) | Step::AbandonModel(_)) => {
+                if luck % 32 == 31 {
+                    Command::Cancel { reason: None }
+                } else {
+                    Command::RecordFailure { failure: failed, then }
+                }
+            }
+            Step::WaitUntil(until) => unreachable!("{until} is not over yet"),
+            Step::ReserveModel => reserve(number, i64::from(*price % 300)),
+            Step::Clone => Command::RecordClone { base: "main".into(), commit: oid('a'), sandbox: sandbox() },
+            Step::StartSandbox(_) => Command::RecordSandbox { sandbox: sandbox(), start_ms: 1 },
+            Step::AskModel(open) | Step::AbandonModel(open) if luck % 4 == 0 || story.task().cancel_requested => {
+                Command::RecordModelFailure {
+                    call: open.call,
+                    charge: (luck % 8 == 0).then(|| charge(open.reserved.nanos().min(i64::from(*price)))),
+                    failure: failed,
+                    then,
+                }
+            }
+            Step::AskModel(open) | Step::AbandonModel(open) => {
+                let content = if luck % 2 == 0 { vec![tool("t"), tool("u")] } else { vec![text("Done.")] };
+                let stop = if luck % 2 == 0 { StopReason::ToolUse } else { StopReason::EndTurn };
+                let charge = charge(open.reserved.nanos().min(i64::from(*price)));
+                Command::RecordReply { call: open.call, charge, content, stop_reason: stop }
+            }
+            Step::CallTool(tool) => Command::CallTool { tool_call: tool.id },
+            Step::RunTool(_) if luck % 8 == 7 => {
+                Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Lost }
+            }
+            Step::RunTool(tool) | Step::InterruptTool(tool) => tool_done(&tool.id),
+            Step::Commit(_) => commit(),
+            Step::StopSandbox(sandbox, reason) => Command::RecordSandboxStopped { sandbox, reason },
+            Step::Push(_) => Command::RecordPush { outcome: PushOutcome::Pushed },
+            Step::Finish(ending) => Command::Finish(ending),
+        };
+        match story.when(command) {
+            Ok(_) => {}
+            Err(Refusal::OverBudget) => {
+                let failure = failure(FailureCode::BudgetExceeded);
+                story.when(Command::RecordFailure { failure, then: Then::GiveUp }).expect("over budget ends it");
+            }
+            Err(refusal) => panic!("the step {:?} led to {refusal}", story.next()),
+        }
+        let (held, _) = story.task().reserved();
+        assert!(story.task().spent.cost + held <= NanoUsd::from_nanos(1_000), "over the cap");
+    }
+    panic!("no end after {:?}", &story.kinds[story.kinds.len() - 12..]);
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_luck_every_task_ends_within_its_budget(luck in proptest::collection::vec(any::<(u8, u16)>(), 1..60)) {
+        let story = drive(&luck);
+        let ends = story.kinds.iter().filter(|kind| ["succeeded", "failed", "cancelled"].contains(kind)).count();
+        prop_assert_eq!(ends, 1);
+        prop_assert_eq!(story.task().reserved().0, NanoUsd::ZERO);
+        prop_assert!(story.task().current().is_none());
+    }
+}

@@ -71,5 +71,5 @@ pub async fn optional_object(
         return Ok(None);
     }
     check_type(request)?;
-    Ok(Object::read(&*fields::json(&body)?, "", faults))
+    Ok(Object::read(&fields::json(&body)?, "", faults))
 }

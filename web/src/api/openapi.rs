@@ -113,13 +113,21 @@ pub struct MessageRequest {
 #[schema(rename_all = "kebab-case")]
 #[allow(dead_code, reason = "described, never built")]
 pub enum Status {
+    /// It waits for a node.
     Queued,
+    /// Clone and sandbox are being made ready.
     Preparing,
+    /// The agent works.
     Running,
+    /// It waits for secrets of the caller.
     AwaitingCredentials,
+    /// A step failed and will be done again.
     Retrying,
+    /// The commit is pushed.
     Succeeded,
+    /// It failed.
     Failed,
+    /// It was cancelled.
     Cancelled,
 }
 

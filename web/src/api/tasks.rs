@@ -65,7 +65,7 @@ pub async fn create(
 ) -> Result<HttpResponse, Problem> {
     caller.require(Scope::TasksCreate)?;
     let key = idempotency_key(&request)?;
-    let mut new = payload::new_task(&*body::json(&request, payload).await?, &caller)?;
+    let mut new = payload::new_task(&body::json(&request, payload).await?, &caller)?;
     new.idempotency =
         key.map(|key| Idempotency { owner: caller.key.to_string(), key, request_hash: payload::request_hash(&new) });
     let actor = caller.actor_for(&new.team);

@@ -63,6 +63,8 @@ struct Live {
     subject: Subject,
     teams: HashMap<TaskId, String>,
     deltas: Option<broadcast::Receiver<Delta>>,
+    /// Its history has been sent.
+    caught_up: bool,
     heartbeat: Interval,
     format: Format,
     opened: bool,
@@ -105,6 +107,7 @@ impl Live {
                         continue;
                     }
                     self.heartbeat.reset();
+                    self.listen();
                     match self.format.event(&envelope) {
                         Ok(frame) => return Some(frame),
                         Err(error) => {
@@ -113,9 +116,8 @@ impl Live {
                     }
                 }
                 Next::Delivery(Ok(Delivery::CaughtUp)) => {
-                    if let (Subject::Task(id), None) = (&self.subject, &self.deltas) {
-                        self.deltas = Some(self.app.tasks.deltas(*id));
-                    }
+                    self.caught_up = true;
+                    self.listen();
                 }
                 Next::Delivery(Err(error)) => {
                     tracing::warn!("a live stream ends: {error}");
@@ -124,20 +126,21 @@ impl Live {
                 Next::Delta(Ok(delta)) => return Some(self.format.delta(&delta.text)),
                 // Pieces were lost; what they add up to arrives as an event.
                 Next::Delta(Err(RecvError::Lagged(_))) => {}
-                Next::Delta(Err(RecvError::Closed)) => {
-                    self.deltas = match &self.subject {
-                        // Nobody speaks in this task now. The next heartbeat asks again.
-                        Subject::Task(_) | Subject::Log(_) => None,
-                    };
-                }
+                // Nobody speaks in this task now. The next event or heartbeat asks again.
+                Next::Delta(Err(RecvError::Closed)) => self.deltas = None,
                 Next::Heartbeat => {
                     self.app.keys.holder(self.key)?;
-                    if let (Subject::Task(id), None) = (&self.subject, &self.deltas) {
-                        self.deltas = Some(self.app.tasks.deltas(*id));
-                    }
+                    self.listen();
                     return Some(self.format.heartbeat());
                 }
             }
+        }
+    }
+
+    /// Listens to what the model is saying, once the history has been sent.
+    fn listen(&mut self) {
+        if let (Subject::Task(id), true, None) = (&self.subject, self.caught_up, &self.deltas) {
+            self.deltas = Some(self.app.tasks.deltas(*id));
         }
     }
 
@@ -198,6 +201,7 @@ pub fn respond(
         subject,
         teams: HashMap::new(),
         deltas: None,
+        caught_up: false,
         heartbeat,
         format,
         opened: false,

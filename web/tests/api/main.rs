@@ -1,1 +1,9 @@
-//! The REST interface, asked over a socket.
+//! The REST interface as a caller meets it, over a store in memory and a task service that only decides and appends.
+
+mod auth;
+mod documents;
+mod harness;
+mod payload;
+mod streams;
+mod tasks;
+mod usage;

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use rusqlite::Connection;
 
 /// The side thread copies pages each time that about this much has been written.
-pub const CHECKPOINT_EVERY: usize = 8 * 1024 * 1024;
+pub const CHECKPOINT_EVERY: usize = 16 * 1024 * 1024;
 /// Above this length the log is started anew as soon as the side thread has finished a round. Opening after a crash
 /// reads the whole log, so this also bounds the time to start.
 pub const WAL_BOUND: usize = 32 * 1024 * 1024;

@@ -153,7 +153,7 @@ impl Reader {
         limit: usize,
         rows: usize,
     ) -> rusqlite::Result<Page> {
-        let mut page = Page { events: Vec::with_capacity(limit.min(256)), through: after };
+        let mut page = Page { events: Vec::with_capacity(limit), through: after };
         let mut bytes = 0;
         let sql = select(COLUMNS, "events e WHERE e.position > ?1 AND e.position <= ?2 ORDER BY e.position LIMIT ?3");
         let mut statement = self.conn.prepare_cached(&sql)?;
@@ -178,7 +178,7 @@ impl Reader {
 
     /// Reads the whole log with its links.
     pub fn links(&mut self, after: Position, head: Position, limit: usize) -> rusqlite::Result<Vec<Linked>> {
-        let mut page = Vec::with_capacity(limit.min(256));
+        let mut page = Vec::with_capacity(limit);
         let mut bytes = 0;
         let columns = format!("{COLUMNS}, e.links");
         let sql = select(&columns, "events e WHERE e.position > ?1 AND e.position <= ?2 ORDER BY e.position LIMIT ?3");
@@ -198,7 +198,7 @@ impl Reader {
 
     /// Reads one stream: the indexed part by the index, the rest by the positions that the writer handed out.
     pub fn stream(&mut self, read: &StreamRead) -> rusqlite::Result<Vec<Envelope>> {
-        let mut page = StreamPage { events: Vec::with_capacity(read.limit.min(256)), bytes: 0, limit: read.limit };
+        let mut page = StreamPage { events: Vec::with_capacity(read.limit), bytes: 0, limit: read.limit };
         // Everything below this revision is indexed, everything from it on is in the tail.
         let border = read.tail.as_ref().map_or(u64::MAX, |tail| tail.first);
         let id = match &read.tail {

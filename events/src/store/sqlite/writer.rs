@@ -1,7 +1,6 @@
 //! The one thread that writes: it takes what waits, checks every expected revision against heads in memory, and
 //! commits the lot with a single trip to the disk.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -48,6 +47,9 @@ pub(super) enum Request {
     /// Limits the database's size, so that tests can fill the disk.
     #[cfg(test)]
     LimitPages(u32, oneshot::Sender<()>),
+    /// Kills the writer, so that tests can see what everyone else learns of it.
+    #[cfg(test)]
+    Panic,
 }
 
 /// The writer thread's own state.
@@ -99,6 +101,8 @@ impl Writer {
                         self.conn.pragma_update(None, "max_page_count", pages).expect("a pragma");
                         let _ = done.send(());
                     }
+                    #[cfg(test)]
+                    Request::Panic => panic!("as a test asked"),
                 }
                 if events < GROUP_EVENTS && bytes < GROUP_BYTES {
                     next = requests.try_recv().ok();
@@ -205,11 +209,11 @@ impl Writer {
 
     /// Shows readers what has been committed, then rings the bells.
     fn publish(&mut self, staged: Vec<Staged>, indexed: bool) {
-        let mut grown = HashMap::with_capacity(staged.len());
+        let mut grown = Vec::with_capacity(staged.len());
         let mut events = Vec::with_capacity(staged.len());
         for job in staged {
             let last = job.first + job.events.len() as u64 - 1;
-            grown.insert(job.stream.clone(), Revision(last));
+            grown.push((job.stream.clone(), Revision(last)));
             for (event, offset) in job.events.into_iter().zip(0..) {
                 let entry = Unindexed {
                     stream_id: job.stream_id,

@@ -1,0 +1,309 @@
+//! Every way that git work can fail, each with a code, a sentence and a remedy for the person who asked for it.
+
+use std::fmt;
+use std::time::Duration;
+
+use orchestra_events::{CommitId, Failure, FailureCode};
+
+/// Which step failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Fetching the base branch.
+    Clone,
+    /// Writing the work tree.
+    Checkout,
+    /// Taking the agent's work out of the sandbox.
+    Import,
+    /// Making the commit.
+    Commit,
+    /// Computing the diff.
+    Diff,
+    /// Sending the branch to the forge.
+    Push,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Clone => "clone",
+            Self::Checkout => "checkout",
+            Self::Import => "import of the agent's work",
+            Self::Commit => "commit",
+            Self::Diff => "diff",
+            Self::Push => "push",
+        })
+    }
+}
+
+/// Why a pack from a sandbox was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PackFault {
+    /// Not a pack, truncated, bit-flipped, or with objects missing.
+    Malformed,
+    /// More bytes or objects than the limits allow.
+    TooLarge,
+    /// The indexing process died or was killed at its memory, time or file limit.
+    LimitReached,
+    /// A commit that does not descend from the base, or too many of them.
+    Ancestry,
+    /// A path that a git client could mistake for its own files, or that leaves the tree.
+    Path,
+    /// A file mode that git does not define.
+    Mode,
+    /// A symbolic link that points out of the tree.
+    Symlink,
+    /// A nested repository (submodule) added or moved.
+    Gitlink,
+    /// One file is larger than the limit.
+    FileTooLarge,
+}
+
+/// Why the sandbox could not hand its work over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportFault {
+    /// The commit the task started from is gone from the sandbox's `.git`.
+    HistoryGone,
+    /// A file could not be read or added.
+    Unreadable,
+    /// The script ended without an answer.
+    NoAnswer,
+}
+
+fn said(forge: &Option<String>) -> String {
+    forge.as_ref().map(|text| format!(" It says: {text}")).unwrap_or_default()
+}
+
+/// What went wrong. No variant holds a secret: texts from forges and libgit2 are redacted before they come here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields are what the sentences name")]
+pub enum GitError {
+    /// The URL cannot be used.
+    #[error("The repository's address cannot be used: {reason}.")]
+    InvalidRemote { reason: &'static str },
+    /// The branch name is not one that git and forges accept.
+    #[error("{name:?} cannot be a branch name: {reason}.")]
+    InvalidBranch { name: String, reason: &'static str },
+    /// The forge asks for a token and there is none.
+    #[error("{repo} cannot be reached without a git token.")]
+    TokenMissing { repo: String },
+    /// The forge does not accept the token.
+    #[error("The forge refused the git token for {repo}: it is expired, revoked or mistyped.{}", said(forge))]
+    TokenRejected { repo: String, forge: Option<String> },
+    /// The token is valid and may not do this.
+    #[error("The git token is not allowed to {} {repo}.{}", if *operation == Operation::Push { "write to" } else { "read" }, said(forge))]
+    TokenLacksAccess { operation: Operation, repo: String, forge: Option<String> },
+    /// The token lacks one named permission.
+    #[error("The git token lacks the permission `{permission}` for {repo}.{}", said(forge))]
+    TokenLacksPermission { repo: String, permission: String, forge: Option<String> },
+    /// The organisation wants single sign-on for this token.
+    #[error("The organisation that owns {repo} requires single sign-on for this git token.{}", said(forge))]
+    SsoRequired { repo: String, forge: Option<String> },
+    /// The repository is read-only for everybody.
+    #[error("{repo} is archived and read-only.{}", said(forge))]
+    RepoArchived { repo: String, forge: Option<String> },
+    /// There is no such repository, or it is hidden from the token.
+    #[error("{repo} does not exist, or the git token may not see it.{}", said(forge))]
+    RepoNotFound { repo: String, forge: Option<String> },
+    /// The repository has no commit.
+    #[error("{repo} is empty: it has no branch to start from.")]
+    EmptyRepository { repo: String },
+    /// The base branch does not exist.
+    #[error("{repo} has no branch {base:?}.")]
+    BaseNotFound { repo: String, base: String },
+    /// The forge limits how often it is called.
+    #[error("The forge limits requests; the {operation} of {repo} was refused.{}", retry_after.map(|after| format!(" It asks to wait {} s.", after.as_secs())).unwrap_or_default())]
+    RateLimited { operation: Operation, repo: String, retry_after: Option<Duration> },
+    /// The forge answers with a server error.
+    #[error("The forge answered the {operation} of {repo} with HTTP status {status}.")]
+    ForgeUnavailable { operation: Operation, repo: String, status: u16 },
+    /// What answers is not a git server.
+    #[error("What answers at {repo} is not a git server: a log-in page or a wrong address.")]
+    NotGit { operation: Operation, repo: String },
+    /// No connection.
+    #[error("The forge of {repo} cannot be reached: {detail}.")]
+    Unreachable { operation: Operation, repo: String, detail: String },
+    /// The certificate is not trusted.
+    #[error("The certificate of the forge of {repo} is not trusted: {detail}.")]
+    Untrusted { repo: String, detail: String },
+    /// The forge points elsewhere.
+    #[error(
+        "The forge redirects {repo} to another address; it was not followed, so that the token stays where it belongs."
+    )]
+    Redirected { operation: Operation, repo: String },
+    /// The connection broke in the middle.
+    #[error("The connection broke during the {operation} of {repo}: {detail}.")]
+    ConnectionLost { operation: Operation, repo: String, detail: String },
+    /// Nothing came for the length of the socket timeout.
+    #[error("The forge stopped answering during the {operation} of {repo}.")]
+    ForgeSilent { operation: Operation, repo: String },
+    /// The whole operation took too long.
+    #[error("The {operation} did not end within {} s.", limit.as_secs_f32())]
+    DeadlineExceeded { operation: Operation, limit: Duration },
+    /// The repository is larger than the limit.
+    #[error("{repo} sends more than the limit of {limit} bytes.")]
+    RepoTooLarge { repo: String, limit: u64 },
+    /// A branch protection refused the push.
+    #[error("The forge protects the branch {branch:?}.{}", said(forge))]
+    BranchProtected { branch: String, forge: Option<String> },
+    /// A rule set of the forge refused the push.
+    #[error("A rule of the forge forbids this push to {branch:?}.{}", said(forge))]
+    BranchRule { branch: String, forge: Option<String> },
+    /// Another branch's name stands in the way (`a` and `a/b` cannot both exist).
+    #[error("The branch {branch:?} cannot be created: another branch's name is a part of it.{}", said(forge))]
+    BranchNameTaken { branch: String, forge: Option<String> },
+    /// The forge took the objects and refused the branch.
+    #[error("The forge refused the push to {branch:?}.{}", said(forge))]
+    Rejected { branch: String, forge: Option<String> },
+    /// The branch exists and is not at our commit.
+    #[error("The branch {branch:?} exists already at another commit{}.", found.as_ref().map(|id| format!(" ({id})")).unwrap_or_default())]
+    Conflict { branch: String, found: Option<CommitId> },
+    /// The tree is the base's.
+    #[error("The work tree is the same as the base: there is nothing to push.")]
+    NothingToPush,
+    /// The sandbox did not hand its work over.
+    #[error("The agent's work could not be read out of the sandbox: {}.", match fault {
+        ExportFault::HistoryGone => "the agent removed the repository's history (.git)",
+        ExportFault::Unreadable => "a file of the work tree cannot be added to a commit",
+        ExportFault::NoAnswer => "the export ended without an answer",
+    })]
+    ExportFailed { fault: ExportFault },
+    /// The sandbox handed over something that is not let in.
+    #[error("The agent's work was refused: {detail}.")]
+    PackRejected { fault: PackFault, detail: String },
+    /// The host's disk.
+    #[error("The {operation} failed on the server's disk: {detail}.")]
+    Io { operation: Operation, detail: String },
+    /// Anything else libgit2 says.
+    #[error("The {operation} failed: {detail}.")]
+    Git { operation: Operation, detail: String },
+}
+
+impl GitError {
+    /// An error of the host's file system; the path is the server's business and stays out of the text.
+    pub(super) fn io(operation: Operation, what: &str, error: &std::io::Error) -> Self {
+        Self::Io { operation, detail: format!("{what}: {}", error.kind()) }
+    }
+
+    /// The failure that the task's owner reads.
+    pub fn failure(&self) -> Failure {
+        use FailureCode as Code;
+        let network = |operation: &Operation| match operation {
+            Operation::Clone => Code::CloneFailed,
+            _ => Code::NetworkDropped,
+        };
+        let (code, hint, retryable) = match self {
+            Self::InvalidRemote { .. } => {
+                (Code::CloneFailed, "Give the repository as owner/name or as an https URL without a user name.", false)
+            }
+            Self::InvalidBranch { .. } => (Code::BranchPolicy, "Choose another branch name.", false),
+            Self::TokenMissing { .. } => {
+                (Code::GitAuth, "Supply a git token with PUT /v1/tasks/{id}/credentials; the work is kept.", false)
+            }
+            Self::TokenRejected { .. } => {
+                (Code::GitAuth, "Supply a new git token with PUT /v1/tasks/{id}/credentials; the work is kept.", false)
+            }
+            Self::TokenLacksAccess { operation: Operation::Push, .. } => (
+                Code::GitTokenScope,
+                "Give the token write access: `contents: write` for a fine-grained GitHub token, `repo` for a classic one, `repository:write` on Bitbucket, `write_repository` on GitLab.",
+                false,
+            ),
+            Self::TokenLacksAccess { .. } => {
+                (Code::GitTokenScope, "Give the token read access to the repository's contents.", false)
+            }
+            Self::TokenLacksPermission { .. } => {
+                (Code::GitTokenScope, "Add the named permission to the token, or supply another token.", false)
+            }
+            Self::SsoRequired { .. } => (
+                Code::GitTokenScope,
+                "Authorize the token for the organisation's single sign-on in the forge's token settings.",
+                false,
+            ),
+            Self::RepoArchived { .. } => (Code::PushRejected, "Unarchive the repository, then retry.", false),
+            Self::RepoNotFound { .. } => (
+                Code::RepoNotFound,
+                "Check the spelling; if it is private, check that the token lists this repository among those it may read.",
+                false,
+            ),
+            Self::EmptyRepository { .. } => {
+                (Code::CloneFailed, "Push a first commit to the repository, then retry.", false)
+            }
+            Self::BaseNotFound { .. } => (
+                Code::BranchPolicy,
+                "Choose a base branch that exists, or leave `base` out for the default branch.",
+                false,
+            ),
+            Self::RateLimited { operation, .. } => {
+                (network(operation), "Wait for the forge's limit to pass; the step is tried again.", true)
+            }
+            Self::ForgeUnavailable { operation, .. } => {
+                (network(operation), "Check the forge's status page; the step is tried again.", true)
+            }
+            Self::NotGit { .. } => (Code::CloneFailed, "Check `git_url` of the forge in the configuration.", false),
+            Self::Unreachable { operation, .. } => {
+                (network(operation), "Check the forge's host name and the server's network.", true)
+            }
+            Self::Untrusted { .. } => (
+                Code::CloneFailed,
+                "Install the forge's certificate authority on the server, or correct the host name.",
+                false,
+            ),
+            Self::Redirected { .. } => (
+                Code::CloneFailed,
+                "Use the repository's present address; it was renamed, moved, or the forge's URL is wrong.",
+                false,
+            ),
+            Self::ConnectionLost { operation, .. } | Self::ForgeSilent { operation, .. } => {
+                (network(operation), "Retry; check the network between this server and the forge.", true)
+            }
+            Self::DeadlineExceeded { operation: operation @ (Operation::Clone | Operation::Push), .. } => {
+                (network(operation), "Retry; if the repository is large, raise the git time limit.", true)
+            }
+            Self::DeadlineExceeded { .. } => {
+                (Code::Internal, "Retry; if the repository is large, raise the git time limit.", true)
+            }
+            Self::RepoTooLarge { .. } => {
+                (Code::CloneFailed, "Set a clone depth, or raise the clone size limit.", false)
+            }
+            Self::BranchProtected { .. } => (Code::BranchProtected, Code::BranchProtected.hint(), false),
+            Self::BranchRule { .. } => {
+                (Code::BranchPolicy, "The forge's sentence names the rule; satisfy it or choose another branch.", false)
+            }
+            Self::BranchNameTaken { .. } => {
+                (Code::BranchPolicy, "Choose another branch name, or delete the branch in the way.", false)
+            }
+            Self::Rejected { .. } => (Code::PushRejected, Code::PushRejected.hint(), false),
+            Self::Conflict { .. } => (
+                Code::PushConflict,
+                "Retry the task, choose another branch name, or delete the branch on the forge.",
+                false,
+            ),
+            Self::NothingToPush => (Code::NothingToPush, Code::NothingToPush.hint(), false),
+            Self::ExportFailed { fault: ExportFault::HistoryGone } => {
+                (Code::PushRejected, "Retry the task and ask the agent to leave .git alone.", false)
+            }
+            Self::ExportFailed { .. } => {
+                (Code::PushRejected, "Retry the task; its events show what the export said.", true)
+            }
+            Self::PackRejected { fault, .. } => (Code::PushRejected, pack_hint(*fault), false),
+            Self::Io { .. } => (Code::Internal, "Check the server's disk: space, permissions, `data_dir`.", true),
+            Self::Git { .. } => (Code::Internal, Code::Internal.hint(), true),
+        };
+        Failure::new(code, self.to_string()).with_hint(hint).with_retryable(retryable)
+    }
+}
+
+fn pack_hint(fault: PackFault) -> &'static str {
+    match fault {
+        PackFault::Malformed => "Retry the task; the sandbox sent a damaged pack.",
+        PackFault::TooLarge | PackFault::LimitReached => {
+            "Ask for a smaller change, or ignore generated files; the server's import limits can be raised."
+        }
+        PackFault::Ancestry => "Retry the task and ask the agent not to rewrite history.",
+        PackFault::Path => "Ask the agent to rename the path; git clients could mistake it for their own files.",
+        PackFault::Mode => "Ask the agent for ordinary files, executable files or links.",
+        PackFault::Symlink => "Ask the agent for links that stay inside the repository, without an absolute path.",
+        PackFault::Gitlink => "Ask the agent not to add or move a nested repository or submodule.",
+        PackFault::FileTooLarge => "Ask the agent to leave the large file out, or to ignore it.",
+    }
+}

@@ -1,0 +1,133 @@
+//! The importing child: no token, no network, no environment, and a kernel that kills it at its limits.
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use git2::{Indexer, Odb, Oid, Repository};
+use nix::sys::resource::{Resource, setrlimit};
+use orchestra_events::CommitId;
+
+use super::super::error::PackFault;
+use super::walk::{Stop, walk};
+use super::{CHUNK_BYTES, Order, Report};
+
+/// libgit2 maps packs in windows of this size, and no more of them than the second number in all, so that a large
+/// trusted repository does not use up the child's address space.
+const WINDOW_BYTES: usize = 16 * 1024 * 1024;
+const MAPPED_BYTES: usize = 128 * 1024 * 1024;
+/// Objects that libgit2 keeps in memory.
+const CACHE_BYTES: isize = 32 * 1024 * 1024;
+/// Files the child may hold open: the packs of the trusted repository, the new pack, three pipes.
+const OPEN_FILES: u64 = 1024;
+/// Room for an index, the completed thin pack and libgit2's temporary file beside the pack itself.
+const FILE_SIZE_FACTOR: u64 = 4;
+
+/// The whole life of the importing child: `args` are what follows [`super::IMPORT_ARG`]. Call it first in `main`,
+/// before a runtime, a logger or the configuration.
+pub fn import_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let order = args.into_iter().next().and_then(|arg| serde_json::from_str::<Order>(&arg.to_string_lossy()).ok());
+    let report = match order {
+        Some(order) => match confine(&order) {
+            Ok(()) => import(&order).unwrap_or_else(|stop| match stop {
+                Stop::Rejected(fault, detail) => Report::Rejected { fault, detail },
+                Stop::Failed(error) => Report::Failed { detail: error.message().to_owned() },
+            }),
+            Err(detail) => Report::Failed { detail },
+        },
+        None => Report::Failed { detail: "the importing process was started without its order".to_owned() },
+    };
+    let written = serde_json::to_vec(&report).is_ok_and(|text| std::io::stdout().write_all(&text).is_ok());
+    if written { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn confine(order: &Order) -> Result<(), String> {
+    let limits = &order.limits;
+    // Best effort: it needs a privilege that the server may not have, and there is nothing to connect with anyway.
+    let _ = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET);
+    let _ = nix::sys::prctl::set_no_new_privs();
+    for (resource, limit) in [
+        (Resource::RLIMIT_AS, limits.memory_bytes),
+        (Resource::RLIMIT_CPU, limits.cpu_seconds),
+        (Resource::RLIMIT_FSIZE, limits.pack_bytes.saturating_mul(FILE_SIZE_FACTOR)),
+        (Resource::RLIMIT_NOFILE, OPEN_FILES),
+        (Resource::RLIMIT_CORE, 0),
+    ] {
+        setrlimit(resource, limit, limit).map_err(|error| format!("a resource limit could not be set: {error}"))?;
+    }
+    super::super::init_process();
+    // SAFETY: this process has one thread and has not used libgit2 yet; the setters only store numbers.
+    let set = unsafe {
+        git2::opts::set_mwindow_size(WINDOW_BYTES)
+            .and_then(|()| git2::opts::set_mwindow_mapped_limit(MAPPED_BYTES))
+            .and_then(|()| git2::opts::set_cache_max_size(CACHE_BYTES))
+    };
+    set.map_err(|error| error.message().to_owned())
+}
+
+fn oid(id: &CommitId) -> Result<Oid, Stop> {
+    Oid::from_str(id.as_str())
+        .map_err(|_| Stop::Rejected(PackFault::Malformed, "the repository's object format is not known".to_owned()))
+}
+
+fn open(objects: &[&Path]) -> Result<Odb<'static>, Stop> {
+    let odb = Odb::new()?;
+    for path in objects {
+        odb.add_disk_alternate(&path.to_string_lossy())?;
+    }
+    Ok(odb)
+}
+
+fn import(order: &Order) -> Result<Report, Stop> {
+    let (base, tip) = (oid(&order.base)?, oid(&order.tip)?);
+    let objects = order.repo.join("objects");
+    let trusted = open(&[&objects])?;
+    let pack = index(order, &trusted)?;
+    let all = open(&[&objects, &order.quarantine])?;
+    let repo = Repository::from_odb(open(&[&objects, &order.quarantine])?)?;
+    let walked = walk(&repo, &all, base, tip, &order.limits)?;
+    if walked.unchanged {
+        return Ok(Report::Unchanged);
+    }
+    let tree = super::super::commit_id(walked.tree);
+    Ok(Report::Accepted { tree, files_changed: walked.files_changed, pack })
+}
+
+/// Reads the pack from standard input into the quarantine. Every object's hash is computed, every reference of every
+/// object is looked for.
+fn index(order: &Order, trusted: &Odb<'_>) -> Result<String, Stop> {
+    let too_many = std::cell::Cell::new(false);
+    let malformed = |detail: &str| {
+        if too_many.get() {
+            Stop::Rejected(PackFault::TooLarge, format!("the pack holds more than {} objects", order.limits.objects))
+        } else {
+            let detail: String = detail.chars().filter(|c| !c.is_control()).take(200).collect();
+            Stop::Rejected(PackFault::Malformed, format!("its pack is damaged: {detail}"))
+        }
+    };
+    let mut indexer = Indexer::new(Some(trusted), &order.quarantine.join("pack"), 0o444, true)?;
+    indexer.progress(|progress| {
+        let within = progress.total_objects() as u64 <= order.limits.objects;
+        too_many.set(!within);
+        within
+    });
+    let mut stdin = std::io::stdin().lock();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut total = 0;
+    loop {
+        let read = stdin.read(&mut chunk).map_err(|error| malformed(&error.to_string()))?;
+        if read == 0 {
+            break;
+        }
+        total += read as u64;
+        if total > order.limits.pack_bytes {
+            return Err(Stop::Rejected(
+                PackFault::TooLarge,
+                format!("the pack is larger than {} bytes", order.limits.pack_bytes),
+            ));
+        }
+        indexer.write_all(&chunk[..read]).map_err(|error| malformed(&error.to_string()))?;
+    }
+    indexer.commit().map_err(|error| malformed(error.message()))
+}

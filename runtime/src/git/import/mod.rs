@@ -1,0 +1,277 @@
+//! Takes the agent's work out of a sandbox: a stream of bytes nobody trusts, indexed and checked in a child process.
+
+mod child;
+mod names;
+mod walk;
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use orchestra_events::CommitId;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+pub use child::import_main;
+
+use super::Imported;
+use super::error::{ExportFault, GitError, Operation, PackFault};
+
+/// The first argument by which the program knows that it is the importing child.
+pub const IMPORT_ARG: &str = "__import-pack";
+
+/// The longest first line of an export: `tip ` and 64 digits, or a reason.
+const MAX_HEADER_BYTES: usize = 80;
+/// The child's answer is one small JSON object; a path in it is shortened.
+const MAX_REPORT_BYTES: u64 = 16 * 1024;
+/// How much is read from the sandbox at once.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Bounds of one import. The child enforces them on itself, the kernel on the child.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImportLimits {
+    /// Bytes of the pack as it comes.
+    pub pack_bytes: u64,
+    /// Objects in the pack.
+    pub objects: u64,
+    /// Changed paths, over all commits.
+    pub entries: u64,
+    /// Bytes of one file of the new tree.
+    pub file_bytes: u64,
+    /// Bytes of all new or changed files together.
+    pub total_bytes: u64,
+    /// Commits between the base and the tip.
+    pub commits: u32,
+    /// Address space of the child. It dies at this, the server does not.
+    pub memory_bytes: u64,
+    /// Processor seconds of the child.
+    pub cpu_seconds: u64,
+}
+
+impl Default for ImportLimits {
+    fn default() -> Self {
+        Self {
+            // GitHub refuses pushes above 2 GiB and files above 100 MB; a code change is far below both.
+            pack_bytes: 512 * 1024 * 1024,
+            objects: 500_000,
+            entries: 500_000,
+            file_bytes: 100_000_000,
+            total_bytes: 1024 * 1024 * 1024,
+            commits: 1_000,
+            memory_bytes: 1024 * 1024 * 1024,
+            cpu_seconds: 120,
+        }
+    }
+}
+
+/// What the child is told, as its one argument.
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    repo: PathBuf,
+    quarantine: PathBuf,
+    base: CommitId,
+    tip: CommitId,
+    limits: ImportLimits,
+}
+
+/// What the child answers on its standard output.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Report {
+    Accepted { tree: CommitId, files_changed: u32, pack: String },
+    Unchanged,
+    Rejected { fault: PackFault, detail: String },
+    Failed { detail: String },
+}
+
+fn rejected(fault: PackFault, detail: impl Into<String>) -> GitError {
+    GitError::PackRejected { fault, detail: detail.into() }
+}
+
+/// The directory the pack is indexed in; nothing reads from it but the child, and it goes with this value.
+struct Quarantine(PathBuf);
+
+impl Quarantine {
+    fn new(repo: &Path) -> Result<Self, GitError> {
+        let disk = |error: std::io::Error| GitError::io(Operation::Import, "making the quarantine", &error);
+        let path = repo.join("quarantine").join(uuid::Uuid::now_v7().simple().to_string());
+        std::fs::create_dir_all(path.join("pack")).map_err(disk)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Quarantine {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+        // Empty unless another import runs; what a killed process left is small beside its repository's own end.
+        let _ = self.0.parent().map(std::fs::remove_dir);
+    }
+}
+
+/// What the sandbox announced.
+enum Header {
+    Unchanged,
+    Tip(CommitId),
+}
+
+async fn header(pack: &mut (impl AsyncRead + Send + Unpin)) -> Result<Header, GitError> {
+    let no_answer = || GitError::ExportFailed { fault: ExportFault::NoAnswer };
+    let mut line = Vec::with_capacity(MAX_HEADER_BYTES);
+    loop {
+        let byte = pack.read_u8().await.map_err(|_| no_answer())?;
+        match byte {
+            b'\n' => break,
+            _ if line.len() == MAX_HEADER_BYTES => return Err(no_answer()),
+            _ => line.push(byte),
+        }
+    }
+    let line = String::from_utf8(line).map_err(|_| no_answer())?;
+    match line.as_str() {
+        "unchanged" => Ok(Header::Unchanged),
+        "failed history-gone" => Err(GitError::ExportFailed { fault: ExportFault::HistoryGone }),
+        "failed unreadable" => Err(GitError::ExportFailed { fault: ExportFault::Unreadable }),
+        _ => {
+            let tip = line.strip_prefix("tip ").and_then(|oid| CommitId::try_from(oid.to_owned()).ok());
+            tip.map(Header::Tip).ok_or_else(no_answer)
+        }
+    }
+}
+
+pub(super) async fn run(
+    helper: &Path,
+    repo: &Path,
+    base: &CommitId,
+    limits: &ImportLimits,
+    deadline: Duration,
+    mut pack: impl AsyncRead + Send + Unpin,
+) -> Result<Option<Imported>, GitError> {
+    let work = async {
+        match header(&mut pack).await? {
+            Header::Unchanged => Ok(None),
+            Header::Tip(tip) => admit(helper, repo, base, tip, limits, pack).await,
+        }
+    };
+    tokio::time::timeout(deadline, work)
+        .await
+        .map_err(|_| GitError::DeadlineExceeded { operation: Operation::Import, limit: deadline })?
+}
+
+async fn admit(
+    helper: &Path,
+    repo: &Path,
+    base: &CommitId,
+    tip: CommitId,
+    limits: &ImportLimits,
+    pack: impl AsyncRead + Send + Unpin,
+) -> Result<Option<Imported>, GitError> {
+    let quarantine = Quarantine::new(repo)?;
+    let order = Order {
+        repo: repo.to_path_buf(),
+        quarantine: quarantine.0.clone(),
+        base: base.clone(),
+        tip: tip.clone(),
+        limits: limits.clone(),
+    };
+    match ask_child(helper, &order, pack).await? {
+        Report::Unchanged => Ok(None),
+        Report::Rejected { fault, detail } => Err(rejected(fault, detail)),
+        Report::Failed { detail } => Err(GitError::Git { operation: Operation::Import, detail }),
+        Report::Accepted { tree, files_changed, pack } => {
+            publish(&quarantine.0, repo, &pack)?;
+            Ok(Some(Imported { tip, tree, files_changed }))
+        }
+    }
+}
+
+async fn ask_child(helper: &Path, order: &Order, pack: impl AsyncRead + Send + Unpin) -> Result<Report, GitError> {
+    let start = |error: std::io::Error| GitError::io(Operation::Import, "starting the importing process", &error);
+    let argument = serde_json::to_string(order)
+        .map_err(|_| GitError::Io { operation: Operation::Import, detail: "a path that is not UTF-8".to_owned() })?;
+    let mut child = Command::new(helper)
+        .arg(IMPORT_ARG)
+        .arg(argument)
+        .env_clear()
+        .current_dir(&order.quarantine)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(start)?;
+    let mut stdin = child.stdin.take().expect("stdin was asked to be a pipe");
+    let stdout = child.stdout.take().expect("stdout was asked to be a pipe");
+    let feed = async move {
+        let fed = feed(pack, &mut stdin, order.limits.pack_bytes).await;
+        drop(stdin);
+        fed
+    };
+    let listen = async {
+        let mut report = Vec::new();
+        stdout.take(MAX_REPORT_BYTES).read_to_end(&mut report).await.map(|_| report)
+    };
+    // The child may refuse early: then its answer ends the feeding, however much the sandbox still wants to say.
+    tokio::pin!(feed);
+    tokio::pin!(listen);
+    let report = tokio::select! {
+        fed = &mut feed => {
+            fed?;
+            listen.await
+        }
+        report = &mut listen => report,
+    };
+    let status = child.wait().await.map_err(start)?;
+    let report = report.ok().and_then(|bytes| serde_json::from_slice::<Report>(&bytes).ok());
+    match report {
+        Some(report) if status.success() => Ok(report),
+        _ => {
+            use std::os::unix::process::ExitStatusExt;
+            let how = status.signal().map_or_else(|| status.to_string(), |signal| format!("signal {signal}"));
+            Err(rejected(
+                PackFault::LimitReached,
+                format!("reading its pack took more memory, time or disk than allowed ({how})"),
+            ))
+        }
+    }
+}
+
+async fn feed(
+    mut pack: impl AsyncRead + Unpin,
+    stdin: &mut tokio::process::ChildStdin,
+    limit: u64,
+) -> Result<(), GitError> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut fed = 0;
+    loop {
+        let read = match pack.read(&mut chunk).await {
+            Ok(0) | Err(_) => return Ok(()),
+            Ok(read) => read,
+        };
+        fed += read as u64;
+        if fed > limit {
+            return Err(rejected(PackFault::TooLarge, format!("the pack is larger than {limit} bytes")));
+        }
+        // A child that stopped reading has an answer or is dead; either shows next.
+        if stdin.write_all(&chunk[..read]).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Moves the checked pack into the trusted repository. The index goes last: git finds packs by their index.
+fn publish(quarantine: &Path, repo: &Path, pack: &str) -> Result<(), GitError> {
+    let disk = |error: std::io::Error| GitError::io(Operation::Import, "admitting the pack", &error);
+    if pack.is_empty() || !pack.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(GitError::Git {
+            operation: Operation::Import,
+            detail: "the importing process named no pack".to_owned(),
+        });
+    }
+    let target = repo.join("objects").join("pack");
+    std::fs::create_dir_all(&target).map_err(disk)?;
+    for extension in ["pack", "idx"] {
+        let name = format!("pack-{pack}.{extension}");
+        std::fs::rename(quarantine.join("pack").join(&name), target.join(&name)).map_err(disk)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,358 @@
+//! Gets a repository in, and the agent's work out, without ever trusting what a sandbox wrote.
+//!
+//! One task's way: [`Git::clone`] fetches the base into a bare repository only the host sees; [`Git::checkout`] writes
+//! files and a throw-away `.git` into the workspace before the sandbox starts; inside, [`export_script`] hands the
+//! work over as a pack; [`Git::import`] lets a confined child process check it; [`Git::commit`] makes one commit of it
+//! and [`Git::push`] sends one branch, with a lease.
+//!
+//! Architecture invariant: after a sandbox has started, nothing here opens its `.git` or walks its files. libgit2
+//! reads bytes from a sandbox only in the importing child.
+
+mod branch;
+mod checkout;
+mod clone;
+mod commit;
+mod error;
+mod import;
+mod pool;
+mod probe;
+mod push;
+mod script;
+mod transport;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use git2::Oid;
+use orchestra_events::CommitId;
+use secrecy::SecretString;
+use tokio::io::AsyncRead;
+
+pub use branch::{MAX_BRANCH_BYTES, branch_slug, check_branch_name};
+pub use error::{ExportFault, GitError, Operation, PackFault};
+pub use import::{IMPORT_ARG, ImportLimits, import_main};
+pub use pool::MAX_BLOCKING_CALLS;
+pub use script::{diff_script, export_script};
+
+use pool::{Late, Pool};
+
+/// The branch that a workspace's throw-away `.git` is on.
+pub const WORK_BRANCH: &str = "work";
+/// How long a clone may take: a 300 MB repository over a slow line needs minutes.
+pub const CLONE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// How long a push may take: it sends one change.
+pub const PUSH_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// How long work on the host's own disk may take.
+pub const LOCAL_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// How long the import may take, the sandbox's own packing included.
+pub const IMPORT_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// How much a clone may receive: the disk of the server is shared by all tasks.
+pub const MAX_CLONE_BYTES: u64 = 8 * 1024 * 1024 * 1024;
+/// How long a connection to a forge may take to open.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a forge may be silent. It thinks before it sends a large pack, so this is not short.
+pub const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The shallowest clone. To push, libgit2 looks a few commits behind the base; with fewer, the push would have to
+/// fetch the rest of the history first.
+pub const MIN_DEPTH: u32 = 10;
+
+/// How a repository is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemoteKind {
+    /// Over https (or http) to a forge.
+    Http,
+    /// A bare repository directory on this machine (the `local:` forge). The caller has resolved the path and checked
+    /// that it is below the forge's root.
+    Local,
+}
+
+/// A repository on a forge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remote {
+    /// The clone URL without a user name, or the absolute path of a local repository.
+    pub url: String,
+    /// How it is reached.
+    pub kind: RemoteKind,
+    /// The user name that goes with a token, such as `x-access-token`.
+    pub username: String,
+}
+
+/// How git work is done on this server.
+#[derive(Debug, Clone)]
+pub struct GitConfig {
+    /// The program that is started again, with [`IMPORT_ARG`], to read packs: this one.
+    pub helper: PathBuf,
+    /// How many commits of history a clone over HTTP fetches, at least [`MIN_DEPTH`]; `None` is all.
+    pub depth: Option<u32>,
+    /// Bound of a clone's wall time.
+    pub clone_timeout: Duration,
+    /// Bound of a push's wall time.
+    pub push_timeout: Duration,
+    /// Bound of a checkout's, commit's or diff's wall time.
+    pub local_timeout: Duration,
+    /// Bound of an import's wall time.
+    pub import_timeout: Duration,
+    /// Bytes that a clone may receive.
+    pub max_clone_bytes: u64,
+    /// Bounds of an import.
+    pub import: ImportLimits,
+    /// Blocking git calls at once, at most [`MAX_BLOCKING_CALLS`].
+    pub blocking_calls: usize,
+}
+
+impl GitConfig {
+    /// The default bounds, with `helper` (the path of this very program) for the import.
+    pub fn new(helper: impl Into<PathBuf>) -> Self {
+        Self {
+            helper: helper.into(),
+            depth: None,
+            clone_timeout: CLONE_TIMEOUT,
+            push_timeout: PUSH_TIMEOUT,
+            local_timeout: LOCAL_TIMEOUT,
+            import_timeout: IMPORT_TIMEOUT,
+            max_clone_bytes: MAX_CLONE_BYTES,
+            import: ImportLimits::default(),
+            blocking_calls: MAX_BLOCKING_CALLS,
+        }
+    }
+}
+
+/// What a clone found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cloned {
+    /// The branch that the forge calls its default.
+    pub default_branch: String,
+    /// The branch that was fetched.
+    pub base: String,
+    /// Where that branch is.
+    pub commit: CommitId,
+}
+
+/// What a checkout wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckoutStats {
+    /// Files and links of the work tree.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes of history copied into the throw-away `.git`.
+    pub object_bytes: u64,
+}
+
+/// What an import let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    /// The sandbox's last commit.
+    pub tip: CommitId,
+    /// Its tree, for [`Git::commit`].
+    pub tree: CommitId,
+    /// Files that differ from the base.
+    pub files_changed: u32,
+}
+
+/// Who a commit is from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signature {
+    /// The name.
+    pub name: String,
+    /// The e-mail address.
+    pub email: String,
+}
+
+/// A unified diff.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diff {
+    /// The text, in the files' own encodings.
+    pub text: Vec<u8>,
+    /// Files that differ.
+    pub files: u64,
+    /// Lines added, in all files.
+    pub insertions: u64,
+    /// Lines removed, in all files.
+    pub deletions: u64,
+    /// Whether `text` was cut at the limit.
+    pub truncated: bool,
+}
+
+/// What a push did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pushed {
+    /// The branch was at our commit before: an earlier attempt's answer was lost.
+    pub already_there: bool,
+}
+
+/// Sets what libgit2 keeps per process: no configuration of the operator's machine acts on tasks, and no forge may be
+/// silent for ever. Call it once in `main`, before any thread uses git. Repeating it does nothing.
+pub fn init_process() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let millis = |duration: Duration| i32::try_from(duration.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: these setters store into libgit2's globals without a lock; the contract above and `Once` keep
+        // other threads out of libgit2 meanwhile.
+        let set = unsafe {
+            use git2::ConfigLevel;
+            [ConfigLevel::System, ConfigLevel::Global, ConfigLevel::XDG, ConfigLevel::ProgramData]
+                .into_iter()
+                .try_for_each(|level| git2::opts::set_search_path(level, ""))
+                .and_then(|()| git2::opts::set_server_connect_timeout_in_milliseconds(millis(CONNECT_TIMEOUT)))
+                .and_then(|()| git2::opts::set_server_timeout_in_milliseconds(millis(SILENCE_TIMEOUT)))
+                // Repositories of a local forge belong to whom they belong; libgit2 runs nothing from them.
+                .and_then(|()| git2::opts::set_verify_owner_validation(false))
+        };
+        if let Err(error) = set {
+            tracing::error!(error = error.message(), "git could not be prepared");
+        }
+    });
+}
+
+fn commit_id(id: Oid) -> CommitId {
+    CommitId::try_from(id.to_string()).expect("an object id prints as 40 hexadecimal digits")
+}
+
+fn oid(operation: Operation, id: &CommitId) -> Result<Oid, GitError> {
+    Oid::from_str(id.as_str()).map_err(|_| GitError::Git {
+        operation,
+        detail: "repositories with SHA-256 object ids are not supported".to_owned(),
+    })
+}
+
+/// Git for tasks: one value per server, shared.
+pub struct Git {
+    config: GitConfig,
+    pool: Pool,
+    probe: probe::Probe,
+}
+
+impl Git {
+    /// Git with the given bounds.
+    pub fn new(config: GitConfig) -> Self {
+        init_process();
+        Self { pool: Pool::new(config.blocking_calls), probe: probe::Probe::new(), config }
+    }
+
+    /// Fetches `base` (or the default branch) into the bare repository `into`. What an earlier attempt left there is
+    /// replaced; `into` is never half a clone.
+    pub async fn clone(
+        &self,
+        into: &Path,
+        remote: &Remote,
+        token: Option<SecretString>,
+        base: Option<&str>,
+    ) -> Result<Cloned, GitError> {
+        let request = clone::Request {
+            into: into.to_path_buf(),
+            remote: remote.clone(),
+            token: token.clone(),
+            base: base.map(str::to_owned),
+            depth: self.config.depth.map(|depth| depth.max(MIN_DEPTH)),
+            max_bytes: self.config.max_clone_bytes,
+        };
+        let cloned = self
+            .pool
+            .run(Operation::Clone, self.config.clone_timeout, Late::Abandon, move |ticket| clone::run(&request, ticket))
+            .await;
+        match cloned {
+            Err(error) => Err(self.probe.explain(error, Operation::Clone, remote, token.as_ref()).await),
+            cloned => cloned,
+        }
+    }
+
+    /// Writes the files of `commit` and a throw-away `.git` into `workspace` and gives them to `owner`. What is in
+    /// `workspace` is removed first. Only for a directory that no sandbox has written to or is running in.
+    pub async fn checkout(
+        &self,
+        repo: &Path,
+        commit: &CommitId,
+        workspace: &Path,
+        owner: (u32, u32),
+    ) -> Result<CheckoutStats, GitError> {
+        let request = checkout::Request {
+            repo: repo.to_path_buf(),
+            commit: oid(Operation::Checkout, commit)?,
+            workspace: workspace.to_path_buf(),
+            owner,
+        };
+        self.pool
+            .run(Operation::Checkout, self.config.local_timeout, Late::Await, move |ticket| {
+                checkout::run(&request, ticket)
+            })
+            .await
+    }
+
+    /// Takes what [`export_script`] wrote into the trusted repository `repo`, if it passes the checks. `None`: the
+    /// work tree is the base's.
+    pub async fn import(
+        &self,
+        repo: &Path,
+        base: &CommitId,
+        pack: impl AsyncRead + Send + Unpin,
+    ) -> Result<Option<Imported>, GitError> {
+        import::run(&self.config.helper, repo, base, &self.config.import, self.config.import_timeout, pack).await
+    }
+
+    /// Makes one commit of `tree` on `base`. The same inputs give the same commit.
+    pub async fn commit(
+        &self,
+        repo: &Path,
+        base: &CommitId,
+        tree: &CommitId,
+        signature: Signature,
+        message: &str,
+        time: jiff::Timestamp,
+    ) -> Result<CommitId, GitError> {
+        let (repo, message) = (repo.to_path_buf(), message.to_owned());
+        let (base, tree) = (oid(Operation::Commit, base)?, oid(Operation::Commit, tree)?);
+        self.pool
+            .run(Operation::Commit, self.config.local_timeout, Late::Await, move |_| {
+                commit::commit(&repo, base, tree, &signature, &message, time)
+            })
+            .await
+    }
+
+    /// The unified diff between two commits of the trusted repository, with at most `max_bytes` of text.
+    pub async fn diff(
+        &self,
+        repo: &Path,
+        base: &CommitId,
+        commit: &CommitId,
+        max_bytes: usize,
+    ) -> Result<Diff, GitError> {
+        let repo = repo.to_path_buf();
+        let (base, tip) = (oid(Operation::Diff, base)?, oid(Operation::Diff, commit)?);
+        self.pool
+            .run(Operation::Diff, self.config.local_timeout, Late::Await, move |ticket| {
+                commit::diff(&repo, base, tip, max_bytes, ticket)
+            })
+            .await
+    }
+
+    /// Creates `branch` at `commit` on the forge. The branch already at our commit is success; at any other commit it
+    /// is a conflict, and nobody's work is overwritten. Safe to repeat after a lost answer.
+    pub async fn push(
+        &self,
+        repo: &Path,
+        remote: &Remote,
+        token: Option<SecretString>,
+        branch: &str,
+        commit: &CommitId,
+    ) -> Result<Pushed, GitError> {
+        check_branch_name(branch)?;
+        let request = push::Request {
+            repo: repo.to_path_buf(),
+            remote: remote.clone(),
+            token: token.clone(),
+            branch: branch.to_owned(),
+            commit: oid(Operation::Push, commit)?,
+            max_bytes: self.config.max_clone_bytes,
+        };
+        let pushed = self
+            .pool
+            .run(Operation::Push, self.config.push_timeout, Late::Abandon, move |ticket| push::run(&request, ticket))
+            .await;
+        match pushed {
+            Err(error) => Err(self.probe.explain(error, Operation::Push, remote, token.as_ref()).await),
+            pushed => pushed,
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Asks the forge itself why it refused: libgit2 drops the body of an HTTP error, and the sentence is in there.
+
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::error::{GitError, Operation};
+use super::transport::Redactor;
+use super::{Remote, RemoteKind};
+
+/// How long the question may take: it explains a failure that has already happened.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of an answer is read: forges' sentences are one or two lines, log-in pages are not needed.
+const MAX_PROBE_BYTES: usize = 8 * 1024;
+
+pub(super) struct Probe(Option<reqwest::Client>);
+
+/// What the forge answered.
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    text: Option<String>,
+}
+
+impl Probe {
+    pub(super) fn new() -> Self {
+        let client = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .timeout(PROBE_TIMEOUT)
+            .user_agent("git/2.0 (orchestra)")
+            .build();
+        Self(client.ok())
+    }
+
+    /// A more exact error, when the forge has more to say about this one.
+    pub(super) async fn explain(
+        &self,
+        error: GitError,
+        operation: Operation,
+        remote: &Remote,
+        token: Option<&SecretString>,
+    ) -> GitError {
+        let asks = matches!(
+            error,
+            GitError::TokenRejected { .. }
+                | GitError::TokenLacksAccess { .. }
+                | GitError::RepoNotFound { .. }
+                | GitError::RateLimited { .. }
+                | GitError::ForgeUnavailable { .. }
+        );
+        if !asks || remote.kind != RemoteKind::Http {
+            return error;
+        }
+        match self.ask(operation, remote, token).await {
+            Some(answer) => refine(error, operation, answer),
+            None => error,
+        }
+    }
+
+    async fn ask(&self, operation: Operation, remote: &Remote, token: Option<&SecretString>) -> Option<Answer> {
+        let service = if operation == Operation::Push { "git-receive-pack" } else { "git-upload-pack" };
+        let url = format!("{}/info/refs?service={service}", remote.url.trim_end_matches('/'));
+        let mut request = self.0.as_ref()?.get(url).header(ACCEPT, "*/*");
+        if let Some(token) = token {
+            request = request.basic_auth(&remote.username, Some(token.expose_secret()));
+        }
+        let mut response = request.send().await.ok()?;
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
+        let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+        let mut body = Vec::new();
+        while let Ok(Some(chunk)) = response.chunk().await {
+            let room = MAX_PROBE_BYTES - body.len();
+            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+            if body.len() == MAX_PROBE_BYTES {
+                break;
+            }
+        }
+        let text = sentence(&kind, &body).map(|text| Redactor::new(&remote.username, token).line(&text));
+        Some(Answer { status, headers, text: text.filter(|text| !text.is_empty()) })
+    }
+}
+
+/// The sentence in an answer: plain text as it is, the message of a JSON error, nothing of a web page.
+fn sentence(kind: &str, body: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(body);
+    if kind.starts_with("application/json") || kind.contains("+json") {
+        let value: serde_json::Value = serde_json::from_str(&text).ok()?;
+        let paths = ["/message", "/error/message", "/errors/0/message", "/error_description", "/error"];
+        return paths.iter().find_map(|path| Some(value.pointer(path)?.as_str()?.to_owned()));
+    }
+    let text = text.trim();
+    (kind.starts_with("text/plain") && !text.starts_with('<')).then(|| text.to_owned())
+}
+
+fn refine(error: GitError, operation: Operation, answer: Answer) -> GitError {
+    let Answer { status, headers, text: forge } = answer;
+    let said = forge.as_deref().unwrap_or_default().to_lowercase();
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let retry_after = headers
+        .get(RETRY_AFTER)
+        .and_then(|value| value.to_str().ok()?.parse().ok())
+        .map(|seconds: u64| Duration::from_secs(seconds.min(24 * 3600)));
+    match (error, status) {
+        (GitError::RateLimited { operation, repo, .. }, 429) => GitError::RateLimited { operation, repo, retry_after },
+        (GitError::ForgeUnavailable { repo, .. }, 429) => GitError::RateLimited { operation, repo, retry_after },
+        (GitError::TokenRejected { repo, .. }, 401) => GitError::TokenRejected { repo, forge },
+        (GitError::RepoNotFound { repo, .. }, 404 | 410) => GitError::RepoNotFound { repo, forge },
+        (
+            GitError::TokenLacksAccess { repo, .. }
+            | GitError::TokenRejected { repo, .. }
+            | GitError::RepoNotFound { repo, .. },
+            403,
+        ) => {
+            if said.contains("archived") {
+                GitError::RepoArchived { repo, forge }
+            } else if said.contains("saml") || said.contains("single sign-on") || header("x-github-sso").is_some() {
+                GitError::SsoRequired { repo, forge }
+            } else if said.contains("rate limit") {
+                GitError::RateLimited { operation, repo, retry_after }
+            } else if let Some(permission) = header("x-accepted-github-permissions").filter(|text| !text.is_empty()) {
+                let permission = permission.chars().filter(|c| !c.is_control()).take(120).collect();
+                GitError::TokenLacksPermission { repo, permission, forge }
+            } else {
+                GitError::TokenLacksAccess { operation, repo, forge }
+            }
+        }
+        (error, _) => error,
+    }
+}

@@ -1,0 +1,91 @@
+//! The commands that run inside the sandbox, as the agent, to hand its work over.
+//!
+//! Everything here runs in hostile territory and protects nothing by itself: it only makes an honest agent's work
+//! come out whole whatever the agent did to `.git/config`, hooks, branches or the index. What comes out is checked
+//! on the host.
+
+use orchestra_events::CommitId;
+
+/// Stages the work tree into an index of its own, in a git directory of its own that shares only the objects.
+///
+/// - The repository's config, hooks, fsmonitor, filters and excluded identity are never read: the fresh directory
+///   has none.
+/// - It starts from the agent's last commit, so that files it added by force stay, or else from the base.
+/// - Nested repositories are left out (git would record them as submodules nobody can fetch), except submodules
+///   that the base already has, which stay as they were.
+/// - The base is made the end of history, so that a shortened or damaged past does not matter.
+const STAGE: &str = r#"
+set -euo pipefail
+umask 022
+base=$1
+unset $(git rev-parse --local-env-vars) GIT_EXTERNAL_DIFF GIT_DIFF_OPTS GIT_TRACE 2>/dev/null || true
+export LC_ALL=C GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_ATTR_NOSYSTEM=1 GIT_TERMINAL_PROMPT=0 GIT_OPTIONAL_LOCKS=0 GIT_NO_REPLACE_OBJECTS=1
+root=$(pwd -P)
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+gone() { printf 'failed history-gone\n'; exit 3; }
+unreadable() { printf 'failed unreadable\n'; exit 4; }
+[ -d "$root/.git/objects" ] || gone
+git init -q --bare --template= "$tmp/git" >&2
+git --git-dir="$tmp/git" config core.bare false
+printf '%s\n' "$base" > "$tmp/git/shallow"
+mkdir -p "$tmp/git/info"
+if [ -f "$root/.git/info/exclude" ]; then cp "$root/.git/info/exclude" "$tmp/git/info/exclude" 2>/dev/null || true; fi
+head=$(git --git-dir="$root/.git" rev-parse -q --verify 'HEAD^{commit}' 2>/dev/null) || head=$base
+export GIT_DIR="$tmp/git" GIT_WORK_TREE="$root" GIT_INDEX_FILE="$tmp/index" GIT_OBJECT_DIRECTORY="$root/.git/objects"
+git cat-file -e "$base^{tree}" 2>/dev/null || gone
+git read-tree "$head" 2>/dev/null || git read-tree "$base" 2>/dev/null || gone
+printf '.\0' > "$tmp/paths"
+find . -mindepth 2 -name .git -prune -print0 2>/dev/null > "$tmp/nested" || true
+while IFS= read -r -d '' found; do
+  inner=${found#./}; inner=${inner%/.git}
+  printf ':(top,exclude,literal)%s\0' "$inner" >> "$tmp/paths"
+done < "$tmp/nested"
+git -c advice.addEmbeddedRepo=false -c core.preloadIndex=true add -A --pathspec-from-file="$tmp/paths" --pathspec-file-nul >&2 || unreadable
+git ls-files -s -z | while IFS= read -r -d '' entry; do
+  case $entry in
+    160000\ *) path=${entry#*$'\t'}; oid=${entry#160000 }; oid=${oid%% *}
+      was=$(git ls-tree -z --full-tree "$base" -- ":(top,literal)$path" | tr -d '\0') || was=
+      case $was in
+        "160000 commit $oid"*) ;;
+        "160000 commit "*) old=${was#160000 commit }; printf '160000 %s 0\t%s\0' "${old:0:40}" "$path" >> "$tmp/fix" ;;
+        *) printf '0 0000000000000000000000000000000000000000 0\t%s\0' "$path" >> "$tmp/fix"; echo "left out: nested repository $path" >&2 ;;
+      esac ;;
+  esac
+done
+if [ -s "$tmp/fix" ]; then git update-index -z --index-info < "$tmp/fix" >&2; fi
+tree=$(git write-tree) || unreadable
+"#;
+
+/// Commits the staged tree on the base and writes the answer.
+const EXPORT: &str = r#"
+if [ "$tree" = "$(git rev-parse "$base^{tree}")" ]; then printf 'unchanged\n'; exit 0; fi
+export GIT_AUTHOR_NAME=agent GIT_AUTHOR_EMAIL=agent@sandbox.invalid GIT_COMMITTER_NAME=agent GIT_COMMITTER_EMAIL=agent@sandbox.invalid
+tip=$(printf 'Work of the agent\n' | git commit-tree -p "$base" "$tree")
+printf 'tip %s\n' "$tip"
+printf '%s\n^%s\n' "$tip" "$base" | git -c pack.threads=1 -c core.compression=1 pack-objects -q --revs --thin --stdout
+"#;
+
+/// Writes the difference between the base and the staged tree.
+const DIFF: &str = r#"
+git -c core.quotePath=true diff-tree -p -r --no-ext-diff --no-textconv --no-color --no-renames "$base" "$tree"
+"#;
+
+fn argv(last: &str, base: &CommitId) -> Vec<String> {
+    let script = format!("{STAGE}{last}");
+    ["bash", "--noprofile", "--norc", "-c", &script, "orchestra-export", base.as_str()].map(str::to_owned).to_vec()
+}
+
+/// The command to run inside the sandbox, in the workspace, as the agent: it commits what is there (everything not
+/// ignored) and writes the answer on its standard output, which goes to [`super::Git::import`] as it is.
+///
+/// The answer is `unchanged\n`, or `tip <oid>\n` and a thin pack, or `failed <reason>\n`.
+pub fn export_script(base: &CommitId) -> Vec<String> {
+    argv(EXPORT, base)
+}
+
+/// The command to run inside the sandbox that writes the unified diff of the work tree (untracked files included)
+/// against the base on its standard output. The text is the sandbox's word: show it, never act on it.
+pub fn diff_script(base: &CommitId) -> Vec<String> {
+    argv(DIFF, base)
+}

@@ -1,0 +1,301 @@
+//! One conversation with a forge: who may see the token, when to stop, and what libgit2's errors mean.
+
+use std::cell::{Cell, RefCell};
+
+use git2::{ErrorClass, ErrorCode, RemoteCallbacks};
+use orchestra_events::CommitId;
+use reqwest::Url;
+use secrecy::{ExposeSecret, SecretString};
+
+use super::error::{GitError, Operation};
+use super::pool::Ticket;
+use super::{Remote, RemoteKind};
+
+/// How much of the forge's side channel is kept: its sentences are a few lines, the rest is progress.
+const MAX_SIDEBAND_BYTES: usize = 16 * 1024;
+/// How long a text from a forge may be in an error.
+const MAX_FORGE_TEXT: usize = 600;
+
+/// Takes the token out of texts that a forge or libgit2 made.
+pub(super) struct Redactor(Vec<SecretString>);
+
+impl Redactor {
+    pub(super) fn new(username: &str, token: Option<&SecretString>) -> Self {
+        use base64::Engine as _;
+        let Some(token) = token.filter(|token| !token.expose_secret().is_empty()) else { return Self(Vec::new()) };
+        let plain = token.expose_secret();
+        let pair = base64::engine::general_purpose::STANDARD.encode(format!("{username}:{plain}"));
+        let encoded: String = Url::parse_with_params("http://x/", [("t", plain)])
+            .ok()
+            .and_then(|url| url.query().map(|query| query.trim_start_matches("t=").to_owned()))
+            .unwrap_or_default();
+        Self(
+            [plain.to_owned(), pair, encoded]
+                .into_iter()
+                .filter(|text| !text.is_empty())
+                .map(SecretString::from)
+                .collect(),
+        )
+    }
+
+    /// The text as one printable line of bounded length, without the token.
+    pub(super) fn line(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        for secret in &self.0 {
+            text = text.replace(secret.expose_secret(), "[redacted]");
+        }
+        let mut line = String::new();
+        for word in text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|word| !word.is_empty()) {
+            if line.len() + word.len() > MAX_FORGE_TEXT {
+                line.push('…');
+                break;
+            }
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+        line
+    }
+}
+
+/// Scheme, host and port: the only place the token may go to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Origin(String, String, Option<u16>);
+
+impl Origin {
+    fn of(url: &str) -> Option<Self> {
+        let url = Url::parse(url).ok()?;
+        Some(Self(url.scheme().to_owned(), url.host_str()?.to_owned(), url.port_or_known_default()))
+    }
+}
+
+/// Checks a remote's address before anything is sent to it.
+pub(super) fn check_remote(remote: &Remote) -> Result<(), GitError> {
+    let refuse = |reason| Err(GitError::InvalidRemote { reason });
+    match remote.kind {
+        RemoteKind::Local => {
+            if !std::path::Path::new(&remote.url).is_absolute() {
+                return refuse("a local repository is named by its absolute path");
+            }
+        }
+        RemoteKind::Http => {
+            let Ok(url) = Url::parse(&remote.url) else { return refuse("it is not a URL") };
+            if !matches!(url.scheme(), "https" | "http") {
+                return refuse("only https and http are spoken");
+            }
+            if url.host_str().is_none_or(str::is_empty) {
+                return refuse("it names no host");
+            }
+            if !url.username().is_empty() || url.password().is_some() {
+                return refuse("it holds a user name or password; tokens are supplied apart");
+            }
+            if url.query().is_some() || url.fragment().is_some() {
+                return refuse("it has a query or a fragment");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the push's negotiation found on the forge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Lease {
+    AlreadyThere,
+    Conflict(Option<CommitId>),
+}
+
+/// One connection's state: what was asked, what was said.
+pub(super) struct Session<'a> {
+    operation: Operation,
+    remote: &'a Remote,
+    token: Option<&'a SecretString>,
+    ticket: &'a Ticket,
+    max_bytes: u64,
+    origin: Option<Origin>,
+    redactor: Redactor,
+    asked: Cell<u32>,
+    foreign: Cell<bool>,
+    too_large: Cell<bool>,
+    expired: Cell<bool>,
+    sideband: RefCell<Vec<u8>>,
+    /// What the forge answered for our one ref: `None` inside means accepted.
+    pub(super) ref_status: RefCell<Option<Option<String>>>,
+    pub(super) lease: RefCell<Option<Lease>>,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(
+        operation: Operation,
+        remote: &'a Remote,
+        token: Option<&'a SecretString>,
+        ticket: &'a Ticket,
+        max_bytes: u64,
+    ) -> Self {
+        Self {
+            operation,
+            remote,
+            token,
+            ticket,
+            max_bytes,
+            origin: Origin::of(&remote.url),
+            redactor: Redactor::new(&remote.username, token),
+            asked: Cell::new(0),
+            foreign: Cell::new(false),
+            too_large: Cell::new(false),
+            expired: Cell::new(false),
+            sideband: RefCell::new(Vec::new()),
+            ref_status: RefCell::new(None),
+            lease: RefCell::new(None),
+        }
+    }
+
+    fn go_on(&self) -> bool {
+        let expired = self.ticket.expired();
+        self.expired.set(self.expired.get() || expired);
+        !expired
+    }
+
+    /// The callbacks of this conversation. They can be made more than once; the state is one.
+    pub(super) fn callbacks<'s>(&'s self) -> RemoteCallbacks<'s> {
+        let mut callbacks = RemoteCallbacks::new();
+        callbacks.credentials(move |url, _, allowed| {
+            let refuse = |why| Err(git2::Error::new(ErrorCode::Auth, ErrorClass::Callback, why));
+            if !self.go_on() {
+                return refuse("deadline passed");
+            }
+            if self.origin.is_none() || Origin::of(url) != self.origin {
+                self.foreign.set(true);
+                return refuse("another host asks for the token");
+            }
+            let asked = self.asked.get() + 1;
+            self.asked.set(asked);
+            match self.token {
+                Some(token) if asked == 1 && allowed.is_user_pass_plaintext() => {
+                    git2::Cred::userpass_plaintext(&self.remote.username, token.expose_secret())
+                }
+                Some(_) => refuse("the token was refused"),
+                None => refuse("no token"),
+            }
+        });
+        callbacks.transfer_progress(move |progress| {
+            if progress.received_bytes() as u64 > self.max_bytes {
+                self.too_large.set(true);
+                return false;
+            }
+            self.go_on()
+        });
+        callbacks.sideband_progress(move |bytes| {
+            let mut kept = self.sideband.borrow_mut();
+            let room = MAX_SIDEBAND_BYTES.saturating_sub(kept.len());
+            kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            self.go_on()
+        });
+        callbacks.pack_progress(move |_, _, _| {
+            self.go_on();
+        });
+        callbacks.push_transfer_progress(move |_, _, _| {
+            self.go_on();
+        });
+        callbacks.push_update_reference(move |_, status| {
+            *self.ref_status.borrow_mut() = Some(status.map(|text| self.redactor.line(text)));
+            Ok(())
+        });
+        callbacks.push_negotiation(move |updates| {
+            let stop = || Err(git2::Error::new(ErrorCode::User, ErrorClass::Callback, "lease"));
+            if !self.go_on() {
+                return stop();
+            }
+            for update in updates {
+                if update.src() == update.dst() {
+                    *self.lease.borrow_mut() = Some(Lease::AlreadyThere);
+                    return stop();
+                }
+                if !update.src().is_zero() {
+                    let found = CommitId::try_from(update.src().to_string()).ok();
+                    *self.lease.borrow_mut() = Some(Lease::Conflict(found));
+                    return stop();
+                }
+            }
+            Ok(())
+        });
+        callbacks
+    }
+
+    /// What the forge said on the side: its own sentences, without progress lines.
+    pub(super) fn forge_text(&self) -> Option<String> {
+        let kept = self.sideband.borrow();
+        let text = String::from_utf8_lossy(&kept);
+        let lines: Vec<&str> = text
+            .split(['\n', '\r'])
+            .map(|line| line.trim().trim_start_matches("remote:").trim())
+            .filter(|line| !line.is_empty() && !is_progress(line))
+            .collect();
+        let line = self.redactor.line(&lines.join(" "));
+        (!line.is_empty()).then_some(line)
+    }
+
+    /// Turns libgit2's error into one that names the cause.
+    pub(super) fn classify(&self, error: &git2::Error) -> GitError {
+        let operation = self.operation;
+        let repo = self.remote.url.clone();
+        let text = error.message();
+        let detail = || self.redactor.line(text);
+        if self.too_large.get() {
+            return GitError::RepoTooLarge { repo, limit: self.max_bytes };
+        }
+        if self.expired.get() || self.ticket.expired() {
+            return self.ticket.exceeded(operation);
+        }
+        if self.foreign.get() || text.contains("cannot redirect") || text.contains("unexpected redirect") {
+            return GitError::Redirected { operation, repo };
+        }
+        if let Some(status) = text.rsplit_once("status code: ").and_then(|(_, code)| code.trim().parse::<u16>().ok()) {
+            return match status {
+                401 if self.token.is_none() => GitError::TokenMissing { repo },
+                401 => GitError::TokenRejected { repo, forge: None },
+                403 => GitError::TokenLacksAccess { operation, repo, forge: None },
+                404 | 410 => GitError::RepoNotFound { repo, forge: None },
+                429 => GitError::RateLimited { operation, repo, retry_after: None },
+                300..=399 => GitError::Redirected { operation, repo },
+                _ => GitError::ForgeUnavailable { operation, repo, status },
+            };
+        }
+        let auth = error.code() == ErrorCode::Auth || text.contains("authentication");
+        match error.class() {
+            _ if auth && self.token.is_none() => GitError::TokenMissing { repo },
+            _ if auth => GitError::TokenRejected { repo, forge: None },
+            ErrorClass::Ssl => GitError::Untrusted { repo, detail: detail() },
+            _ if text.contains("invalid content-type") => GitError::NotGit { operation, repo },
+            _ if error.code() == ErrorCode::Timeout || text.contains("timed out") => {
+                GitError::ForgeSilent { operation, repo }
+            }
+            ErrorClass::Os | ErrorClass::Net
+                if text.contains("failed to connect") || text.contains("failed to resolve") =>
+            {
+                GitError::Unreachable { operation, repo, detail: detail() }
+            }
+            ErrorClass::Net | ErrorClass::Http | ErrorClass::Zlib => {
+                GitError::ConnectionLost { operation, repo, detail: detail() }
+            }
+            _ if text.contains("EOF") || text.contains("early") => {
+                GitError::ConnectionLost { operation, repo, detail: detail() }
+            }
+            _ => GitError::Git { operation, detail: detail() },
+        }
+    }
+}
+
+fn is_progress(line: &str) -> bool {
+    const PROGRESS: [&str; 8] = [
+        "Resolving deltas",
+        "Unpacking objects",
+        "Receiving objects",
+        "Checking connectivity",
+        "Counting objects",
+        "Compressing objects",
+        "Total ",
+        "Enumerating objects",
+    ];
+    PROGRESS.iter().any(|start| line.starts_with(start))
+}

@@ -1,0 +1,200 @@
+//! The control groups of a sandbox, on version 1, hybrid and version 2 hosts: names, counts, killing, removal.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// How long the processes of a killed group may take to be gone; a process in a slow system call ends with it.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How this host arranges control groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hierarchy {
+    /// One tree per controller; the directory of each.
+    V1(Vec<PathBuf>),
+    /// One tree; the directory under which sandboxes may be made.
+    V2(PathBuf),
+}
+
+/// Every mounted control group tree, out of the text of `/proc/self/mountinfo`.
+fn mounted(mountinfo: &str) -> Vec<PathBuf> {
+    let trees = mountinfo.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let kind = after.split(' ').next()?;
+        let at = before.split(' ').nth(4)?;
+        (matches!(kind, "cgroup" | "cgroup2") && at.starts_with(ROOT)).then(|| PathBuf::from(at))
+    });
+    trees.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+impl Hierarchy {
+    /// Looks at this host.
+    ///
+    /// # Errors
+    /// When no control groups are mounted.
+    pub fn detect() -> io::Result<Self> {
+        if Path::new(ROOT).join("cgroup.controllers").exists() {
+            let own = fs::read_to_string("/proc/self/cgroup")?;
+            let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("");
+            return Ok(Self::V2(Path::new(ROOT).join(own.trim_end_matches("/server"))));
+        }
+        match mounted(&fs::read_to_string("/proc/self/mountinfo")?) {
+            trees if trees.is_empty() => Err(io::Error::other("no control groups are mounted below /sys/fs/cgroup")),
+            trees => Ok(Self::V1(trees)),
+        }
+    }
+
+    /// Makes room for sandboxes. On version 2 a group with processes in it cannot give controllers to groups below
+    /// it, so this process moves to a leaf of its own group (which the service manager must have delegated).
+    pub fn prepare(&self) -> io::Result<()> {
+        let Self::V2(base) = self else { return Ok(()) };
+        if base == Path::new(ROOT) || fs::read_to_string(base.join("cgroup.procs"))?.trim().is_empty() {
+            return Ok(());
+        }
+        let leaf = base.join("server");
+        fs::create_dir_all(&leaf)?;
+        for pid in fs::read_to_string(base.join("cgroup.procs"))?.lines() {
+            fs::write(leaf.join("cgroup.procs"), pid)?;
+        }
+        Ok(())
+    }
+
+    /// The path that the container library is given for the group of this name.
+    pub fn spec_path(&self, name: &str) -> String {
+        match self {
+            Self::V1(_) => format!("/{name}"),
+            Self::V2(base) => format!("/{}", base.join(name).strip_prefix(ROOT).unwrap_or(Path::new(name)).display()),
+        }
+    }
+
+    fn trees(&self) -> &[PathBuf] {
+        match self {
+            Self::V1(trees) => trees,
+            Self::V2(base) => std::slice::from_ref(base),
+        }
+    }
+
+    fn groups(&self, name: &str) -> impl Iterator<Item = PathBuf> {
+        self.trees().iter().map(move |tree| tree.join(name)).filter(|path| path.is_dir())
+    }
+
+    /// Names of the groups that begin so.
+    pub fn names(&self, prefix: &str) -> BTreeSet<String> {
+        let entries = self.trees().iter().filter_map(|tree| fs::read_dir(tree).ok()).flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| name.starts_with(prefix))
+            .collect()
+    }
+
+    /// Every process in the group.
+    pub fn pids(&self, name: &str) -> BTreeSet<i32> {
+        let texts = self.groups(name).filter_map(|path| fs::read_to_string(path.join("cgroup.procs")).ok());
+        texts.flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>()).collect()
+    }
+
+    /// Whether this process is in the group now; a recycled process id is not.
+    pub fn holds(&self, name: &str, pid: i32) -> bool {
+        fs::read_to_string(format!("/proc/{pid}/cgroup"))
+            .is_ok_and(|text| text.lines().any(|line| line.rsplit('/').next() == Some(name)))
+    }
+
+    /// Kills everything in the group and waits until it is gone.
+    pub fn kill(&self, name: &str) -> io::Result<()> {
+        let start = Instant::now();
+        loop {
+            for group in self.groups(name) {
+                // Version 2 kills a whole group at once, forks included; elsewhere the file does not exist.
+                let _ = fs::OpenOptions::new()
+                    .write(true)
+                    .open(group.join("cgroup.kill"))
+                    .and_then(|mut file| io::Write::write_all(&mut file, b"1"));
+            }
+            let pids = self.pids(name);
+            if pids.is_empty() {
+                return Ok(());
+            }
+            if start.elapsed() > KILL_PATIENCE {
+                return Err(io::Error::other(format!("{} processes do not die", pids.len())));
+            }
+            for pid in pids.iter().filter(|pid| **pid > 1 && self.holds(name, **pid)) {
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Removes the group, which must be empty.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        let start = Instant::now();
+        for group in self.groups(name).collect::<Vec<_>>() {
+            loop {
+                match fs::remove_dir(&group) {
+                    Ok(()) => break,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                    // The kernel lets go of the last process a moment after it has ended.
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) && start.elapsed() < KILL_PATIENCE => {
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn number(&self, name: &str, v1: &str, v2: &str) -> Option<u64> {
+        let file = match self {
+            Self::V1(_) => Path::new(ROOT).join(v1.split_once('/')?.0).join(name).join(v1.split_once('/')?.1),
+            Self::V2(base) => base.join(name).join(v2),
+        };
+        fs::read_to_string(file).ok()?.trim().parse().ok()
+    }
+
+    /// How many processes of the group the kernel has killed for memory.
+    pub fn oom_kills(&self, name: &str) -> u64 {
+        let file = match self {
+            Self::V1(_) => Path::new(ROOT).join("memory").join(name).join("memory.oom_control"),
+            Self::V2(base) => base.join(name).join("memory.events"),
+        };
+        let text = fs::read_to_string(file).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0)
+    }
+
+    /// Bytes of memory in use.
+    pub fn memory(&self, name: &str) -> u64 {
+        self.number(name, "memory/memory.usage_in_bytes", "memory.current").unwrap_or(0)
+    }
+
+    /// Processes and threads.
+    pub fn tasks(&self, name: &str) -> u64 {
+        self.number(name, "pids/pids.current", "pids.current").unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trees_are_read_off_the_mount_list() {
+        let text = "30 20 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                    31 30 0:27 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
+                    32 30 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+                    33 30 0:28 / /elsewhere rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(mounted(text), ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn version_2_paths_are_absolute_below_the_own_group() {
+        let base = Hierarchy::V2("/sys/fs/cgroup/system.slice/orchestra.service".into());
+        assert_eq!(base.spec_path("orchestra.x"), "/system.slice/orchestra.service/orchestra.x");
+        assert_eq!(Hierarchy::V1(Vec::new()).spec_path("orchestra.x"), "/orchestra.x");
+    }
+}

@@ -1,0 +1,186 @@
+//! Sandboxes as libcontainer containers on this host.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use orchestra_events::SandboxId;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::Command;
+use tokio::sync::OwnedMutexGuard;
+
+use super::cgroup::Hierarchy;
+use super::client::Connection;
+use super::container::Running;
+use super::helper::HELPER_ARG;
+use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
+use super::seccomp::Dialect;
+use super::{Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, spec, teardown, volume};
+use crate::image::ImageStore;
+
+/// How long a container may take to come up on a host that is very busy.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+/// Longest report of a helper.
+const MAX_REPORT: u64 = 64 * 1024;
+/// How much of the helper's log is quoted when it says nothing itself.
+const LOG_QUOTE: usize = 2_000;
+
+/// Starts, finds and removes sandboxes on this host.
+pub struct Containers {
+    config: SandboxConfig,
+    state: State,
+    cgroups: Arc<Hierarchy>,
+    images: ImageStore,
+    /// One lock per sandbox that something is being done with.
+    busy: Mutex<HashMap<SandboxId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Containers {
+    /// Opens (and makes) the state directory.
+    ///
+    /// # Errors
+    /// When it cannot be made, or the host has no control groups.
+    pub fn new(config: SandboxConfig) -> Result<Self, SandboxError> {
+        let at = config.state_dir.display();
+        let state = State::open(&config.state_dir).map_err(SandboxError::host(format!("opening {at}")))?;
+        let cgroups = Hierarchy::detect().map_err(SandboxError::host("looking for control groups"))?;
+        cgroups.prepare().map_err(SandboxError::host("moving the server into a control group of its own"))?;
+        let images = ImageStore::new(config.images.clone());
+        Ok(Self { config, state, cgroups: Arc::new(cgroups), images, busy: Mutex::default() })
+    }
+
+    /// Waits until nobody else in this process starts, removes or furnishes this sandbox.
+    async fn turn(&self, id: SandboxId) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            busy.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(busy.entry(id).or_default())
+        };
+        lock.lock_owned().await
+    }
+
+    async fn find(&self, id: SandboxId) -> Option<Running> {
+        let layout = self.state.layout(id);
+        Connection::open(&layout).await.ok()?;
+        Some(Running::new(id, layout, Arc::clone(&self.cgroups)))
+    }
+
+    /// Everything on disk that the helper needs.
+    fn prepare(&self, spec: &SandboxSpec) -> Result<Layout, SandboxError> {
+        let id = spec.id;
+        let layout = self.state.layout(id);
+        let lower = self.images.resolve(&spec.image)?;
+        volume::create(&self.state, id, spec.limits.disk_bytes)?;
+        let preparing = || SandboxError::host(format!("preparing sandbox {id}"));
+        teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
+        let init = self.state.init_program().map_err(preparing())?;
+        let cgroup = self.cgroups.spec_path(layout.cgroup());
+        let container = spec::container(spec, &cgroup, Dialect::Libcontainer);
+        let order = HelperOrder {
+            container: layout.cgroup().to_owned(),
+            lower,
+            init,
+            timeout: spec.limits.timeout,
+            cgroup: layout.cgroup().to_owned(),
+        };
+        let write = || {
+            make_dir(&layout.bundle())?;
+            make_dir(&layout.stage())?;
+            write_whole(&layout.bundle().join("config.json"), &serde_json::to_vec(&container)?, 0o600)?;
+            write_whole(&layout.order(), &serde_json::to_vec(&order)?, 0o600)
+        };
+        write().map_err(preparing())?;
+        Ok(layout)
+    }
+
+    /// Starts the helper and waits for what it says. It goes on if this is dropped or this process dies.
+    async fn launch(&self, id: SandboxId, layout: &Layout) -> Result<(), SandboxError> {
+        let failed = |detail: String| SandboxError::StartFailed { id, detail };
+        let log = File::create(layout.log()).map_err(SandboxError::host(format!("making the log of sandbox {id}")))?;
+        let mut helper = Command::new(&self.config.helper)
+            .arg(HELPER_ARG)
+            .arg(layout.dir())
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .map_err(|error| failed(format!("{} cannot be run: {error}", self.config.helper.display())))?;
+        let stdout = helper.stdout.take().ok_or_else(|| failed("its helper has no output".into()))?;
+        let mut line = Vec::new();
+        let mut reader = BufReader::new(stdout.take(MAX_REPORT));
+        let read = tokio::time::timeout(START_PATIENCE, reader.read_until(b'\n', &mut line)).await;
+        read.map_err(|_| failed(format!("its helper said nothing for {START_PATIENCE:?}")))?
+            .map_err(|error| failed(format!("its helper could not be heard: {error}")))?;
+        match serde_json::from_slice(&line) {
+            Ok(HelperReport::Ready(_)) => Ok(()),
+            Ok(HelperReport::Failed(detail)) => Err(failed(detail)),
+            Err(_) => {
+                let log = fs::read(layout.log()).unwrap_or_default();
+                let log = String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_QUOTE)..]).trim().to_owned();
+                Err(failed(if log.is_empty() { "its helper ended without a word".into() } else { log }))
+            }
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        id: SandboxId,
+        work: impl FnOnce(&Self) -> Result<T, SandboxError> + Send + 'static,
+    ) -> Result<T, SandboxError> {
+        let this = self.clone_parts();
+        let done = tokio::task::spawn_blocking(move || work(&this)).await;
+        done.unwrap_or_else(|error| Err(SandboxError::StartFailed { id, detail: error.to_string() }))
+    }
+
+    /// The same sandboxes for another thread; the locks stay with the one that took them.
+    fn clone_parts(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            state: self.state.clone(),
+            cgroups: Arc::clone(&self.cgroups),
+            images: self.images.clone(),
+            busy: Mutex::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Sandboxes for Containers {
+    async fn create_volume(&self, id: SandboxId, disk_bytes: u64) -> Result<Volume, SandboxError> {
+        let _turn = self.turn(id).await;
+        self.blocking(id, move |this| volume::create(&this.state, id, disk_bytes)).await
+    }
+
+    async fn start(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, SandboxError> {
+        let id = spec.id;
+        let _turn = self.turn(id).await;
+        if let Some(running) = self.find(id).await {
+            return Ok(Arc::new(running));
+        }
+        let prepared = spec.clone();
+        let layout = self.blocking(id, move |this| this.prepare(&prepared)).await?;
+        self.launch(id, &layout).await?;
+        let running = Running::new(id, layout, Arc::clone(&self.cgroups));
+        running.ping().await?;
+        Ok(Arc::new(running))
+    }
+
+    async fn attach(&self, id: SandboxId) -> Result<Option<Arc<dyn Sandbox>>, SandboxError> {
+        Ok(self.find(id).await.map(|running| Arc::new(running) as Arc<dyn Sandbox>))
+    }
+
+    async fn destroy(&self, id: SandboxId) -> Result<(), SandboxError> {
+        let _turn = self.turn(id).await;
+        self.blocking(id, move |this| teardown::destroy(&this.state, &this.cgroups, id)).await
+    }
+
+    async fn list(&self) -> Result<Vec<SandboxId>, SandboxError> {
+        let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
+        self.blocking(nobody, |this| teardown::list(&this.state, &this.cgroups)).await
+    }
+}

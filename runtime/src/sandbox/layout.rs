@@ -1,0 +1,222 @@
+//! Where everything of one sandbox lies on the host, so that it can be found again by name.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use orchestra_events::SandboxId;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// The program that is the first process of every sandbox.
+const INIT: &[u8] = include_bytes!(env!("ORCHESTRA_INIT"));
+
+/// The directory of all sandboxes of one server.
+#[derive(Debug, Clone)]
+pub struct State {
+    dir: PathBuf,
+    tag: String,
+}
+
+/// What the helper is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct HelperOrder {
+    /// The container's name for libcontainer.
+    pub container: String,
+    /// The image's root file system.
+    pub lower: PathBuf,
+    /// The first process's program.
+    pub init: PathBuf,
+    /// Seconds and nanoseconds until everything is killed.
+    pub timeout: std::time::Duration,
+    /// The name of its control groups.
+    pub cgroup: String,
+}
+
+/// How a sandbox came to its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ending {
+    /// What ended it.
+    pub cause: Cause,
+    /// Processes that were killed for memory in its life.
+    pub oom_kills: u64,
+}
+
+/// What ended a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// Its wall-clock limit.
+    TimedOut,
+    /// The kernel killed its first process for memory.
+    OutOfMemory,
+    /// Somebody killed it, or its first process ended.
+    Stopped,
+}
+
+/// What the helper says once the sandbox stands, or does not.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HelperReport {
+    /// The first process runs, with this process id.
+    Ready(i32),
+    /// It did not come up.
+    Failed(String),
+}
+
+pub fn make_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Writes a file so that it is there whole or not at all.
+pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(format!(".{}.partial", std::process::id()));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&partial)?;
+    file.write_all(bytes)?;
+    drop(file);
+    fs::rename(&partial, path)
+}
+
+impl State {
+    /// Opens (and makes) the directory.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        make_dir(&dir.join("sandboxes"))?;
+        make_dir(&dir.join("volumes"))?;
+        let dir = fs::canonicalize(dir)?;
+        let digest = Sha256::digest(dir.as_os_str().as_encoded_bytes());
+        let tag = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { dir, tag })
+    }
+
+    /// The directory that holds one directory per sandbox.
+    pub fn sandboxes(&self) -> PathBuf {
+        self.dir.join("sandboxes")
+    }
+
+    /// The directory of empty disks to copy.
+    pub fn templates(&self) -> PathBuf {
+        self.dir.join("volumes")
+    }
+
+    /// What every control group of this server's sandboxes starts with; two servers on a host do not mix.
+    pub fn cgroup_prefix(&self) -> String {
+        format!("orchestra.{}.", self.tag)
+    }
+
+    /// The paths of one sandbox.
+    pub fn layout(&self, id: SandboxId) -> Layout {
+        Layout { dir: self.sandboxes().join(id.to_string()), cgroup: format!("{}{id}", self.cgroup_prefix()) }
+    }
+
+    /// The sandbox's first process as a file, written once under the name of its content.
+    pub fn init_program(&self) -> io::Result<PathBuf> {
+        let name: String = Sha256::digest(INIT).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        let path = self.dir.join("init").join(name);
+        if !path.exists() {
+            DirBuilder::new().recursive(true).mode(0o755).create(self.dir.join("init"))?;
+            write_whole(&path, INIT, 0o555)?;
+        }
+        Ok(path)
+    }
+}
+
+/// The paths of one sandbox.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    dir: PathBuf,
+    cgroup: String,
+}
+
+impl Layout {
+    /// Of the sandbox in this directory; for the helper, which is told nothing else.
+    pub fn at(dir: PathBuf, cgroup: String) -> Self {
+        Self { dir, cgroup }
+    }
+
+    /// Its own directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The name of its control groups.
+    pub fn cgroup(&self) -> &str {
+        &self.cgroup
+    }
+
+    /// Its disk as a file.
+    pub fn volume_image(&self) -> PathBuf {
+        self.dir.join("volume.ext4")
+    }
+
+    /// Where its disk is mounted.
+    pub fn volume(&self) -> PathBuf {
+        self.dir.join("volume")
+    }
+
+    /// Where the helper makes its own little root, in its own mount namespace.
+    pub fn stage(&self) -> PathBuf {
+        self.dir.join("stage")
+    }
+
+    /// The directory of its container description.
+    pub fn bundle(&self) -> PathBuf {
+        self.dir.join("bundle")
+    }
+
+    /// libcontainer's own directory.
+    pub fn container(&self) -> PathBuf {
+        self.dir.join("container")
+    }
+
+    /// The socket of its first process.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("init.sock")
+    }
+
+    /// What the helper is told.
+    pub fn order(&self) -> PathBuf {
+        self.dir.join("helper.json")
+    }
+
+    /// What the helper's own errors go to.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("helper.log")
+    }
+
+    /// The file on which the helper holds a lock for as long as it lives.
+    pub fn lock(&self) -> PathBuf {
+        self.dir.join("lock")
+    }
+
+    /// How it ended, once it has.
+    pub fn ending(&self) -> PathBuf {
+        self.dir.join("exit.json")
+    }
+
+    /// The last number of memory kills that was told to somebody.
+    pub fn oom_seen(&self) -> PathBuf {
+        self.dir.join("oom-seen")
+    }
+
+    /// How it ended, if it has.
+    pub fn read_ending(&self) -> Option<Ending> {
+        serde_json::from_reader(File::open(self.ending()).ok()?).ok()
+    }
+
+    /// The process that holds the helper's lock.
+    pub fn helper_pid(&self) -> Option<i32> {
+        let file = OpenOptions::new().read(true).write(true).open(self.lock()).ok()?;
+        let mut lock = whole_file_lock();
+        // SAFETY: the descriptor is open and the struct is valid for the call to fill.
+        let asked = unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&file), libc::F_GETLK, &raw mut lock) };
+        (asked == 0 && lock.l_type != libc::F_UNLCK as i16 && lock.l_pid > 0).then_some(lock.l_pid)
+    }
+}
+
+/// A write lock on a whole file.
+pub fn whole_file_lock() -> libc::flock {
+    libc::flock { l_type: libc::F_WRLCK as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 }
+}

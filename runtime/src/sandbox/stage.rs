@@ -1,0 +1,78 @@
+//! What the helper sees of the host while it builds a container: almost nothing.
+//!
+//! In a mount namespace of its own, the helper makes a tiny root out of just the parts that the container is made of,
+//! and moves into it. That way the state directory can stay closed to everyone (inside the user namespace even root may not
+//! pass a directory that only the host's root may enter), no helper keeps another sandbox's disk mounted, the container's
+//! list of mounts shows no path of the host, and all of it is gone when the helper is.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::pivot_root;
+
+use super::layout::Layout;
+
+/// The sandbox's directory, seen from the stage.
+pub const SANDBOX: &str = "/sandbox";
+/// The container's root file system, seen from the stage.
+pub const ROOT: &str = "/root";
+/// The work tree, seen from the stage.
+pub const WORKSPACE: &str = "/workspace";
+/// The user's own files, seen from the stage.
+pub const HOME: &str = "/home";
+/// The first process's program, seen from the stage.
+pub const INIT: &str = "/init";
+
+const NOTHING: Option<&str> = None;
+
+fn bind(from: &Path, to: &Path, recursive: bool) -> io::Result<()> {
+    let flags = if recursive { MsFlags::MS_BIND | MsFlags::MS_REC } else { MsFlags::MS_BIND };
+    mount(Some(from), to, NOTHING, flags, NOTHING)
+        .map_err(|error| io::Error::other(format!("binding {}: {error}", from.display())))
+}
+
+/// Mounts the image below and the sandbox's own layer above.
+fn mount_overlay(layout: &Layout, lower: &Path, at: &Path) -> io::Result<()> {
+    // Descriptors instead of paths: no character of a path can be taken for a separator.
+    let open =
+        |path: &Path| OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path);
+    let lower = open(lower)?;
+    let (upper, work) = (open(&layout.volume().join("upper"))?, open(&layout.volume().join("work"))?);
+    let name = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
+    let options = format!("lowerdir={},upperdir={},workdir={}", name(&lower), name(&upper), name(&work));
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+    mount(Some("overlay"), at, Some("overlay"), flags, Some(&*options))
+        .map_err(|error| io::Error::other(format!("mounting the overlay: {error}")))
+}
+
+/// Makes the stage and moves into it. For a program with one thread.
+pub fn enter(layout: &Layout, lower: &Path, init: &Path) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
+    let stage = layout.stage();
+    mount(Some("stage"), &stage, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755,size=1m"))?;
+    let at = |inside: &str| stage.join(inside.trim_start_matches('/'));
+    for dir in ["/proc", "/dev", "/sys/fs/cgroup", SANDBOX, ROOT, WORKSPACE, HOME] {
+        fs::create_dir_all(at(dir))?;
+    }
+    File::create(at(INIT))?;
+    for dir in ["/proc", "/dev", "/sys/fs/cgroup"] {
+        bind(Path::new(dir), &at(dir), true)?;
+    }
+    // Not recursive: the disk that is mounted in the sandbox's directory stays outside.
+    bind(layout.dir(), &at(SANDBOX), false)?;
+    bind(&layout.volume().join("workspace"), &at(WORKSPACE), false)?;
+    bind(&layout.volume().join("home"), &at(HOME), false)?;
+    bind(init, &at(INIT), false)?;
+    mount_overlay(layout, lower, &at(ROOT))?;
+    std::env::set_current_dir(&stage)?;
+    // The documented way without a place for the old root: it ends up under the new one, and is let go.
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    std::env::set_current_dir("/")
+}

@@ -1,0 +1,9 @@
+//! A sandbox is a machine that starts, runs each command once, has no way out, outlives the server and leaves nothing
+//! behind. Every test here runs real containers and needs root and an image named `default`.
+#![allow(clippy::unwrap_used)]
+
+mod host;
+mod isolation;
+mod leftovers;
+mod life;
+mod limits;

@@ -1,0 +1,397 @@
+//! A whole application in memory: the real store, projector, key ring and routes; a task service without a runtime.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use actix_web::body::{BoxBody, MessageBody};
+use actix_web::http::StatusCode;
+use actix_web::http::header::HeaderMap;
+use actix_web::test::TestRequest;
+use actix_web::web::Bytes;
+use actix_web::{test, web};
+use async_trait::async_trait;
+use jiff::Timestamp;
+use orchestra_actors::service::ServiceError;
+use orchestra_actors::{Credentials, Delta, NewTask, Submitted, TaskService};
+use orchestra_events::key::Scope;
+use orchestra_events::projections::{ReadModels, project};
+use orchestra_events::repo::RepoRef;
+use orchestra_events::store::memory::MemoryStore;
+use orchestra_events::store::read_whole_stream;
+use orchestra_events::task::event::{CredentialKind, SCHEMA};
+use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
+use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, NewEvent, StreamName, TaskId};
+use orchestra_web::auth::{KeyRing, ensure_admin_key, issue_key};
+use orchestra_web::{App, configure};
+use secrecy::ExposeSecret;
+use serde_json::Value;
+use tokio::sync::broadcast;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
+
+/// The longest that a test waits for what must come.
+pub const SOON: Duration = Duration::from_secs(10);
+
+pub struct Service {
+    store: Arc<MemoryStore>,
+    submitted: Mutex<HashMap<(String, String), (String, TaskId)>>,
+    deltas: broadcast::Sender<Delta>,
+    /// The secrets that arrived, to see that they do.
+    pub secrets: Mutex<Vec<String>>,
+}
+
+impl Service {
+    async fn load(&self, id: TaskId) -> (Option<Task>, Vec<Envelope>) {
+        let history = read_whole_stream(&*self.store, &StreamName::task(id)).await.expect("a stream");
+        let task = history.iter().fold(None, |task, envelope| {
+            let event = TaskEvent::decode(envelope).expect("a task event").expect("a known type");
+            evolve(task, &event)
+        });
+        (task, history)
+    }
+
+    /// Appends events as they are.
+    pub async fn record(&self, id: TaskId, events: Vec<TaskEvent>, actor: &Actor, time: Timestamp) {
+        let (_, history) = self.load(id).await;
+        let expected = history.last().map_or(Expected::NoStream, |last| Expected::Exactly(last.revision));
+        let events = events
+            .into_iter()
+            .map(|event| NewEvent {
+                id: EventId(Uuid::now_v7()),
+                kind: event.kind().into(),
+                schema: SCHEMA,
+                time,
+                actor: actor.clone(),
+                correlation: Some(StreamName::task(id)),
+                causation: None,
+                data: event.data().expect("JSON"),
+            })
+            .collect();
+        self.store.append(&StreamName::task(id), expected, events).await.expect("an append");
+    }
+
+    /// Has the task do something.
+    pub async fn command(&self, id: TaskId, command: Command, actor: &Actor) -> Result<(), ServiceError> {
+        let (task, _) = self.load(id).await;
+        let events = decide(task.as_ref(), command).map_err(|refusal| match refusal {
+            Refusal::NoSuchTask => ServiceError::NoSuchTask,
+            refusal => ServiceError::Refused { refusal, status: None },
+        })?;
+        if !events.is_empty() {
+            self.record(id, events, actor, Timestamp::now()).await;
+        }
+        Ok(())
+    }
+
+    async fn resource(&self, id: TaskId) -> TaskResource {
+        let (_, history) = self.load(id).await;
+        let folded = history.iter().fold(None, |task, envelope| {
+            let event = TaskEvent::decode(envelope).expect("a task event").expect("a known type");
+            TaskResource::fold(task, envelope, &event)
+        });
+        folded.expect("a task")
+    }
+
+    fn keep(&self, given: &Credentials) {
+        let mut secrets = self.secrets.lock().expect("no panic while held");
+        secrets
+            .extend([&given.model, &given.git].into_iter().flatten().map(|secret| secret.expose_secret().to_owned()));
+    }
+
+    pub fn say(&self, text: &str) {
+        self.deltas.send(Delta { text: text.to_owned() }).expect("somebody listens");
+    }
+
+    pub fn listeners(&self) -> usize {
+        self.deltas.receiver_count()
+    }
+}
+
+#[async_trait]
+impl TaskService for Service {
+    async fn submit(&self, new: NewTask, actor: Actor) -> Result<Submitted, ServiceError> {
+        self.keep(&new.credentials);
+        let hash = new.idempotency.as_ref().map(|wish| wish.request_hash.clone());
+        if let Some(wish) = &new.idempotency {
+            let known = self
+                .submitted
+                .lock()
+                .expect("no panic while held")
+                .get(&(wish.owner.clone(), wish.key.clone()))
+                .cloned();
+            match known {
+                Some((hash, _)) if hash != wish.request_hash => return Err(ServiceError::IdempotencyKeyReused),
+                Some((_, id)) => return Ok(Submitted { task: self.resource(id).await, repeated: true }),
+                None => {}
+            }
+        }
+        let id = TaskId::from_uuid(Uuid::now_v7());
+        if let Some(wish) = &new.idempotency {
+            let mut submitted = self.submitted.lock().expect("no panic while held");
+            submitted.insert((wish.owner.clone(), wish.key.clone()), (wish.request_hash.clone(), id));
+        }
+        let spec = TaskSpec {
+            repo: RepoRef::parse(&new.repo, "github").expect("checked by the interface"),
+            task: new.task,
+            model: new.model,
+            harness: new.harness,
+            team: new.team,
+            project: new.project,
+            environment: new.environment,
+            task_type: new.task_type,
+            customer: new.customer,
+            budget: new.budget,
+            base: new.base,
+            branch: new.branch.unwrap_or_else(|| "orchestra/work".to_owned()),
+            image: new.image.unwrap_or_else(|| "default".to_owned()),
+            timeout_seconds: new.timeout_seconds.unwrap_or(1_800),
+            metadata: new.metadata,
+            request_hash: hash,
+            caller_brings_model_key: new.credentials.model.is_some(),
+            caller_brings_git_token: new.credentials.git.is_some(),
+        };
+        self.command(id, Command::Create(Box::new(spec)), &actor).await?;
+        Ok(Submitted { task: self.resource(id).await, repeated: false })
+    }
+
+    async fn cancel(&self, id: TaskId, reason: Option<String>, actor: Actor) -> Result<(), ServiceError> {
+        self.command(id, Command::Cancel { reason }, &actor).await
+    }
+
+    async fn retry(&self, id: TaskId, credentials: Credentials, actor: Actor) -> Result<(), ServiceError> {
+        self.keep(&credentials);
+        self.command(id, Command::Retry, &actor).await
+    }
+
+    async fn steer(&self, id: TaskId, message: String, actor: Actor) -> Result<(), ServiceError> {
+        self.command(id, Command::Steer { message }, &actor).await
+    }
+
+    async fn supply_credentials(&self, id: TaskId, given: Credentials, actor: Actor) -> Result<(), ServiceError> {
+        self.keep(&given);
+        let kinds = [(CredentialKind::Model, given.model.is_some()), (CredentialKind::Git, given.git.is_some())];
+        let supplied = kinds.into_iter().filter(|(_, given)| *given).map(|(kind, _)| kind).collect();
+        self.command(id, Command::SupplyCredentials { supplied, now: Timestamp::now() }, &actor).await
+    }
+
+    async fn diff(&self, _: TaskId) -> Result<Vec<u8>, ServiceError> {
+        Ok(b"--- a/x\n+++ b/x\n".to_vec())
+    }
+
+    fn deltas(&self, _: TaskId) -> broadcast::Receiver<Delta> {
+        self.deltas.subscribe()
+    }
+}
+
+pub struct Server {
+    pub app: web::Data<App>,
+    pub store: Arc<MemoryStore>,
+    pub service: Arc<Service>,
+    pub admin: String,
+    _stop: DropGuard,
+    _folder: tempfile::TempDir,
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("UTF-8")
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The pointers of a problem's errors.
+    pub fn pointers(&self) -> Vec<String> {
+        let errors = self.json()["errors"].as_array().cloned().unwrap_or_default();
+        errors.iter().map(|error| error["pointer"].as_str().expect("a pointer").to_owned()).collect()
+    }
+
+    pub fn code(&self) -> String {
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{}", self.text());
+        let json = self.json();
+        assert_eq!(json["status"], self.status.as_u16());
+        assert!(json["detail"].as_str().is_some_and(|detail| !detail.is_empty()));
+        let code = json["code"].as_str().expect("a code").to_owned();
+        assert_eq!(json["type"], format!("/docs/errors/{code}"));
+        code
+    }
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Arc::new(MemoryStore::new());
+        let read = Arc::new(ReadModels::open(&folder.path().join("read.db")).expect("read models"));
+        let keys = Arc::new(KeyRing::load(&*store).await.expect("keys"));
+        let admin = ensure_admin_key(&*store, &keys).await.expect("an append").expect("the first key");
+        let service = Arc::new(Service {
+            store: Arc::clone(&store),
+            submitted: Mutex::default(),
+            deltas: broadcast::Sender::new(16),
+            secrets: Mutex::default(),
+        });
+        let cancel = CancellationToken::new();
+        let log: Arc<dyn EventStore> = store.clone();
+        actix_web::rt::spawn(project(Arc::clone(&log), Arc::clone(&read), cancel.clone().cancelled_owned()));
+        actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&log), cancel.clone().cancelled_owned()));
+        let app = web::Data::new(App::new(service.clone(), log, read, keys));
+        let admin = admin.expose_secret().to_owned();
+        Self { app, store, service, admin, _stop: cancel.drop_guard(), _folder: folder }
+    }
+
+    /// A new key, known to the ring.
+    pub async fn key(&self, team: Option<&str>, scopes: &[Scope]) -> String {
+        let actor = Actor::system("test");
+        let issued = issue_key(&*self.store, "test", team, "test", scopes.to_vec(), &actor).await;
+        let (_, text) = issued.expect("a key");
+        self.keys_caught_up().await;
+        text.expose_secret().to_owned()
+    }
+
+    pub async fn keys_caught_up(&self) {
+        let head = self.store.head().await.expect("a head");
+        assert!(self.app.keys.wait_for(head, SOON).await, "the key ring lags");
+    }
+
+    /// A team's key with everything a team does.
+    pub async fn team_key(&self, team: &str) -> String {
+        let scopes = [Scope::TasksCreate, Scope::TasksRead, Scope::TasksCancel, Scope::UsageRead, Scope::AuditRead];
+        self.key(Some(team), &scopes).await
+    }
+
+    pub async fn send(&self, request: TestRequest) -> Answer {
+        let app = self.app.clone();
+        let service = test::init_service(actix_web::App::new().configure(|cfg| configure(cfg, app))).await;
+        let response = test::call_service(&service, request.to_request()).await;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = tokio::time::timeout(SOON, test::read_body(response)).await.expect("the body ends");
+        Answer { status, headers, body }
+    }
+
+    pub async fn stream(&self, request: TestRequest) -> Pieces {
+        let app = self.app.clone();
+        let service = test::init_service(actix_web::App::new().configure(|cfg| configure(cfg, app))).await;
+        let response = test::call_service(&service, request.to_request()).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        let content_type = response.headers().get("content-type").and_then(|value| value.to_str().ok());
+        let content_type = content_type.unwrap_or_default().to_owned();
+        Pieces { body: response.map_into_boxed_body().into_body(), buffer: String::new(), content_type }
+    }
+
+    pub async fn get(&self, key: &str, path: &str) -> Answer {
+        self.send(get(key, path)).await
+    }
+
+    pub async fn post(&self, key: &str, path: &str, body: &str) -> Answer {
+        self.send(post(key, path, body)).await
+    }
+
+    /// A task, and its id.
+    pub async fn task(&self, key: &str, body: &Value) -> TaskId {
+        let answer = self.post(key, "/v1/tasks", &body.to_string()).await;
+        assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
+        answer.json()["id"].as_str().expect("an id").parse().expect("a task id")
+    }
+}
+
+pub fn get(key: &str, path: &str) -> TestRequest {
+    TestRequest::get().uri(path).insert_header(("authorization", format!("Bearer {key}")))
+}
+
+pub fn post(key: &str, path: &str, body: &str) -> TestRequest {
+    TestRequest::post()
+        .uri(path)
+        .insert_header(("authorization", format!("Bearer {key}")))
+        .insert_header(("content-type", "application/json"))
+        .set_payload(body.to_owned())
+}
+
+/// The example that everybody starts from.
+pub fn example() -> Value {
+    serde_json::json!({
+        "repo": "acme/api",
+        "task": "Bump terraform-aws-provider from 5.x to 6.x; update breaking calls",
+        "model": "claude-sonnet-4-6",
+        "team": "platform",
+        "budget": {"maxUsd": 2.00}
+    })
+}
+
+/// A streamed answer, piece by piece.
+pub struct Pieces {
+    body: BoxBody,
+    buffer: String,
+    pub content_type: String,
+}
+
+/// One server-sent event.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Frame {
+    pub id: Option<u64>,
+    pub event: String,
+    pub data: String,
+}
+
+impl Pieces {
+    async fn more(&mut self) -> bool {
+        let next = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_next(context));
+        match tokio::time::timeout(SOON, next).await.expect("a piece in time") {
+            Some(piece) => {
+                self.buffer += std::str::from_utf8(&piece.expect("a piece")).expect("UTF-8");
+                true
+            }
+            None => false,
+        }
+    }
+
+    async fn until(&mut self, mark: &str) -> Option<String> {
+        loop {
+            if let Some(end) = self.buffer.find(mark) {
+                let rest = self.buffer.split_off(end + mark.len());
+                return Some(std::mem::replace(&mut self.buffer, rest));
+            }
+            if !self.more().await {
+                return None;
+            }
+        }
+    }
+
+    /// The next line.
+    pub async fn line(&mut self) -> Option<String> {
+        self.until("\n").await
+    }
+
+    /// The next event; comments are passed over.
+    pub async fn frame(&mut self) -> Option<Frame> {
+        loop {
+            let text = self.until("\n\n").await?;
+            let mut frame = Frame::default();
+            for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with(':')) {
+                let (name, value) = line.split_once(": ").expect("a field");
+                match name {
+                    "id" => frame.id = Some(value.parse().expect("a number")),
+                    "event" => value.clone_into(&mut frame.event),
+                    "data" => frame.data += value,
+                    other => panic!("unknown field {other}"),
+                }
+            }
+            if frame != Frame::default() {
+                return Some(frame);
+            }
+        }
+    }
+}
