@@ -254,8 +254,9 @@ impl TimelineRow {
             TaskEvent::CredentialsRequired { missing, failure } => {
                 self.say(Tone::Waiting, "Credentials", format!("Waiting for {}.", credentials(missing)));
                 // The step that failed says it in full, one row further up.
-                self.link = failure.as_ref().map(|failure| {
-                    Link { href: format!("/docs/errors/{}", failure.code), text: failure.code.to_string() }
+                self.link = failure.as_ref().map(|failure| Link {
+                    href: format!("/docs/errors/{}", failure.code),
+                    text: failure.code.to_string(),
                 });
             }
             TaskEvent::CredentialsSupplied { supplied, .. } => {

@@ -13,8 +13,8 @@ use orchestra_events::blob::{BlobRef, Content};
 use orchestra_events::key::Scope;
 use orchestra_events::projections::{self, ReadModels};
 use orchestra_events::repo::RepoRef;
+use orchestra_events::store::MAX_PAGE;
 use orchestra_events::store::memory::MemoryStore;
-use orchestra_events::store::read_whole_stream;
 use orchestra_events::task::command::{Charge, Then};
 use orchestra_events::task::conversation::{Block, StopReason, Usage};
 use orchestra_events::task::event::{
@@ -23,8 +23,8 @@ use orchestra_events::task::event::{
 use orchestra_events::task::state::Ending;
 use orchestra_events::task::{Command, Task, TaskEvent, decide, evolve};
 use orchestra_events::{
-    Actor, ActorKind, CallId, CommitId, EventId, EventStore, Expected, Failure, FailureCode, NanoUsd, NewEvent,
-    SandboxId, StreamName, TaskId,
+    Actor, ActorKind, CallId, CommitId, Direction, EventId, EventStore, Expected, Failure, FailureCode, NanoUsd,
+    NewEvent, SandboxId, StreamName, TaskId,
 };
 use orchestra_web::App;
 use orchestra_web::auth::{KeyRing, issue_key};
@@ -60,7 +60,7 @@ impl Scripted {
     /// Has a task decide a command and appends what comes of it.
     pub async fn act(&self, id: TaskId, actor: &Actor, command: Command) -> Result<(), ServiceError> {
         let stream = StreamName::task(id);
-        let history = read_whole_stream(&*self.store, &stream).await?;
+        let history = self.store.read_stream(&stream, None, Direction::Forwards, MAX_PAGE).await?;
         let mut task: Option<Task> = None;
         for envelope in &history {
             if let Some(event) = TaskEvent::decode(envelope).expect("own events") {
@@ -73,9 +73,9 @@ impl Scripted {
             return Ok(());
         }
         let expected = history.last().map_or(Expected::NoStream, |last| Expected::Exactly(last.revision));
-        let events = events
-            .into_iter()
-            .map(|event| NewEvent {
+        let mut stamped = Vec::new();
+        for event in events {
+            stamped.push(NewEvent {
                 id: EventId(Uuid::now_v7()),
                 kind: event.kind().into(),
                 schema: SCHEMA,
@@ -84,9 +84,9 @@ impl Scripted {
                 correlation: None,
                 causation: None,
                 data: event.data().expect("events are JSON"),
-            })
-            .collect();
-        self.store.append(&stream, expected, events).await?;
+            });
+        }
+        self.store.append(&stream, expected, stamped).await?;
         Ok(())
     }
 
