@@ -97,7 +97,7 @@ impl Names {
         }
         let name: String =
             conn.prepare_cached("SELECT name FROM streams WHERE id = ?1")?.query_row([id], |row| row.get(0))?;
-        let name = StreamName::try_from(name).map_err(|error| damaged(0, Box::new(error)))?;
+        let name: StreamName = name.parse().map_err(|error| damaged(0, Box::new(error)))?;
         self.streams.insert(id, name.clone());
         Ok(name)
     }
@@ -194,6 +194,15 @@ impl Reader {
             page.push(Linked { event, links: links(row, 6)? });
         }
         Ok(page)
+    }
+
+    /// Names of streams between these two.
+    pub fn names(&mut self, after: &str, end: &str, limit: usize) -> rusqlite::Result<Vec<StreamName>> {
+        let mut statement = self
+            .conn
+            .prepare_cached("SELECT name FROM streams WHERE name > ?1 AND name < ?2 ORDER BY name LIMIT ?3")?;
+        let names = statement.query_map(params![after, end, limit], |row| row.get::<_, String>(0))?;
+        names.map(|name| name?.parse().map_err(|error| damaged(0, Box::new(error)))).collect()
     }
 
     /// Reads one stream: the indexed part by the index, the rest by the positions that the writer handed out.
