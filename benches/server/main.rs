@@ -65,7 +65,7 @@ async fn start() {
     let seed = seed::fill(folder.path()).await;
     eprintln!("seeded {} events in {:?}", seed.events, began.elapsed());
     heading(&format!("A log of {} events of {} tasks", seed.events, seed.tasks.len()));
-    let mut starts = |what: &str, end: fn(Server)| {
+    let starts = |what: &str, end: fn(Server)| {
         let times = (0..STARTS).map(|_| {
             let server = Server::start(folder.path(), &[]);
             let ready = millis(server.ready);
