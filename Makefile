@@ -37,18 +37,14 @@ build-tools: rust
 	@scripts/packages build
 
 .PHONY: setup
-setup: build image ## Install what builds and tests need, build, and make the sandbox image
-	@scripts/packages build test
-	@$(MAKE) browser-tools
+setup: image browser-tools ## Install what builds and tests need, build, and make the sandbox image
 
 .PHONY: browser-tools
 browser-tools:
-	@if [ -f $(BROWSER)/package.json ]; then \
-		scripts/packages test; \
-		if ! cmp -s $(BROWSER)/package-lock.json $(BROWSER)/node_modules/.installed; then \
-			npm ci --prefix $(BROWSER) --silent --no-audit --no-fund; \
-			cp $(BROWSER)/package-lock.json $(BROWSER)/node_modules/.installed; \
-		fi; \
+	@scripts/packages test
+	@if ! cmp -s $(BROWSER)/package-lock.json $(BROWSER)/node_modules/.installed; then \
+		npm ci --prefix $(BROWSER) --silent --no-audit --no-fund; \
+		cp $(BROWSER)/package-lock.json $(BROWSER)/node_modules/.installed; \
 	fi
 
 .PHONY: build
@@ -59,9 +55,14 @@ build: build-tools ## Build the program (dev profile)
 dist: build-tools ## Build the program as it is shipped, into target/dist
 	@$(CARGO) build --locked --profile dist
 
+# Only when it is missing: `orchestra image build` says itself whether an image that is there is out of date.
+define make-image
+	@[ -e "$(IMAGE)" ] || $(ROOT) $(ORCHESTRA) image build --images "$(ORCHESTRA_IMAGES)"
+endef
+
 .PHONY: image
 image: build ## Make the sandbox image, unless it is there
-	@[ -e "$(IMAGE)" ] || $(ROOT) $(ORCHESTRA) image build --images "$(ORCHESTRA_IMAGES)"
+	$(make-image)
 
 .PHONY: demo
 demo: image ## One whole task on this machine, then the dashboard (CI=1: ends by itself)
@@ -71,8 +72,17 @@ demo: image ## One whole task on this machine, then the dashboard (CI=1: ends by
 doctor: build ## Check this machine, and say how to mend what it lacks
 	@$(ROOT) env ORCHESTRA_SANDBOX__IMAGES_DIR="$(ORCHESTRA_IMAGES)" $(ORCHESTRA) doctor
 
+# What tests are made of, and the program with the very same features of every dependency, so that nothing is built twice.
+.PHONY: test-build
+test-build: build-tools
+	@$(CARGO) build --locked --workspace --bins --tests --examples
+
+.PHONY: test-image
+test-image: test-build
+	$(make-image)
+
 .PHONY: test
-test: image ## Every test: unit, conformance, documents, real containers, end to end, browser
+test: test-image ## Every test: unit, conformance, documents, real containers, end to end, browser
 	@$(CARGO) test --locked --workspace
 	@$(MAKE) browser
 
@@ -81,8 +91,8 @@ unit: build-tools ## The tests that need neither root nor an image
 	@$(CARGO) test --locked --workspace --lib --bins
 
 .PHONY: browser
-browser: build browser-tools ## The dashboard in a headless browser
-	@if [ -f $(BROWSER)/run.mjs ]; then $(ROOT) node $(BROWSER)/run.mjs --program $(ORCHESTRA) --images "$(ORCHESTRA_IMAGES)"; fi
+browser: test-build browser-tools ## The dashboard in a headless browser
+	@node $(BROWSER)/run.mjs target/debug/examples/dashboard target/browser
 
 .PHONY: bench
 bench: image ## Every benchmark, as tables (release profile)
