@@ -10,6 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const ROOT: &str = "/sys/fs/cgroup";
+/// What the name of every group of ours begins with.
+pub const PREFIX: &str = "orchestra.";
 /// How long the processes of a killed group may take to be gone; a process in a slow system call ends with it.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -81,7 +83,9 @@ impl Hierarchy {
     }
 
     fn groups(&self, name: &str) -> impl Iterator<Item = PathBuf> {
-        self.trees().iter().map(move |tree| tree.join(name)).filter(|path| path.is_dir())
+        // Never a whole tree, nor anybody else's group, whatever a damaged file may have said.
+        let ours = name.starts_with(PREFIX) && !name.contains('/');
+        self.trees().iter().filter(move |_| ours).map(move |tree| tree.join(name)).filter(|path| path.is_dir())
     }
 
     /// Names of the groups that begin so.
