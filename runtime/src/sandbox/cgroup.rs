@@ -35,6 +35,19 @@ fn mounted(mountinfo: &str) -> Vec<PathBuf> {
     trees.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
+/// The version 1 trees whose controllers a sandbox needs, devices included because the library reads the list of processes
+/// from there; none on a version 2 host.
+pub fn limiting_trees(mountinfo: &str) -> Vec<String> {
+    let trees = mountinfo.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut after = after.split(' ');
+        let at = before.split(' ').nth(4).filter(|at| after.next() == Some("cgroup") && at.starts_with(ROOT))?;
+        let mut options = after.nth(1)?.split(',');
+        options.any(|option| matches!(option, "memory" | "pids" | "cpu" | "devices")).then(|| at.to_owned())
+    });
+    trees.collect()
+}
+
 impl Hierarchy {
     /// Looks at this host.
     ///
@@ -193,6 +206,15 @@ mod tests {
                     32 30 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
                     33 30 0:28 / /elsewhere rw - cgroup2 cgroup2 rw\n";
         assert_eq!(mounted(text), ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn only_trees_that_limit_something_are_joined() {
+        let text = "31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                    32 30 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+                    33 30 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+                    34 30 0:30 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n";
+        assert_eq!(limiting_trees(text), ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu,cpuacct"]);
     }
 
     #[test]
