@@ -207,6 +207,9 @@ pub(crate) fn place_of(expected: Expected, head: Option<Revision>) -> u64 {
     }
 }
 
+/// Events that a fold reads at a time: few enough that they are still in the processor's cache when they are folded.
+pub const FOLD_PAGE: usize = 256;
+
 /// Reads a whole stream, page by page.
 pub async fn read_whole_stream(store: &dyn EventStore, stream: &StreamName) -> Result<Vec<Envelope>, StoreError> {
     let mut events = Vec::new();
@@ -226,7 +229,7 @@ pub async fn fold_stream<E: From<StoreError>>(
     from: Revision,
     each: impl FnMut(Envelope) -> Result<(), E>,
 ) -> Result<(), E> {
-    let read = async |from| store.read_stream(stream, Some(from), Direction::Forwards, MAX_PAGE).await;
+    let read = async |from| store.read_stream(stream, Some(from), Direction::Forwards, FOLD_PAGE).await;
     fold(read, from, |event| Revision(event.revision.0 + 1), each).await
 }
 
@@ -236,7 +239,7 @@ pub async fn fold_log<E: From<StoreError>>(
     after: Position,
     each: impl FnMut(Envelope) -> Result<(), E>,
 ) -> Result<(), E> {
-    fold(async |after| store.read_all(after, MAX_PAGE).await, after, |event| event.position, each).await
+    fold(async |after| store.read_all(after, FOLD_PAGE).await, after, |event| event.position, each).await
 }
 
 async fn fold<C: Copy, E: From<StoreError>>(
