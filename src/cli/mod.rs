@@ -23,7 +23,7 @@ use crate::config::{self, Loaded};
 /// Runs background coding agents for teams: isolated, budgeted, audited.
 #[derive(Parser)]
 #[command(name = "orchestra", version, max_term_width = 100)]
-struct Arguments {
+pub struct Arguments {
     #[command(subcommand)]
     command: Verb,
 }
