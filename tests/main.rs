@@ -2,5 +2,6 @@
 //! a real git server and a scripted model. Needs root and an image named `default`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod crash;
 mod harness;
 mod lifecycle;
