@@ -25,7 +25,9 @@ use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig};
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
 use orchestra_web::auth::{KeyRing, ensure_admin_key, issue_key, revoke_key};
-use secrecy::SecretString;
+use orchestra_web::fragments::Fragments;
+use orchestra_web::pages::Dashboard;
+use secrecy::{ExposeSecret, SecretString};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, parse_bytes, parse_duration};
@@ -47,6 +49,7 @@ pub struct Server {
     pub app: web::Data<App>,
     /// The admin key, when this was the first start.
     pub admin_key: Option<SecretString>,
+    public_url: String,
     handle: ServerHandle,
     serving: tokio::task::JoinHandle<std::io::Result<()>>,
     cancel: CancellationToken,
@@ -71,10 +74,16 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let cancel = CancellationToken::new();
     actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&store), cancel.clone().cancelled_owned()));
 
+    let workshop = workshop(config)?;
+    let dashboard = Dashboard {
+        blobs: Some(Arc::clone(&workshop.blobs)),
+        fragments: config.templates_dir.as_deref().map_or_else(Fragments::default, Fragments::with_overrides),
+        ..Dashboard::default()
+    };
     let orchestra = Orchestra::start(
         Arc::clone(&store),
         Arc::clone(&read),
-        workshop(config)?,
+        workshop,
         Capacity { places: config.scheduler.places, per_team: config.scheduler.per_team },
         Defaults {
             image: config.sandbox.image.clone(),
@@ -84,7 +93,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let listener = TcpListener::bind(&config.listen)
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
-    let app = App::new(Arc::clone(&orchestra) as _, store, read, keys);
+    let app = App::new(Arc::clone(&orchestra) as _, store, read, keys).with_dashboard(dashboard);
     let app = web::Data::new(match metrics() {
         Some(handle) => app.with_metrics(handle),
         None => app,
@@ -94,6 +103,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         let shared = shared.clone();
         Actix::new().configure(move |cfg| orchestra_web::configure(cfg, shared))
     })
+    .on_connect(orchestra_web::live::stream::bound_writes)
     .workers(WEB_WORKERS)
     .shutdown_timeout(SHUTDOWN_SECONDS)
     .disable_signals()
@@ -103,7 +113,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let serving = actix_web::rt::spawn(server);
     let resumed = orchestra.resume().await.context("cannot take up the open tasks")?;
     tracing::info!(%address, resumed, "serving");
-    Ok(Server { address, orchestra, app, admin_key, handle, serving, cancel })
+    let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
+    Ok(Server { address, orchestra, app, admin_key, public_url, handle, serving, cancel })
 }
 
 fn workshop(config: &Config) -> anyhow::Result<Workshop> {
@@ -146,9 +157,15 @@ fn workshop(config: &Config) -> anyhow::Result<Workshop> {
 }
 
 impl Server {
-    /// Where a browser finds it.
+    /// Where a client finds it.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// A link that signs a browser in as the holder of this key: once, and within ten minutes.
+    pub fn sign_in_link(&self, key: KeyId) -> Option<SecretString> {
+        let ticket = self.app.dashboard.tickets.issue(self.app.keys.holder(key)?)?;
+        Some(format!("{}/sign-in/{}", self.public_url, ticket.expose_secret()).into())
     }
 
     /// A key for the time of one command; [`revoke`](Self::revoke) it afterwards.
@@ -183,7 +200,7 @@ impl Server {
         self.cancel.cancel();
         self.handle.stop(true).await;
         self.serving.await.context("the web server died")??;
-        self.orchestra.stop();
+        self.orchestra.stop().await;
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use secrecy::ExposeSecret;
 use serde_json::json;
 
 use super::{log, run, say};
@@ -90,7 +91,7 @@ impl Demo {
             }
         };
         let server = wiring::start(&config).await?;
-        let (_key, text) = server.temporary_key("demo").await?;
+        let (key, text) = server.temporary_key("demo").await?;
         let client = Client::new(&server.url(), text)?;
         let body = json!({
             "repo": "acme/greeter", "task": demo::TASK, "model": model, "team": "platform", "project": "greeter",
@@ -98,7 +99,8 @@ impl Demo {
         });
         let (id, code) = run::submit(&client, &body, true).await?;
         report(&client, &id, &repository).await?;
-        say(format!("\nDashboard: {}", server.url()));
+        let link = server.sign_in_link(key).context("no link to the dashboard can be made")?;
+        say(format!("\nDashboard: {}", link.expose_secret()));
         if self.ci {
             server.stop().await?;
         } else {

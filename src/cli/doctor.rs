@@ -2,6 +2,7 @@
 
 use std::process::{Command, ExitCode};
 
+use orchestra_runtime::git::version;
 use orchestra_runtime::image::ImageStore;
 use orchestra_runtime::sandbox::{Check, checks};
 
@@ -55,7 +56,7 @@ fn image(config: &Config) -> Check {
     check("sandbox image", outcome, "Run `orchestra image build`.")
 }
 
-/// Git itself works through a library; what is checked is that the repositories of a local forge are there.
+/// Git is a library here; what can be missing are the repositories of a local forge.
 fn git(config: &Config) -> Check {
     let missing: Vec<_> = config
         .forges
@@ -65,11 +66,11 @@ fn git(config: &Config) -> Check {
         .map(|(name, root)| format!("forge {name}: {} is not a folder", root.display()))
         .collect();
     let outcome = if missing.is_empty() {
-        Ok(format!("{} forges configured", config.forges.len()))
+        Ok(format!("{}, {} forges configured", version(), config.forges.len()))
     } else {
         Err(missing.join("; "))
     };
-    check("forges", outcome, "Create the folder, or correct forges.NAME.root.")
+    check("git", outcome, "Create the folder, or correct forges.NAME.root.")
 }
 
 fn disk(config: &Config) -> Check {

@@ -10,6 +10,7 @@ use orchestra_events::projections::ReadModels;
 use tokio::sync::Semaphore;
 
 use crate::auth::{KeyRing, Sessions};
+use crate::pages::Dashboard;
 use crate::problem::Problem;
 
 /// Live streams that one process serves at the same time. Each holds a socket and a cursor; above it, callers are
@@ -30,6 +31,8 @@ pub struct App {
     pub keys: Arc<KeyRing>,
     /// Who is signed in to the dashboard.
     pub sessions: Sessions,
+    /// What only the dashboard needs.
+    pub dashboard: Dashboard,
     /// The figures for `/metrics`, where a recorder is installed.
     pub metrics: Option<PrometheusHandle>,
     /// One permit per live stream.
@@ -50,9 +53,17 @@ impl App {
             read,
             keys,
             sessions: Sessions::default(),
+            dashboard: Dashboard::default(),
             metrics: None,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         }
+    }
+
+    /// The same application, with a dashboard of its own.
+    #[must_use]
+    pub fn with_dashboard(mut self, dashboard: Dashboard) -> Self {
+        self.dashboard = dashboard;
+        self
     }
 
     /// The same application, with figures at `/metrics`.

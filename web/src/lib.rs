@@ -6,8 +6,10 @@
 pub mod api;
 pub mod app;
 pub mod auth;
+pub mod fragments;
 pub mod headers;
 pub mod live;
+pub mod pages;
 pub mod problem;
 
 pub use app::App;
@@ -23,7 +25,8 @@ pub fn configure(cfg: &mut web::ServiceConfig, app: web::Data<App>) {
             // A path that does not decode names nothing.
             .app_data(web::PathConfig::default().error_handler(|_, _| problem::Problem::no_such_path().into()))
             .wrap(middleware::from_fn(headers::secure))
+            .configure(pages::configure)
             .configure(api::configure)
-            .default_service(web::route().to(problem::no_such_page)),
+            .default_service(web::route().to(pages::nothing_here)),
     );
 }

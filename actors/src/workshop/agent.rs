@@ -7,6 +7,7 @@ use orchestra_events::task::command::{Charge, Command, Then};
 use orchestra_events::task::conversation::{Block, Turn, Usage, UserPart};
 use orchestra_events::task::event::{CredentialKind, ToolOutcome};
 use orchestra_events::task::state::{OpenCall, Task, ToolUse};
+use orchestra_events::task::step::{MAX_CALLS, out_of_calls};
 use orchestra_events::{CallId, Failure, FailureCode, NanoUsd, TaskId};
 use orchestra_runtime::agent::{End, plan_tool, render_output, system_prompt, tool_specs};
 use orchestra_runtime::model::{
@@ -101,6 +102,9 @@ impl Workshop {
     /// Sets the money for the next call aside, with as much output as still fits.
     pub(super) async fn reserve(&self, task: &Task) -> Result<Command, Failed> {
         let Some(attempt) = task.current() else { return Err(internal("The attempt is gone.")) };
+        if attempt.calls >= MAX_CALLS {
+            return Err(Failed::new(out_of_calls()));
+        }
         // The first call opens the conversation with the task itself; unheard words join it as it is made.
         let mut turns = attempt.conversation.clone();
         if turns.is_empty() {

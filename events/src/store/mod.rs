@@ -208,6 +208,9 @@ pub(crate) fn place_of(expected: Expected, head: Option<Revision>) -> u64 {
     }
 }
 
+/// Events that a fold reads at a time: few enough that they are still in the processor's cache when they are folded.
+pub const FOLD_PAGE: usize = 256;
+
 /// Reads a whole stream, page by page.
 pub async fn read_whole_stream(store: &dyn EventStore, stream: &StreamName) -> Result<Vec<Envelope>, StoreError> {
     let mut events = Vec::new();
@@ -228,7 +231,7 @@ pub async fn fold_stream<E: From<StoreError>>(
     each: impl FnMut(Envelope) -> Result<(), E>,
 ) -> Result<(), E> {
     // A plain closure over boxed futures: what an async closure returns cannot be seen to be `Send`.
-    let read = |from| store.read_stream(stream, Some(from), Direction::Forwards, MAX_PAGE);
+    let read = |from| store.read_stream(stream, Some(from), Direction::Forwards, FOLD_PAGE);
     fold(read, from, |event| Revision(event.revision.0 + 1), each).await
 }
 
@@ -238,7 +241,7 @@ pub async fn fold_log<E: From<StoreError>>(
     after: Position,
     each: impl FnMut(Envelope) -> Result<(), E>,
 ) -> Result<(), E> {
-    fold(|after| store.read_all(after, MAX_PAGE), after, |event| event.position, each).await
+    fold(|after| store.read_all(after, FOLD_PAGE), after, |event| event.position, each).await
 }
 
 async fn fold<'a, C: Copy, E: From<StoreError>>(

@@ -217,6 +217,12 @@ fn oid(operation: Operation, id: &CommitId) -> Result<Oid, GitError> {
     })
 }
 
+/// Which libgit2 is built in.
+pub fn version() -> String {
+    let (major, minor, patch) = git2::Version::get().libgit2_version();
+    format!("libgit2 {major}.{minor}.{patch}")
+}
+
 /// Git for tasks: one value per server, shared.
 pub struct Git {
     config: GitConfig,

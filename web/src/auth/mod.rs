@@ -3,7 +3,9 @@
 pub mod caller;
 pub mod keys;
 pub mod session;
+pub mod tickets;
 
 pub use caller::Caller;
 pub use keys::{KeyRing, ensure_admin_key, issue_key, revoke_key};
 pub use session::Sessions;
+pub use tickets::Tickets;

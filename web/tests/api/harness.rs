@@ -19,10 +19,10 @@ use orchestra_events::key::Scope;
 use orchestra_events::projections::{ReadModels, project};
 use orchestra_events::repo::RepoRef;
 use orchestra_events::store::memory::MemoryStore;
-use orchestra_events::store::read_whole_stream;
+use orchestra_events::store::{Direction, MAX_PAGE};
 use orchestra_events::task::event::{CredentialKind, SCHEMA};
 use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
-use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, NewEvent, StreamName, TaskId};
+use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, NewEvent, Revision, StreamName, TaskId};
 use orchestra_web::auth::{KeyRing, ensure_admin_key, issue_key};
 use orchestra_web::{App, configure};
 use secrecy::ExposeSecret;
@@ -44,7 +44,16 @@ pub struct Service {
 
 impl Service {
     async fn load(&self, id: TaskId) -> (Option<Task>, Vec<Envelope>) {
-        let history = read_whole_stream(&*self.store, &StreamName::task(id)).await.expect("a stream");
+        let (stream, mut history) = (StreamName::task(id), Vec::<Envelope>::new());
+        loop {
+            let from = history.last().map_or(Revision(0), |last| Revision(last.revision.0 + 1));
+            let page = self.store.read_stream(&stream, Some(from), Direction::Forwards, MAX_PAGE).await;
+            let page = page.expect("a stream");
+            if page.is_empty() {
+                break;
+            }
+            history.extend(page);
+        }
         let task = history.iter().fold(None, |task, envelope| {
             let event = TaskEvent::decode(envelope).expect("a task event").expect("a known type");
             evolve(task, &event)

@@ -1,0 +1,180 @@
+//! The frame around every page, and who is looking at it.
+
+use std::future::{Ready, ready};
+
+use actix_web::dev::Payload;
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, ContentType};
+use actix_web::{FromRequest, HttpRequest, HttpResponse};
+use askama::Template;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::assets;
+use super::error::PageError;
+use crate::auth::caller::{Via, identify};
+use crate::auth::{Caller, session};
+use crate::problem::{Code, Problem};
+
+/// What every page's frame needs.
+#[derive(Debug, Clone)]
+pub struct Shell {
+    /// Who is signed in.
+    pub visitor: Option<Visitor>,
+    /// The style sheet.
+    pub css: String,
+    /// The mark.
+    pub icon: String,
+    /// htmx.
+    pub htmx: String,
+    /// Its stream extension.
+    pub sse: String,
+    /// Our own script.
+    pub script: String,
+}
+
+impl Shell {
+    /// The frame for somebody who is not signed in.
+    pub fn for_nobody() -> Self {
+        Self {
+            visitor: None,
+            css: assets::STYLE.url(),
+            icon: assets::ICON.url(),
+            htmx: assets::HTMX.url(),
+            sse: assets::SSE.url(),
+            script: assets::SCRIPT.url(),
+        }
+    }
+
+    /// The frame for a visitor.
+    pub fn of(visitor: &Visitor) -> Self {
+        Self { visitor: Some(visitor.clone()), ..Self::for_nobody() }
+    }
+
+    /// The frame as a template test sees it.
+    pub fn sample() -> Self {
+        Self::of(&Visitor::sample())
+    }
+}
+
+/// Somebody who is signed in, as an extractor: without one, the answer is the way to the sign-in page.
+#[derive(Debug, Clone)]
+pub struct Visitor {
+    /// Who they are.
+    pub caller: Caller,
+    /// The name on the page.
+    pub name: String,
+    /// What every form of theirs carries.
+    pub csrf: String,
+    /// The session's cookie, which streams look at again and again.
+    cookie: Option<String>,
+}
+
+/// The token that proves that a form was made for this session: the hash of a secret that only its cookie holds.
+fn csrf_token(cookie: &str) -> String {
+    let digest = Sha256::new().chain_update(b"orchestra form\n").chain_update(cookie).finalize();
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Visitor {
+    fn new(caller: Caller, cookie: Option<String>) -> Self {
+        let csrf = cookie.as_deref().map(csrf_token).unwrap_or_default();
+        Self { name: caller.name.clone(), caller, csrf, cookie }
+    }
+
+    /// Whether a form that carries this token was made for this visitor. Who sends a key with every request needs none.
+    pub fn check_form(&self, token: &str) -> Result<(), PageError> {
+        let matches = match self.caller.via {
+            Via::Key => true,
+            Via::Session => bool::from(self.csrf.as_bytes().ct_eq(token.as_bytes())),
+        };
+        if matches { Ok(()) } else { Err(PageError::stale_form()) }
+    }
+
+    /// Whether they are still signed in; asked by streams, which outlive the request.
+    pub fn still_here(&self, app: &crate::App) -> bool {
+        match &self.cookie {
+            Some(cookie) => app.sessions.find(cookie).is_some() && app.keys.holder(self.caller.key).is_some(),
+            None => app.keys.holder(self.caller.key).is_some(),
+        }
+    }
+
+    /// A visitor of tests.
+    pub fn sample() -> Self {
+        let key = orchestra_events::KeyId::from_uuid(uuid::Uuid::from_u128(7));
+        let caller = Caller {
+            key,
+            name: "Ada's laptop <b>".to_owned(),
+            team: Some("platform".to_owned()),
+            scopes: Vec::new(),
+            via: Via::Session,
+        };
+        Self::new(caller, Some("cookie".to_owned()))
+    }
+}
+
+impl FromRequest for Visitor {
+    type Error = PageError;
+    type Future = Ready<Result<Self, PageError>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(match identify(request) {
+            Ok(caller) => {
+                let cookie = match caller.via {
+                    Via::Session => request.cookie(session::COOKIE).map(|cookie| cookie.value().to_owned()),
+                    Via::Key => None,
+                };
+                Ok(Self::new(caller, cookie))
+            }
+            Err(problem) if problem.code == Code::Unauthenticated && request.method().is_safe() => {
+                let next = request.uri().path_and_query().map_or("/", |path| path.as_str());
+                Err(PageError::SignIn { next: next.to_owned() })
+            }
+            Err(problem) if problem.code == Code::Unauthenticated => {
+                Err(PageError::SignIn { next: "/tasks".to_owned() })
+            }
+            Err(problem) => Err(problem.into()),
+        })
+    }
+}
+
+/// A visitor of a live stream. Nobody signed in is a plain refusal here: a redirect to a page would be taken for a
+/// stream, and tried again for ever.
+#[derive(Debug, Clone)]
+pub struct StreamVisitor(Visitor);
+
+impl StreamVisitor {
+    /// The visitor.
+    pub fn into_inner(self) -> Visitor {
+        self.0
+    }
+}
+
+impl FromRequest for StreamVisitor {
+    type Error = PageError;
+    type Future = Ready<Result<Self, PageError>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        ready(match Visitor::from_request(request, payload).into_inner() {
+            Ok(visitor) => Ok(Self(visitor)),
+            Err(PageError::SignIn { .. }) => Err(Problem::unauthenticated().into()),
+            Err(error) => Err(error),
+        })
+    }
+}
+
+/// Renders a page. Pages are about somebody's tasks: no cache keeps them. Forms of ours name this server as their
+/// origin, which a stricter referrer policy would hide from ourselves.
+pub fn page(status: StatusCode, template: &impl Template) -> HttpResponse {
+    match template.render() {
+        Ok(html) => HttpResponse::build(status)
+            .insert_header(ContentType::html())
+            .insert_header((header::CACHE_CONTROL, "no-store"))
+            .insert_header((header::REFERRER_POLICY, "same-origin"))
+            .body(html),
+        Err(error) => {
+            tracing::error!(%error, "a page does not render; report this");
+            HttpResponse::InternalServerError().content_type("text/plain").body("This page cannot be shown.\n")
+        }
+    }
+}
