@@ -236,11 +236,7 @@ async fn a_call_in_flight_is_charged_at_its_reservation_and_repeated() {
     slow[2]["delayMs"] = json!(3_000);
     let mut house = Setup::new(script(slow)).open().await;
     let id = house.submit(json!({})).await;
-    let deadline = Instant::now() + PATIENCE;
-    while house.model.requests().await.len() < 3 {
-        assert!(Instant::now() < deadline, "the model was not asked");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    house.model.asked(3).await;
     house.kill().await;
     house.restart().await;
     let outcome = outcome(&house, &id).await;

@@ -2,6 +2,11 @@
 //! a real git server and a scripted model. Needs root and an image named `default`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod cancel;
 mod crash;
+mod credentials;
+mod faults;
 mod harness;
 mod lifecycle;
+mod reaper;
+mod reconnect;

@@ -79,6 +79,11 @@ impl Remotes {
         git(&self.bare(), &["rev-parse", &format!("{branch}^{{tree}}")])
     }
 
+    /// The commit that the branch holds.
+    pub fn head(&self, branch: &str) -> String {
+        git(&self.bare(), &["rev-parse", branch])
+    }
+
     /// How many commits the branch has beyond the first one.
     pub fn commits(&self, branch: &str) -> usize {
         git(&self.bare(), &["rev-list", "--count", &format!("main..{branch}")]).parse().unwrap()
