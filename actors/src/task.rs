@@ -205,8 +205,8 @@ impl TaskActor {
             Ok(appended) => {
                 actor.loaded = actor.loaded.take().map(|loaded| loaded.after(&events, appended.revision));
                 if let Some(task) = actor.loaded.as_ref().map(|loaded| Arc::clone(&loaded.task)) {
-                    let workshop = Arc::clone(&actor.workshop);
-                    ctx.spawn(async move { workshop.recorded(&task, &command).await }.into_actor(actor));
+                    let (id, workshop) = (actor.id, Arc::clone(&actor.workshop));
+                    ctx.spawn(async move { workshop.recorded(id, &task, &command).await }.into_actor(actor));
                 }
                 Ok(())
             }

@@ -137,7 +137,7 @@ impl Workshop {
 
     /// Asks the model under a reservation that stands. Whatever happens, the answer settles it.
     pub(super) async fn ask(&self, id: TaskId, task: &Task, open: &OpenCall, cancel: CancellationToken) -> Command {
-        match self.calls.is_marked(open.call).await {
+        match self.calls.is_marked(id, open.call).await {
             // An earlier process sent it; its answer is lost, its price is not known.
             Ok(true) => return self.unconfirmed(task, open, "The server was restarted while the model answered."),
             Ok(false) => {}
@@ -150,7 +150,7 @@ impl Workshop {
             Ok(request) => request,
             Err(failed) => return self.not_sent(task, open, failed.failure),
         };
-        if let Err(error) = self.calls.mark(open.call).await {
+        if let Err(error) = self.calls.mark(id, open.call).await {
             return self.not_sent(task, open, internal(format!("The call's mark: {error}.")).failure);
         }
         let (deltas, mut heard) = mpsc::channel::<String>(DELTA_BACKLOG);
@@ -245,8 +245,8 @@ impl Workshop {
     }
 
     /// Settles a call that nobody waits for: in full if it may have been sent, not at all if it was not.
-    pub(super) async fn abandon(&self, task: &Task, open: &OpenCall) -> Command {
-        let sent = self.calls.is_marked(open.call).await.unwrap_or(true);
+    pub(super) async fn abandon(&self, id: TaskId, task: &Task, open: &OpenCall) -> Command {
+        let sent = self.calls.is_marked(id, open.call).await.unwrap_or(true);
         let failure = if task.cancel_requested {
             Failure::new(FailureCode::Cancelled, "The task was cancelled while the model answered.")
         } else {
@@ -311,10 +311,10 @@ impl Workshop {
     }
 
     /// Lets the sandbox forget an answer that is recorded, and the host a call that is settled.
-    pub async fn recorded(&self, task: &Task, command: &Command) {
+    pub async fn recorded(&self, id: TaskId, task: &Task, command: &Command) {
         match command {
             Command::RecordReply { call, .. } | Command::RecordModelFailure { call, .. } => {
-                self.calls.clear(*call).await
+                self.calls.clear(id, *call).await
             }
             Command::RecordTool { tool_call, .. } => {
                 if let Ok(sandbox) = self.sandbox(task).await
