@@ -33,7 +33,7 @@ enum Verb {
     /// The server: REST, live streams, dashboard, actors, sandboxes
     Serve(serve::Serve),
     /// Submit a task and follow it
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// Make, fetch and list sandbox images
     #[command(subcommand)]
     Image(image::Image),

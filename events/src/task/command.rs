@@ -431,6 +431,12 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
             }]),
             _ => Err(Refusal::MovedOn),
         },
+        // Nothing is held before the attempt begins, so nothing has to be cleaned up first.
+        Command::RecordFailure { failure, then: Then::GiveUp }
+            if matches!(task.phase, Phase::Queued | Phase::Claimed) =>
+        {
+            Ok(vec![TaskEvent::Failed { failure, attempt: task.attempt }])
+        }
         Command::RecordFailure { failure, then } => {
             let attempt = working(task)?;
             if matches!(attempt.turn, AgentTurn::Asked(_)) || attempt.failure.is_some() {
