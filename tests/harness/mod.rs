@@ -151,9 +151,14 @@ impl House {
 
     /// Starts the server again on the same data and port, without the variables of the first start.
     pub async fn restart(&mut self) {
+        self.restart_with(&[]).await;
+    }
+
+    /// The same, with these variables.
+    pub async fn restart_with(&mut self, environment: &[(String, String)]) {
         assert!(self.server.is_none(), "kill it first");
         let address = self.api.base.strip_prefix("http://").unwrap().to_owned();
-        self.server = Some(Process::start(self.dir.path(), &self.config, Some(&address), &[]).await);
+        self.server = Some(Process::start(self.dir.path(), &self.config, Some(&address), environment).await);
     }
 
     /// A task's payload when a test does not care.
