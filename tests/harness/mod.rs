@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 pub use api::{Api, Frame, Frames};
 pub use model::{Model, Requests, cost_of, sha256};
-pub use process::Process;
+pub use process::{PROGRAM, Process, program};
 pub use remotes::{REPO, Remotes};
 pub use traces::{destroy_sandboxes, processes_of, traces};
 
