@@ -200,7 +200,7 @@ impl Server {
         self.cancel.cancel();
         self.handle.stop(true).await;
         self.serving.await.context("the web server died")??;
-        self.orchestra.stop();
+        self.orchestra.stop().await;
         Ok(())
     }
 }

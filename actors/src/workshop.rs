@@ -87,7 +87,7 @@ impl Workshop {
             Step::Begin => return Some(Command::Begin { now: Timestamp::now() }),
             Step::ReserveModel => self.reserve(task).await,
             Step::AskModel(open) => return Some(self.ask(id, task, &open, cancel).await),
-            Step::AbandonModel(open) => return Some(self.abandon(task, &open).await),
+            Step::AbandonModel(open) => return Some(self.abandon(id, task, &open).await),
             Step::CallTool(tool) => return Some(Command::CallTool { tool_call: tool.id }),
             Step::RunTool(tool) => self.unless(cancel, task, self.run_tool(task, tool)).await?,
             Step::InterruptTool(tool) => return Some(agent::interrupted(tool)),
@@ -197,6 +197,7 @@ impl Workshop {
             tracing::warn!(%sandbox, failure = %error.failure, "the sandbox is left to the reaper");
         }
         self.forget_repository(sandbox).await;
+        self.calls.clear_all(id).await;
         self.vault.forget(id);
         Command::Finish(ending)
     }

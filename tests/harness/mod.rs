@@ -275,3 +275,17 @@ pub fn bash(command: &str) -> Value {
 pub fn done() -> Value {
     json!({ "text": "It is done." })
 }
+
+/// Numbers that look random and are the same in every run (SplitMix64).
+pub struct Seed(pub u64);
+
+impl Seed {
+    /// A number below this one.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (mixed ^ (mixed >> 31)) % end.max(1)
+    }
+}

@@ -408,7 +408,7 @@ fn drive(luck: &[(u8, u16)]) -> Story {
         };
         match story.when(command) {
             Ok(_) => {}
-            Err(Refusal::OverBudget) => {
+            Err(Refusal::OverBudget | Refusal::OutOfCalls) => {
                 let failure = failure(FailureCode::BudgetExceeded);
                 story.when(Command::RecordFailure { failure, then: Then::GiveUp }).expect("over budget ends it");
             }
