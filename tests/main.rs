@@ -7,3 +7,4 @@ mod crash;
 mod harness;
 mod isolation;
 mod lifecycle;
+mod secrets;
