@@ -2,11 +2,14 @@
 //! a real git server and a scripted model. Needs root and an image named `default`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod bad_input;
 mod cancel;
 mod crash;
 mod credentials;
 mod faults;
 mod harness;
+mod isolation;
 mod lifecycle;
 mod reaper;
 mod reconnect;
+mod secrets;

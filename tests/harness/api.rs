@@ -46,6 +46,11 @@ impl Api {
         Self { base: base.to_owned(), key: key.to_owned(), http }
     }
 
+    /// The key itself, for requests that are written by hand.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// A request that is not sent yet.
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.key)

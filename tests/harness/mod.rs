@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-pub use api::{Api, Frame};
-pub use model::{Model, cost_of, sha256};
-pub use process::Process;
+pub use api::{Api, Frame, Frames};
+pub use model::{Model, Requests, cost_of, sha256};
+pub use process::{PROGRAM, Process, program};
 pub use remotes::{REPO, Remotes};
 pub use traces::{destroy_sandboxes, orphan, processes_of, traces};
 

@@ -59,6 +59,16 @@ impl Remotes {
         Self { http: GitServer::start(root, token).await, root: root.to_owned() }
     }
 
+    /// Adds a file to the first branch, as somebody else's commit.
+    pub fn add(&self, path: &str, text: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        git(dir.path(), &["clone", "--quiet", self.bare().to_str().unwrap(), "."]);
+        std::fs::write(dir.path().join(path), text).unwrap();
+        git(dir.path(), &["add", "."]);
+        git(dir.path(), &["commit", "--quiet", "-m", "Add a file"]);
+        git(dir.path(), &["push", "--quiet", "origin", "HEAD:main"]);
+    }
+
     /// The folder of the local forge.
     pub fn local_root(&self) -> &Path {
         &self.root

@@ -143,6 +143,9 @@ fn template(folder: &Path, bytes: u64) -> io::Result<PathBuf> {
             "lazy_itable_init=1,nodiscard",
         ])
         .arg(&partial)
+        // The server's own variables hold the operator's keys.
+        .env_clear()
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
         .stdin(Stdio::null())
         .output();
     let made = made.and_then(|made| {
