@@ -18,7 +18,7 @@ use toml::{Table, Value};
 const PREFIX: &str = "ORCHESTRA_";
 
 /// Every key. `*` stands for a name of the operator's choosing.
-const KEYS: &[&str] = &[
+pub const KEYS: &[&str] = &[
     "listen",
     "data_dir",
     "store",
@@ -280,9 +280,11 @@ pub fn load(
         set(&mut table, path, &text)?;
         sources.insert(path.to_owned(), "command line".to_owned());
     }
-    let config: Config = Value::Table(table)
-        .try_into()
-        .map_err(|error: toml::de::Error| anyhow::anyhow!("the configuration does not read: {}", error.message()))?;
+    let config: Config = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
+        // Whole, it names the key; a value of the wrong kind is found nowhere else.
+        let lines: Vec<_> = error.to_string().lines().map(str::to_owned).collect();
+        anyhow::anyhow!("the configuration does not read: {}", lines.join(" "))
+    })?;
     config.check()?;
     Ok(Loaded { config, sources })
 }

@@ -24,13 +24,17 @@ use crate::reaper::{Open, Reap, Reaper, open_tasks};
 use crate::scheduler::{Capacity, Enqueue, Lengths, Scheduler, Serve};
 use crate::service::{Credentials, Delta, FieldError, NewTask, ServiceError, Submitted, TaskService};
 use crate::supervisor::{Count, TaskSupervisor, Tell};
-use crate::task::AskError;
+use crate::task::{AskError, Drain};
 use crate::workshop::Workshop;
 
 /// Tasks that may wait for a place on this node. Beyond, submissions are refused rather than forgotten.
 pub const MAX_WAITING: usize = 100_000;
 /// Threads that task actors run on, away from the web workers.
 const ARBITERS: usize = 2;
+/// How long a step may go on after the server was asked to end. Shorter than what service managers allow.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time between two looks at whether all are done.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
 /// How long the read models may take to reach the head of the log at start.
 const START_CATCH_UP: Duration = Duration::from_secs(300);
 
@@ -125,8 +129,21 @@ impl Orchestra {
         self.supervisor.send(Count).await.unwrap_or_default()
     }
 
-    /// Stops the actors. Sandboxes stay up: the next process finds them.
-    pub fn stop(&self) {
+    /// Begins nothing new and waits for what is being done, so that no model is paid for an answer that nobody
+    /// takes; then stops the actors. Sandboxes stay up: the next process finds them.
+    pub async fn stop(&self) {
+        let drained = async {
+            self.supervisor.send(Drain).await?;
+            while self.supervisor.send(Count).await?.0 > 0 {
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+            Ok::<_, MailboxError>(())
+        };
+        match tokio::time::timeout(DRAIN_TIMEOUT, drained).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the actors ended before they were asked to"),
+            Err(_) => tracing::warn!("steps that take longer than {DRAIN_TIMEOUT:?} are taken up at the next start"),
+        }
         for arbiter in &self.arbiters {
             arbiter.stop();
         }

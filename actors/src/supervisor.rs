@@ -10,7 +10,7 @@ use orchestra_events::task::command::{Command, Then};
 use orchestra_events::{Actor as Who, EventStore, Failure, FailureCode, TaskId};
 
 use crate::scheduler::{Enqueue, Leave, Scheduler};
-use crate::task::{Ask, AskError, Departure, Proceed, TaskActor, Work};
+use crate::task::{Ask, AskError, Departure, Drain, Proceed, TaskActor, Work};
 use crate::workshop::Workshop;
 
 /// Messages that may wait for the supervisor: every caller's command and every departure passes here.
@@ -31,6 +31,7 @@ pub struct TaskSupervisor {
     next_arbiter: usize,
     live: HashMap<TaskId, Live>,
     deaths: HashMap<TaskId, u32>,
+    draining: bool,
 }
 
 struct Live {
@@ -79,7 +80,7 @@ impl TaskSupervisor {
         arbiters: Vec<ArbiterHandle>,
     ) -> Self {
         let (live, deaths) = (HashMap::new(), HashMap::new());
-        Self { store, workshop, scheduler, arbiters, next_arbiter: 0, live, deaths }
+        Self { store, workshop, scheduler, arbiters, next_arbiter: 0, live, deaths, draining: false }
     }
 
     /// The task's actor, made from its stream if there is none.
@@ -107,6 +108,9 @@ impl TaskSupervisor {
     }
 
     fn give_place(&mut self, id: TaskId, ctx: &mut Context<Self>) {
+        if self.draining {
+            return;
+        }
         let address = self.actor(id, ctx);
         if let Some(live) = self.live.get_mut(&id) {
             live.has_place = true;
@@ -142,6 +146,10 @@ impl TaskSupervisor {
         if count > MOST_DEATHS {
             tracing::error!(task = %id, "the task's actor died {count} times; its task is failed");
             self.deaths.remove(&id);
+            if has_place {
+                // The failed task is queued once more, to be cleaned up after.
+                self.tell_scheduler(Leave(id), ctx);
+            }
             let failure = Failure::new(FailureCode::Internal, format!("The task's actor died {count} times."));
             let command = Command::RecordFailure { failure, then: Then::GiveUp };
             let address = self.actor(id, ctx);
@@ -247,6 +255,17 @@ impl Handler<Left> for TaskSupervisor {
                     ctx.spawn(enqueue.into_actor(self));
                 }
             }
+        }
+    }
+}
+
+impl Handler<Drain> for TaskSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) {
+        self.draining = true;
+        for live in self.live.values() {
+            ctx.spawn(live.address.send(Drain).into_actor(self).map(|_, _, _| ()));
         }
     }
 }

@@ -17,6 +17,8 @@ use crate::workshop::Workshop;
 /// Commands that may wait for one task. More at once is a caller gone wild: it is told to come back.
 pub const MAILBOX: usize = 32;
 
+/// Outcomes in a row that the state refuses before the actor gives up: state and steps no longer fit together.
+const MOST_REFUSED: u32 = 16;
 /// How long an append that the store could not take is waited out before it is tried again.
 const STORE_PAUSE: Duration = Duration::from_millis(250);
 
@@ -45,6 +47,10 @@ pub struct TaskActor {
     loaded: Option<Loaded>,
     /// Whether this task holds a place of this node's capacity.
     has_place: bool,
+    /// The server is about to end: finish what is being done, begin nothing.
+    draining: bool,
+    /// Outcomes in a row that the state had no use for.
+    refused: u32,
     running: Option<CancellationToken>,
     timer: Option<SpawnHandle>,
     farewell: Option<Farewell>,
@@ -82,6 +88,11 @@ pub struct Work;
 #[rtype(result = "()")]
 struct Outcome(Option<Command>);
 
+/// Finish what is being done, begin nothing, and go.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
 /// Look at what is next.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -110,6 +121,8 @@ impl TaskActor {
             workshop,
             loaded: None,
             has_place: false,
+            draining: false,
+            refused: 0,
             running: None,
             timer: None,
             farewell: Some(farewell),
@@ -137,6 +150,9 @@ impl TaskActor {
                 running.cancel();
             }
             return;
+        }
+        if self.draining {
+            return self.depart(ctx, Departure::Idle { wants_place: false });
         }
         let step = next_step(task, Timestamp::now());
         match step {
@@ -189,8 +205,8 @@ impl TaskActor {
             Ok(appended) => {
                 actor.loaded = actor.loaded.take().map(|loaded| loaded.after(&events, appended.revision));
                 if let Some(task) = actor.loaded.as_ref().map(|loaded| Arc::clone(&loaded.task)) {
-                    let workshop = Arc::clone(&actor.workshop);
-                    ctx.spawn(async move { workshop.recorded(&task, &command).await }.into_actor(actor));
+                    let (id, workshop) = (actor.id, Arc::clone(&actor.workshop));
+                    ctx.spawn(async move { workshop.recorded(id, &task, &command).await }.into_actor(actor));
                 }
                 Ok(())
             }
@@ -258,6 +274,15 @@ impl Handler<Work> for TaskActor {
     }
 }
 
+impl Handler<Drain> for TaskActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) {
+        self.draining = true;
+        self.proceed(ctx);
+    }
+}
+
 impl Handler<Proceed> for TaskActor {
     type Result = ();
 
@@ -276,10 +301,14 @@ impl Handler<Outcome> for TaskActor {
         };
         let recorded = self.record(command.clone(), Who::system("task"));
         AtomicResponse::new(Box::pin(recorded.map(move |result, actor, ctx| match result {
-            Ok(_) => actor.proceed(ctx),
+            Ok(_) => {
+                actor.refused = 0;
+                actor.proceed(ctx);
+            }
             // The state moved on while the step was done: what is next is decided anew.
-            Err(JournalError::Refused(refusal)) => {
+            Err(JournalError::Refused(refusal)) if actor.refused < MOST_REFUSED => {
                 tracing::debug!(task = %actor.id, %refusal, "a step's outcome came too late");
+                actor.refused += 1;
                 actor.proceed(ctx);
             }
             Err(JournalError::Store(StoreError::WrongExpectedRevision { .. })) => {}

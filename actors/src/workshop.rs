@@ -87,7 +87,7 @@ impl Workshop {
             Step::Begin => return Some(Command::Begin { now: Timestamp::now() }),
             Step::ReserveModel => self.reserve(task).await,
             Step::AskModel(open) => return Some(self.ask(id, task, &open, cancel).await),
-            Step::AbandonModel(open) => return Some(self.abandon(task, &open).await),
+            Step::AbandonModel(open) => return Some(self.abandon(id, task, &open).await),
             Step::CallTool(tool) => return Some(Command::CallTool { tool_call: tool.id }),
             Step::RunTool(tool) => self.unless(cancel, task, self.run_tool(task, tool)).await?,
             Step::InterruptTool(tool) => return Some(agent::interrupted(tool)),
@@ -163,6 +163,16 @@ impl Workshop {
         let sandbox = match self.sandboxes.attach(id).await? {
             Some(running) => running,
             None => {
+                // The checkout is on the sandbox's disk. Where that is gone (a log put back from a back-up), an empty one
+                // in its place would show the agent a repository without files.
+                if !self.sandboxes.list().await?.contains(&id) {
+                    let failure = Failure::new(
+                        FailureCode::SandboxStartFailed,
+                        "The sandbox's disk is gone, and the work of this attempt with it.",
+                    );
+                    let hint = "Retry the task: it begins again from the repository.";
+                    return Err(Failed::new(failure.with_retryable(false).with_hint(hint)));
+                }
                 let limits = self.limits(task);
                 self.sandboxes.create_volume(id, limits.disk_bytes).await?;
                 let spec = SandboxSpec {
@@ -197,6 +207,7 @@ impl Workshop {
             tracing::warn!(%sandbox, failure = %error.failure, "the sandbox is left to the reaper");
         }
         self.forget_repository(sandbox).await;
+        self.calls.clear_all(id).await;
         self.vault.forget(id);
         Command::Finish(ending)
     }

@@ -6,7 +6,7 @@
 //! Architecture invariant: nothing here reads a clock, draws a random number, opens a socket or starts a process.
 //! Time and ids arrive with the command.
 
-#![cfg_attr(test, allow(clippy::unwrap_used))]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
 
 pub mod blob;
 pub mod envelope;

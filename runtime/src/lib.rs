@@ -5,5 +5,6 @@ pub mod forge;
 pub mod git;
 pub mod image;
 pub mod model;
+mod redact;
 pub mod sandbox;
 pub mod vault;

@@ -7,6 +7,7 @@ use orchestra_events::task::command::{Charge, Command, Then};
 use orchestra_events::task::conversation::{Block, Turn, Usage, UserPart};
 use orchestra_events::task::event::{CredentialKind, ToolOutcome};
 use orchestra_events::task::state::{OpenCall, Task, ToolUse};
+use orchestra_events::task::step::{MAX_CALLS, out_of_calls};
 use orchestra_events::{CallId, Failure, FailureCode, NanoUsd, TaskId};
 use orchestra_runtime::agent::{End, plan_tool, render_output, system_prompt, tool_specs};
 use orchestra_runtime::model::{
@@ -101,6 +102,9 @@ impl Workshop {
     /// Sets the money for the next call aside, with as much output as still fits.
     pub(super) async fn reserve(&self, task: &Task) -> Result<Command, Failed> {
         let Some(attempt) = task.current() else { return Err(internal("The attempt is gone.")) };
+        if attempt.calls >= MAX_CALLS {
+            return Err(Failed::new(out_of_calls()));
+        }
         // The first call opens the conversation with the task itself; unheard words join it as it is made.
         let mut turns = attempt.conversation.clone();
         if turns.is_empty() {
@@ -133,7 +137,7 @@ impl Workshop {
 
     /// Asks the model under a reservation that stands. Whatever happens, the answer settles it.
     pub(super) async fn ask(&self, id: TaskId, task: &Task, open: &OpenCall, cancel: CancellationToken) -> Command {
-        match self.calls.is_marked(open.call).await {
+        match self.calls.is_marked(id, open.call).await {
             // An earlier process sent it; its answer is lost, its price is not known.
             Ok(true) => return self.unconfirmed(task, open, "The server was restarted while the model answered."),
             Ok(false) => {}
@@ -146,7 +150,7 @@ impl Workshop {
             Ok(request) => request,
             Err(failed) => return self.not_sent(task, open, failed.failure),
         };
-        if let Err(error) = self.calls.mark(open.call).await {
+        if let Err(error) = self.calls.mark(id, open.call).await {
             return self.not_sent(task, open, internal(format!("The call's mark: {error}.")).failure);
         }
         let (deltas, mut heard) = mpsc::channel::<String>(DELTA_BACKLOG);
@@ -241,8 +245,8 @@ impl Workshop {
     }
 
     /// Settles a call that nobody waits for: in full if it may have been sent, not at all if it was not.
-    pub(super) async fn abandon(&self, task: &Task, open: &OpenCall) -> Command {
-        let sent = self.calls.is_marked(open.call).await.unwrap_or(true);
+    pub(super) async fn abandon(&self, id: TaskId, task: &Task, open: &OpenCall) -> Command {
+        let sent = self.calls.is_marked(id, open.call).await.unwrap_or(true);
         let failure = if task.cancel_requested {
             Failure::new(FailureCode::Cancelled, "The task was cancelled while the model answered.")
         } else {
@@ -307,10 +311,10 @@ impl Workshop {
     }
 
     /// Lets the sandbox forget an answer that is recorded, and the host a call that is settled.
-    pub async fn recorded(&self, task: &Task, command: &Command) {
+    pub async fn recorded(&self, id: TaskId, task: &Task, command: &Command) {
         match command {
             Command::RecordReply { call, .. } | Command::RecordModelFailure { call, .. } => {
-                self.calls.clear(*call).await
+                self.calls.clear(id, *call).await
             }
             Command::RecordTool { tool_call, .. } => {
                 if let Ok(sandbox) = self.sandbox(task).await

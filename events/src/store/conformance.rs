@@ -4,7 +4,7 @@
 //! Orchestra relies on. It panics at the first promise that is broken.
 
 // A test suite, also where another crate compiles it: a broken promise is a panic.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod racing;
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::conversation::{Block, StopReason, Usage};
 use super::event::{CredentialKind, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
 use super::state::{AgentTurn, Attempt, Ending, OpenCall, Phase, Task, ToolProgress};
-use super::step::{Step, planned_step};
+use super::step::{MAX_CALLS, Step, planned_step};
 use crate::blob::{BlobRef, Content};
 use crate::failure::{Failure, FailureCode};
 use crate::id::{CallId, CommitId, SandboxId};
@@ -211,6 +211,9 @@ pub enum Refusal {
     /// The reservation does not fit into the budget.
     #[error("the reservation does not fit into the budget")]
     OverBudget,
+    /// The attempt has made [`MAX_CALLS`] model calls.
+    #[error("the attempt has made its {MAX_CALLS} model calls")]
+    OutOfCalls,
     /// Too many messages wait already.
     #[error("{MAX_UNHEARD} messages wait for the agent already")]
     TooManyMessages,
@@ -354,6 +357,9 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
             _ => Err(Refusal::MovedOn),
         },
         Command::ReserveModel { call, reserved, reserved_tokens, max_output_tokens } if next == Step::ReserveModel => {
+            if working(task)?.calls >= MAX_CALLS {
+                return Err(Refusal::OutOfCalls);
+            }
             let fits = task.dollars_left().is_none_or(|left| reserved <= left)
                 && task.tokens_left().is_none_or(|left| reserved_tokens <= left);
             if !fits {
@@ -425,6 +431,12 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
             }]),
             _ => Err(Refusal::MovedOn),
         },
+        // Nothing is held before the attempt begins, so nothing has to be cleaned up first.
+        Command::RecordFailure { failure, then: Then::GiveUp }
+            if matches!(task.phase, Phase::Queued | Phase::Claimed) =>
+        {
+            Ok(vec![TaskEvent::Failed { failure, attempt: task.attempt }])
+        }
         Command::RecordFailure { failure, then } => {
             let attempt = working(task)?;
             if matches!(attempt.turn, AgentTurn::Asked(_)) || attempt.failure.is_some() {

@@ -98,7 +98,6 @@ pub fn planned_step(task: &Task) -> Step {
     }
     match &attempt.turn {
         AgentTurn::Asked(open) => Step::AskModel(open.clone()),
-        AgentTurn::Model if attempt.calls >= MAX_CALLS => Step::Finish(Ending::Failed(out_of_calls())),
         AgentTurn::Model => Step::ReserveModel,
         AgentTurn::Tools { waiting, first } => match (waiting.first(), first) {
             (Some(tool), ToolProgress::Waiting) => Step::CallTool(tool.clone()),

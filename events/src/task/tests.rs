@@ -364,6 +364,9 @@ fn drive(luck: &[(u8, u16)]) -> Story {
         let failed = failure(FailureCode::NetworkDropped);
         let give_up = story.task().failures >= 4;
         let then = if give_up { Then::GiveUp } else { Then::Retry { until: now(), wait_ms: 1 } };
+        let asking = matches!(story.next(), Step::AskModel(_) | Step::AbandonModel(_));
+        // An attempt fails once: what follows is cleaning up, and whatever happens to that, the task's fate stands.
+        let given_up = story.task().current().is_some_and(|attempt| attempt.failure.is_some());
         let command = match story.next() {
             Step::Rest => return story,
             Step::WaitForClaim => Command::Claim { node: "n".into() },
@@ -371,13 +374,8 @@ fn drive(luck: &[(u8, u16)]) -> Story {
             Step::WaitForCredentials => {
                 Command::SupplyCredentials { supplied: vec![CredentialKind::Model], now: now() }
             }
-            _ if luck % 16 == 15 && !matches!(story.next(), Step::AskModel(_) | Step::AbandonModel(_)) => {
-                if luck % 32 == 31 {
-                    Command::Cancel { reason: None }
-                } else {
-                    Command::RecordFailure { failure: failed, then }
-                }
-            }
+            _ if luck % 32 == 31 && !asking && !story.task().cancel_requested => Command::Cancel { reason: None },
+            _ if luck % 32 == 15 && !asking && !given_up => Command::RecordFailure { failure: failed, then },
             Step::WaitUntil(until) => unreachable!("{until} is not over yet"),
             Step::ReserveModel => reserve(number, i64::from(*price % 300)),
             Step::Clone => Command::RecordClone { base: "main".into(), commit: oid('a'), sandbox: sandbox() },
@@ -408,7 +406,7 @@ fn drive(luck: &[(u8, u16)]) -> Story {
         };
         match story.when(command) {
             Ok(_) => {}
-            Err(Refusal::OverBudget) => {
+            Err(Refusal::OverBudget | Refusal::OutOfCalls) => {
                 let failure = failure(FailureCode::BudgetExceeded);
                 story.when(Command::RecordFailure { failure, then: Then::GiveUp }).expect("over budget ends it");
             }

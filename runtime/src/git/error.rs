@@ -66,6 +66,8 @@ pub enum ExportFault {
     HistoryGone,
     /// A file could not be read or added.
     Unreadable,
+    /// No room is left for the commit's objects.
+    DiskFull,
     /// The script ended without an answer.
     NoAnswer,
 }
@@ -165,6 +167,7 @@ pub enum GitError {
     #[error("The agent's work could not be read out of the sandbox: {}.", match fault {
         ExportFault::HistoryGone => "the agent removed the repository's history (.git)",
         ExportFault::Unreadable => "a file of the work tree cannot be added to a commit",
+        ExportFault::DiskFull => "its disk is full, with no room left for a commit",
         ExportFault::NoAnswer => "the export ended without an answer",
     })]
     ExportFailed { fault: ExportFault },
@@ -281,6 +284,9 @@ impl GitError {
             Self::NothingToPush => (Code::NothingToPush, Code::NothingToPush.hint(), false),
             Self::ExportFailed { fault: ExportFault::HistoryGone } => {
                 (Code::PushRejected, "Retry the task and ask the agent to leave .git alone.", false)
+            }
+            Self::ExportFailed { fault: ExportFault::DiskFull } => {
+                (Code::SandboxDiskFull, Code::SandboxDiskFull.hint(), false)
             }
             Self::ExportFailed { .. } => {
                 (Code::PushRejected, "Retry the task; its events show what the export said.", true)

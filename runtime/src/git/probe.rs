@@ -78,7 +78,7 @@ impl Probe {
                 break;
             }
         }
-        let text = sentence(&kind, &body).map(|text| Redactor::new(&remote.username, token).line(&text));
+        let text = sentence(&kind, &body).map(|text| Redactor::new(token).line(&text));
         Some(Answer { status, headers, text: text.filter(|text| !text.is_empty()) })
     }
 }

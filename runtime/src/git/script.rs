@@ -14,6 +14,8 @@ use orchestra_events::CommitId;
 /// - Nested repositories are left out (git would record them as submodules nobody can fetch), except submodules
 ///   that the base already has, which stay as they were.
 /// - The base is made the end of history, so that a shortened or damaged past does not matter.
+/// - Its own files go wherever there is room: an agent that filled `/tmp` has not lost its work.
+/// - Named pipes in `.git` are removed, because git would wait for somebody to write into them.
 const STAGE: &str = r#"
 set -euo pipefail
 umask 022
@@ -21,11 +23,20 @@ base=$1
 unset $(git rev-parse --local-env-vars) GIT_EXTERNAL_DIFF GIT_DIFF_OPTS GIT_TRACE 2>/dev/null || true
 export LC_ALL=C GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_ATTR_NOSYSTEM=1 GIT_TERMINAL_PROMPT=0 GIT_OPTIONAL_LOCKS=0 GIT_NO_REPLACE_OBJECTS=1
 root=$(pwd -P)
-tmp=$(mktemp -d)
+tmp=
 trap 'rm -rf "$tmp"' EXIT
 gone() { printf 'failed history-gone\n'; exit 3; }
-unreadable() { printf 'failed unreadable\n'; exit 4; }
+full() { printf 'failed disk-full\n'; exit 5; }
+room() { if head -c 65536 /dev/zero > "$1/room.$$" 2>/dev/null; then rm -f "$1/room.$$"; else rm -f "$1/room.$$"; return 1; fi; }
+unreadable() { room "$root/.git/objects" || full; printf 'failed unreadable\n'; exit 4; }
+for place in "${HOME:-/tmp}" /var/tmp /tmp /dev/shm; do
+  tmp=$(mktemp -d -p "$place" 2>/dev/null) || continue
+  if room "$tmp"; then break; fi
+  rm -rf "$tmp"; tmp=
+done
+[ -n "$tmp" ] || full
 [ -d "$root/.git/objects" ] || gone
+find "$root/.git/" -type p -exec rm -f {} + 2>/dev/null || true
 git init -q --bare --template= "$tmp/git" >&2
 git --git-dir="$tmp/git" config core.bare false
 printf '%s\n' "$base" > "$tmp/git/shallow"

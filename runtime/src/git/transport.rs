@@ -10,40 +10,24 @@ use secrecy::{ExposeSecret, SecretString};
 use super::error::{GitError, Operation};
 use super::pool::Ticket;
 use super::{Remote, RemoteKind};
+use crate::redact;
 
 /// How much of the forge's side channel is kept: its sentences are a few lines, the rest is progress.
 const MAX_SIDEBAND_BYTES: usize = 16 * 1024;
 /// How long a text from a forge may be in an error.
 const MAX_FORGE_TEXT: usize = 600;
 
-/// Takes the token out of texts that a forge or libgit2 made.
-pub(super) struct Redactor(Vec<SecretString>);
+/// Makes texts of a forge or of libgit2 fit for an error.
+pub(super) struct Redactor(redact::Redactor);
 
 impl Redactor {
-    pub(super) fn new(username: &str, token: Option<&SecretString>) -> Self {
-        use base64::Engine as _;
-        let Some(token) = token.filter(|token| !token.expose_secret().is_empty()) else { return Self(Vec::new()) };
-        let plain = token.expose_secret();
-        let pair = base64::engine::general_purpose::STANDARD.encode(format!("{username}:{plain}"));
-        let encoded: String = Url::parse_with_params("http://x/", [("t", plain)])
-            .ok()
-            .and_then(|url| url.query().map(|query| query.trim_start_matches("t=").to_owned()))
-            .unwrap_or_default();
-        Self(
-            [plain.to_owned(), pair, encoded]
-                .into_iter()
-                .filter(|text| !text.is_empty())
-                .map(SecretString::from)
-                .collect(),
-        )
+    pub(super) fn new(token: Option<&SecretString>) -> Self {
+        Self(redact::Redactor::new(token))
     }
 
     /// The text as one printable line of bounded length, without the token.
     pub(super) fn line(&self, text: &str) -> String {
-        let mut text = text.to_owned();
-        for secret in &self.0 {
-            text = text.replace(secret.expose_secret(), "[redacted]");
-        }
+        let text = self.0.apply(text, "[redacted]");
         let mut line = String::new();
         for word in text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|word| !word.is_empty()) {
             if line.len() + word.len() > MAX_FORGE_TEXT {
@@ -139,7 +123,7 @@ impl<'a> Session<'a> {
             ticket,
             max_bytes,
             origin: Origin::of(&remote.url),
-            redactor: Redactor::new(&remote.username, token),
+            redactor: Redactor::new(token),
             asked: Cell::new(0),
             foreign: Cell::new(false),
             too_large: Cell::new(false),

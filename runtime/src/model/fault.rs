@@ -6,8 +6,10 @@ use jiff::Timestamp;
 use orchestra_events::task::conversation::Usage;
 use orchestra_events::{Failure, FailureCode};
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde_json::Value;
+
+use crate::redact::Redactor;
 
 /// A provider's sentence is shown up to this many characters.
 pub const MAX_PROVIDER_SENTENCE: usize = 300;
@@ -203,10 +205,7 @@ fn sanitise(text: &str, key: Option<&SecretString>) -> String {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    let mut text = text[..end].to_owned();
-    if let Some(key) = key.map(ExposeSecret::expose_secret).filter(|key| !key.is_empty()) {
-        text = text.replace(key, "[key]");
-    }
+    let text = Redactor::new(key).apply(&text[..end], "[key]");
     let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
     let line = words
         .map(|word| if word.contains("sk-") { "[key]" } else { word })

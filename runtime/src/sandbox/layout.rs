@@ -70,10 +70,10 @@ pub fn make_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Writes a file so that it is there whole or not at all.
+/// Writes a file so that it is there whole or not at all, whoever else writes it at the same moment.
 pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut partial = path.as_os_str().to_owned();
-    partial.push(format!(".{}.partial", std::process::id()));
+    partial.push(format!(".{}.partial", uuid::Uuid::now_v7()));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&partial)?;
     file.write_all(bytes)?;
     drop(file);
@@ -103,7 +103,7 @@ impl State {
 
     /// What every control group of this server's sandboxes starts with; two servers on a host do not mix.
     pub fn cgroup_prefix(&self) -> String {
-        format!("orchestra.{}.", self.tag)
+        format!("{}{}.", super::cgroup::PREFIX, self.tag)
     }
 
     /// The paths of one sandbox.
@@ -199,6 +199,13 @@ impl Layout {
     /// The last number of memory kills that was told to somebody.
     pub fn oom_seen(&self) -> PathBuf {
         self.dir.join("oom-seen")
+    }
+
+    /// How many memory kills were told to somebody, and of which command the last ones were told.
+    pub fn oom_told(&self) -> (u64, String) {
+        let text = fs::read_to_string(self.oom_seen()).unwrap_or_default();
+        let (count, whom) = text.split_once('\n').unwrap_or((&text, ""));
+        (count.parse().unwrap_or(0), whom.to_owned())
     }
 
     /// How it ended, if it has.

@@ -130,6 +130,7 @@ async fn header(pack: &mut (impl AsyncRead + Send + Unpin)) -> Result<Header, Gi
     match line.as_str() {
         "unchanged" => Ok(Header::Unchanged),
         "failed history-gone" => Err(GitError::ExportFailed { fault: ExportFault::HistoryGone }),
+        "failed disk-full" => Err(GitError::ExportFailed { fault: ExportFault::DiskFull }),
         "failed unreadable" => Err(GitError::ExportFailed { fault: ExportFault::Unreadable }),
         _ => {
             let tip = line.strip_prefix("tip ").and_then(|oid| CommitId::try_from(oid.to_owned()).ok());

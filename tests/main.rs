@@ -1,0 +1,15 @@
+//! What Orchestra promises to its users, one file a promise, over the real program: a server process, real sandboxes,
+//! a real git server and a scripted model. Needs root and an image named `default`.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+mod bad_input;
+mod cancel;
+mod crash;
+mod credentials;
+mod faults;
+mod harness;
+mod isolation;
+mod lifecycle;
+mod reaper;
+mod reconnect;
+mod secrets;
