@@ -70,10 +70,10 @@ pub fn make_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Writes a file so that it is there whole or not at all.
+/// Writes a file so that it is there whole or not at all, whoever else writes it at the same time.
 pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut partial = path.as_os_str().to_owned();
-    partial.push(format!(".{}.partial", std::process::id()));
+    partial.push(format!(".{}.partial", uuid::Uuid::now_v7()));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&partial)?;
     file.write_all(bytes)?;
     drop(file);
