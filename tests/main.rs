@@ -5,6 +5,7 @@
 mod bad_input;
 mod crash;
 mod harness;
+mod hostile_model;
 mod isolation;
 mod lifecycle;
 mod secrets;

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 pub use api::{Api, Frame, Frames};
 pub use model::{Model, Requests, cost_of, sha256};
 pub use process::{PROGRAM, Process, program};
-pub use remotes::{REPO, Remotes};
+pub use remotes::{REPO, Remotes, git};
 pub use traces::{destroy_sandboxes, processes_of, traces};
 
 /// The longest wait for anything: two cores may be shared with a build.
