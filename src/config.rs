@@ -18,7 +18,7 @@ use toml::{Table, Value};
 const PREFIX: &str = "ORCHESTRA_";
 
 /// Every key. `*` stands for a name of the operator's choosing.
-const KEYS: &[&str] = &[
+pub const KEYS: &[&str] = &[
     "listen",
     "data_dir",
     "store",

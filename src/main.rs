@@ -4,6 +4,8 @@ mod cli;
 mod client;
 mod config;
 mod demo;
+#[cfg(test)]
+mod documents;
 mod scripted_model;
 mod wiring;
 

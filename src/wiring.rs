@@ -1,6 +1,7 @@
 //! Puts the rooms together: configuration in, a running server out.
 
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,7 +64,12 @@ fn metrics() -> Option<PrometheusHandle> {
 /// Opens the store, starts the actors and serves. Open tasks are taken up before this returns.
 pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let data = &config.data_dir;
-    std::fs::create_dir_all(data).with_context(|| format!("cannot create the data folder {}", data.display()))?;
+    // What is in it is the teams' alone: prompts, conversations, diffs. A folder that is there already keeps its mode.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data)
+        .with_context(|| format!("cannot create the data folder {}", data.display()))?;
     let store: Arc<dyn EventStore> = Arc::new(
         SqliteStore::open(data.join("events.db"))
             .with_context(|| format!("cannot open the event store in {}", data.display()))?,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
-use crate::harness::{House, PATIENCE, Seed, Setup, bash, done, kinds, script};
+use crate::harness::{GIT_TOKEN, House, PATIENCE, REPO, Seed, Setup, bash, done, kinds, script};
 
 /// Houses at once: two cores, and each of them mostly waits.
 const AT_ONCE: usize = 3;
@@ -123,11 +123,16 @@ async fn submit_again(house: &House) -> String {
     task["id"].as_str().unwrap().to_owned()
 }
 
+/// The variable that stops a server once a task's stream has reached this revision, and the file that says so.
+fn failpoint(folder: &Path, boundary: u64) -> ((String, String), PathBuf) {
+    let reached = folder.join(format!("reached-{boundary}"));
+    (("ORCHESTRA_FAILPOINT".to_owned(), format!("{boundary}:{}", reached.display())), reached)
+}
+
 async fn killed_at(boundary: u64) -> Outcome {
     let marks = tempfile::tempdir().unwrap();
-    let reached: PathBuf = marks.path().join("reached");
-    let failpoint = format!("{boundary}:{}", reached.display());
-    let mut house = Setup::new(script(turns())).environment("ORCHESTRA_FAILPOINT", failpoint).open().await;
+    let ((name, value), reached) = failpoint(marks.path(), boundary);
+    let mut house = Setup::new(script(turns())).environment(&name, value).open().await;
     let submitted = submit_in_the_background(&house);
     file(&reached).await;
     house.kill().await;
@@ -164,6 +169,51 @@ async fn a_kill_after_any_event_changes_nothing() {
         }
     }
     assert!(wrong.is_empty(), "{} of {}:\n{}\nexpected {expected:#?}", wrong.len(), boundaries.len(), wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_dies_after_every_single_event_still_gets_there() {
+    let (expected, events) = reference().await;
+    let marks = tempfile::tempdir().unwrap();
+    let mut house = Setup::new(script(turns())).open().await;
+    house.kill().await;
+    let boundaries = boundaries(&events);
+    for boundary in &boundaries {
+        let (variable, reached) = failpoint(marks.path(), *boundary);
+        house.restart_with(&[variable]).await;
+        let submitted = (*boundary == boundaries[0]).then(|| submit_in_the_background(&house));
+        file(&reached).await;
+        house.kill().await;
+        if let Some(submitted) = submitted {
+            submitted.await.unwrap();
+        }
+    }
+    house.restart().await;
+    let id = submit_again(&house).await;
+    assert_eq!(outcome(&house, &id).await, expected);
+    house.nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_whose_answer_was_lost_is_not_made_again() {
+    let credentials = json!({ "git": { "token": GIT_TOKEN } });
+    let mut house = Setup::new(script(turns())).open().await;
+    // The branch moves, and the forge keeps the answer to itself until the server is dead.
+    let (landed, go) = (house.remotes.bare().join("landed"), house.remotes.bare().join("go"));
+    house.remotes.after_push("touch landed; until [ -e go ]; do sleep 0.05; done");
+    let id = house.submit(json!({ "repo": format!("plain:{REPO}"), "credentials": credentials })).await;
+    file(&landed).await;
+    house.kill().await;
+    std::fs::write(go, "").unwrap();
+    house.restart().await;
+    house.event(&id, "credentials-required").await;
+    assert_eq!(house.api.put(&format!("/v1/tasks/{id}/credentials"), &credentials).await.0, 202);
+    let outcome = outcome(&house, &id).await;
+    assert_eq!((outcome.commits, outcome.pushes), (1, 1));
+    assert_eq!(outcome.turns, [0, 1, 2, 3, 4]);
+    let pushed = house.event(&id, "pushed").await;
+    assert_eq!(pushed.data["data"]["outcome"], "already-there");
+    house.nothing_left().await;
 }
 
 /// The same task, spoken slowly, so that a kill meets a model in the middle of its words.
@@ -236,11 +286,7 @@ async fn a_call_in_flight_is_charged_at_its_reservation_and_repeated() {
     slow[2]["delayMs"] = json!(3_000);
     let mut house = Setup::new(script(slow)).open().await;
     let id = house.submit(json!({})).await;
-    let deadline = Instant::now() + PATIENCE;
-    while house.model.requests().await.len() < 3 {
-        assert!(Instant::now() < deadline, "the model was not asked");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    house.model.asked(3).await;
     house.kill().await;
     house.restart().await;
     let outcome = outcome(&house, &id).await;

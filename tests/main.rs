@@ -3,9 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod bad_input;
+mod cancel;
 mod crash;
+mod credentials;
+mod faults;
 mod harness;
 mod hostile_model;
 mod isolation;
 mod lifecycle;
+mod reaper;
+mod reconnect;
 mod secrets;

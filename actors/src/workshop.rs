@@ -163,6 +163,16 @@ impl Workshop {
         let sandbox = match self.sandboxes.attach(id).await? {
             Some(running) => running,
             None => {
+                // The checkout is on the sandbox's disk. Where that is gone (a log put back from a back-up), an empty one
+                // in its place would show the agent a repository without files.
+                if !self.sandboxes.list().await?.contains(&id) {
+                    let failure = Failure::new(
+                        FailureCode::SandboxStartFailed,
+                        "The sandbox's disk is gone, and the work of this attempt with it.",
+                    );
+                    let hint = "Retry the task: it begins again from the repository.";
+                    return Err(Failed::new(failure.with_retryable(false).with_hint(hint)));
+                }
                 let limits = self.limits(task);
                 self.sandboxes.create_volume(id, limits.disk_bytes).await?;
                 let spec = SandboxSpec {

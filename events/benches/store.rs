@@ -3,7 +3,7 @@
 //! The yardstick is a bare append-only file behind the same kind of writer thread: a bounded queue, group commit
 //! without artificial delay, one `fdatasync` per group, one answer per append. It keeps no index, checks nothing and
 //! cannot be read. Both run in turn in every round, so that a noisy machine disturbs both alike.
-#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
+#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 use std::fs::File;
 use std::io::Write;

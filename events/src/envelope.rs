@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::id::{EventId, KeyId, TaskId};
+use crate::json::Json;
 
 /// The place of an event in its stream, counted from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -184,7 +185,7 @@ pub struct Envelope {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub causation: Option<EventId>,
     /// What happened, as JSON.
-    pub data: Box<RawValue>,
+    pub data: Json,
 }
 
 #[cfg(test)]

@@ -6,12 +6,13 @@
 //! Architecture invariant: nothing here reads a clock, draws a random number, opens a socket or starts a process.
 //! Time and ids arrive with the command.
 
-#![cfg_attr(test, allow(clippy::unwrap_used))]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
 
 pub mod blob;
 pub mod envelope;
 pub mod failure;
 pub mod id;
+pub mod json;
 pub mod key;
 pub mod money;
 pub mod projections;
@@ -23,5 +24,6 @@ pub mod task;
 pub use envelope::{Actor, ActorKind, Envelope, NewEvent, Position, Revision, StreamName};
 pub use failure::{Failure, FailureCode};
 pub use id::{CallId, CommitId, EventId, KeyId, SandboxId, TaskId};
+pub use json::Json;
 pub use money::NanoUsd;
 pub use store::{Appended, Direction, EventStore, Expected, StoreError};

@@ -23,7 +23,7 @@ use crate::config::{self, Loaded};
 /// Runs background coding agents for teams: isolated, budgeted, audited.
 #[derive(Parser)]
 #[command(name = "orchestra", version, max_term_width = 100)]
-struct Arguments {
+pub struct Arguments {
     #[command(subcommand)]
     command: Verb,
 }
@@ -33,7 +33,7 @@ enum Verb {
     /// The server: REST, live streams, dashboard, actors, sandboxes
     Serve(serve::Serve),
     /// Submit a task and follow it
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// Make, fetch and list sandbox images
     #[command(subcommand)]
     Image(image::Image),

@@ -1,4 +1,5 @@
 //! The scripted model, asked by the client that asks real ones.
+#![allow(clippy::disallowed_methods)]
 
 use std::time::Duration;
 

@@ -12,7 +12,7 @@ mod traces;
 #[path = "../../runtime/tests/support/git_http.rs"]
 pub mod git_http;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ pub use api::{Api, Frame, Frames};
 pub use model::{Model, Requests, cost_of, sha256};
 pub use process::{PROGRAM, Process, program};
 pub use remotes::{REPO, Remotes, git};
-pub use traces::{destroy_sandboxes, processes_of, traces};
+pub use traces::{destroy_sandboxes, orphan, processes_of, traces};
 
 /// The longest wait for anything: two cores may be shared with a build.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -54,6 +54,7 @@ pub fn images() -> PathBuf {
 pub struct Setup {
     script: Value,
     key_required: bool,
+    retry: &'static str,
     config: String,
     environment: Vec<(String, String)>,
 }
@@ -62,12 +63,19 @@ impl Setup {
     /// A model that says this; a local forge; a model that needs no key.
     pub fn new(script: Value) -> Self {
         images();
-        Self { script, key_required: false, config: String::new(), environment: Vec::new() }
+        let retry = "[retry]\nfirst_wait = \"20ms\"\n";
+        Self { script, key_required: false, retry, config: String::new(), environment: Vec::new() }
     }
 
     /// The caller has to bring a model key.
     pub fn key_required(mut self) -> Self {
         self.key_required = true;
+        self
+    }
+
+    /// The test has a `[retry]` of its own.
+    pub fn without_retry(mut self) -> Self {
+        self.retry = "";
         self
     }
 
@@ -94,18 +102,18 @@ impl Setup {
             "default_forge = \"local\"\nlog = \"info,orchestra=debug\"\n\
              [models.anthropic]\nbase_url = \"{model}\"\nkey_required = {key}\napi_key_env = \"NO_OPERATOR_KEY\"\n\
              [models.compatible]\ndialect = \"openai-chat\"\nbase_url = \"{model}/v1\"\nkey_required = {key}\n\
-             prices = [{{ model = \"*\", input = 3, output = 15 }}]\n\
+             prices = [{{ model = \"*\", input = 3000000, output = 15000000 }}]\n\
              [forges.local]\nkind = \"local\"\nroot = \"{local}\"\n\
              [forges.plain]\nkind = \"plain\"\ngit_url = \"{http}\"\n\
              [sandbox]\nimages_dir = \"{images}\"\nmemory = \"256MiB\"\ncpus = 1.0\npids = 128\ndisk = \"256MiB\"\n\
              timeout = \"10m\"\n\
-             [retry]\nfirst_wait = \"20ms\"\n\
-             {more}",
+             {retry}{more}",
             model = model.url,
             key = self.key_required,
             local = remotes.local_root().display(),
             http = remotes.http.base(),
             images = images().display(),
+            retry = self.retry,
             more = self.config,
         );
         std::fs::write(&config, text).unwrap();
@@ -136,11 +144,6 @@ impl House {
         self.dir.path().join("data")
     }
 
-    /// The folder of everything: a place for a test's own files.
-    pub fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
     /// `kill -9`.
     pub async fn kill(&mut self) {
         self.server.take().expect("the server runs").kill().await;
@@ -148,9 +151,14 @@ impl House {
 
     /// Starts the server again on the same data and port, without the variables of the first start.
     pub async fn restart(&mut self) {
+        self.restart_with(&[]).await;
+    }
+
+    /// The same, with these variables.
+    pub async fn restart_with(&mut self, environment: &[(String, String)]) {
         assert!(self.server.is_none(), "kill it first");
         let address = self.api.base.strip_prefix("http://").unwrap().to_owned();
-        self.server = Some(Process::start(self.dir.path(), &self.config, Some(&address), &[]).await);
+        self.server = Some(Process::start(self.dir.path(), &self.config, Some(&address), environment).await);
     }
 
     /// A task's payload when a test does not care.
@@ -259,6 +267,14 @@ pub fn kinds(events: &[Value]) -> Vec<&str> {
 /// How many events are of this type.
 pub fn count(events: &[Value], kind: &str) -> usize {
     events.iter().filter(|event| event["type"] == kind).count()
+}
+
+/// Dollars in JSON as nano-dollars, without a rounding that could hide one.
+pub fn nano_usd(dollars: &Value) -> u64 {
+    let text = dollars.to_string();
+    assert!(!text.contains('e'), "{text}");
+    let (whole, places) = text.split_once('.').unwrap_or((&text, ""));
+    format!("{whole}{places:0<9}").parse().unwrap()
 }
 
 /// A script with one conversation, which every task gets.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -39,12 +40,27 @@ impl Model {
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let url = tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("the model starts in time");
-        Self { url: url.unwrap().expect("the model says where it listens"), _child: child }
+        Self {
+            url: url.unwrap().unwrap_or_else(|| {
+                panic!("the model ended: {}", std::fs::read_to_string(house.join("model.log")).unwrap())
+            }),
+            _child: child,
+        }
+    }
+
+    /// Waits until it was asked so often.
+    pub async fn asked(&self, times: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.requests().await.len() < times {
+            assert!(Instant::now() < deadline, "the model was not asked {times} times");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// What it was asked so far.
     pub async fn requests(&self) -> Requests {
-        let answer = reqwest::get(format!("{}/requests", self.url)).await.unwrap();
+        let client = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
+        let answer = client.get(format!("{}/requests", self.url)).send().await.unwrap();
         Requests(answer.json().await.unwrap())
     }
 }

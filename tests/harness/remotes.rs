@@ -1,5 +1,6 @@
 //! The repositories that tasks work on, as the forge has them: seeded, served and inspected with git itself.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -89,6 +90,11 @@ impl Remotes {
         git(&self.bare(), &["rev-parse", &format!("{branch}^{{tree}}")])
     }
 
+    /// The commit that the branch holds.
+    pub fn head(&self, branch: &str) -> String {
+        git(&self.bare(), &["rev-parse", branch])
+    }
+
     /// How many commits the branch has beyond the first one.
     pub fn commits(&self, branch: &str) -> usize {
         git(&self.bare(), &["rev-list", "--count", &format!("main..{branch}")]).parse().unwrap()
@@ -97,6 +103,14 @@ impl Remotes {
     /// How often the branch was moved.
     pub fn pushes(&self, branch: &str) -> usize {
         std::fs::read_to_string(self.bare().join("logs/refs/heads").join(branch)).map_or(0, |log| log.lines().count())
+    }
+
+    /// From now on, the forge runs this in the repository after each push over HTTP, before it answers.
+    pub fn after_push(&self, script: &str) {
+        let hook = self.bare().join("hooks/post-receive");
+        std::fs::create_dir_all(hook.parent().unwrap()).unwrap();
+        std::fs::write(&hook, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     /// A file as the branch has it.

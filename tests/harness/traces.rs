@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use orchestra_runtime::sandbox::{Containers, SandboxConfig, Sandboxes};
+use orchestra_events::SandboxId;
+use orchestra_runtime::sandbox::{Containers, Exec, Limits, SandboxConfig, SandboxSpec, Sandboxes};
 use sha2::{Digest, Sha256};
 
 /// What the server's control groups start with.
@@ -65,21 +66,47 @@ pub fn traces(data: &Path) -> Vec<String> {
     found
 }
 
-/// Removes whatever sandboxes are left, for the end of a test that failed.
-pub fn destroy_sandboxes(data: &Path) {
-    if group_prefix(data).is_none() {
-        return;
-    }
+fn sandboxes(data: &Path) -> Containers {
     let config = SandboxConfig {
         state_dir: data.join("sandboxes"),
         images: super::images(),
         helper: super::process::PROGRAM.into(),
     };
+    Containers::new(config).unwrap()
+}
+
+/// Starts a sandbox of this server that belongs to no task, as one does whose task's events were lost.
+pub async fn orphan(data: &Path) -> SandboxId {
+    let id = SandboxId::from_uuid(uuid::Uuid::now_v7());
+    let limits = Limits { memory_bytes: 128 << 20, disk_bytes: 64 << 20, ..Limits::default() };
+    let (image, hostname) = ("default".to_owned(), "orphan".to_owned());
+    let spec = SandboxSpec { id, image, limits, env: Vec::new(), hostname };
+    let sandbox = sandboxes(data).start(&spec).await.unwrap_or_else(|error| panic!("{error}"));
+    let argv = ["bash", "-c", "sleep 1000 & setsid sleep 1000 & echo started"].map(str::to_owned).to_vec();
+    let exec = Exec {
+        id: "one".to_owned(),
+        argv,
+        env: Vec::new(),
+        cwd: "/workspace".to_owned(),
+        stdin: Vec::new(),
+        timeout: super::PATIENCE,
+    };
+    sandbox.exec(exec, None).await.unwrap_or_else(|error| panic!("{error}"));
+    fs::create_dir_all(data.join(format!("repositories/{id}.git/objects"))).unwrap();
+    id
+}
+
+/// Removes whatever sandboxes are left, for the end of a test that failed.
+pub fn destroy_sandboxes(data: &Path) {
+    if group_prefix(data).is_none() {
+        return;
+    }
+    let data = data.to_owned();
     // A thread of its own: a destructor may run within a runtime, which cannot be blocked.
     let cleared = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let sandboxes = Containers::new(config).unwrap();
+            let sandboxes = sandboxes(&data);
             for id in sandboxes.list().await.unwrap_or_default() {
                 if let Err(error) = sandboxes.destroy(id).await {
                     eprintln!("sandbox {id} is left behind: {error}");

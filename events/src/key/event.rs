@@ -99,6 +99,6 @@ impl KeyEvent {
         if !Self::KINDS.contains(&&*envelope.kind) {
             return Ok(None);
         }
-        serde_json::from_str(&format!(r#"{{"type":"{}","data":{}}}"#, envelope.kind, envelope.data.get())).map(Some)
+        crate::json::from_kind_and_data(&envelope.kind, envelope.data.get()).map(Some)
     }
 }

@@ -4,7 +4,7 @@
 //! Orchestra relies on. It panics at the first promise that is broken.
 
 // A test suite, also where another crate compiles it: a broken promise is a panic.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod racing;
 
@@ -33,6 +33,7 @@ pub async fn run<F: Future<Output = Store>>(make: impl Fn() -> F) {
     bad_batches_are_refused(make().await).await;
     large_pages_end_early(make().await).await;
     filters_choose(make().await).await;
+    streams_are_listed_by_category(make().await).await;
     a_subscription_says_when_it_caught_up(make().await).await;
     racing::one_writer_wins(make().await).await;
     racing::writers_of_many_streams_do_not_disturb_each_other(make().await).await;
@@ -102,6 +103,21 @@ async fn what_is_appended_is_read(store: Store) {
     store.append(&name, Expected::Exactly(Revision(1)), vec![event("message", &large)]).await.unwrap();
     let read = store.read_stream(&name, Some(Revision(2)), Direction::Forwards, 1).await.unwrap();
     assert!(read[0].data.get() == large, "the largest event comes back whole");
+}
+
+async fn streams_are_listed_by_category(store: Store) {
+    for name in ["key-b", "keys-a", "key-a-2", "ke-y", "task-1", "key-a"] {
+        store.append(&stream(name), Expected::NoStream, vec![event("m", "0"), event("m", "1")]).await.unwrap();
+    }
+    let list = async |category, after: Option<&str>, limit| {
+        let names = store.streams(category, after.map(stream).as_ref(), limit).await.unwrap();
+        names.iter().map(StreamName::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(list("key", None, 10).await, ["key-a", "key-a-2", "key-b"]);
+    assert_eq!(list("key", None, 2).await, ["key-a", "key-a-2"]);
+    assert_eq!(list("key", Some("key-a-2"), 2).await, ["key-b"]);
+    assert!(list("key", Some("key-b"), 2).await.is_empty());
+    assert!(list("ledger", None, 2).await.is_empty());
 }
 
 async fn streams_are_read_both_ways(store: Store) {

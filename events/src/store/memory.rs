@@ -109,7 +109,7 @@ impl Log {
                 actor: new.actor,
                 correlation: new.correlation,
                 causation: new.causation,
-                data: new.data,
+                data: new.data.into(),
             };
             self.events.push(Linked { event, links });
         }

@@ -13,7 +13,7 @@ pub mod memory;
 pub mod packing;
 pub mod sqlite;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
@@ -155,6 +155,26 @@ pub trait EventStore: Send + Sync + 'static {
             }
         }
         Ok(page)
+    }
+
+    /// Up to `limit` (at most [`MAX_PAGE`]) streams of a category after this one, in the order of their names. For
+    /// categories with few streams: a store without an index of names reads the whole log.
+    async fn streams(
+        &self,
+        category: &str,
+        after: Option<&StreamName>,
+        limit: usize,
+    ) -> Result<Vec<StreamName>, StoreError> {
+        let (filter, mut names, mut through) = (Filter::category(category), BTreeSet::new(), Position::START);
+        loop {
+            let page = self.read_matching(through, &filter, MAX_PAGE).await?;
+            if page.through <= through {
+                break;
+            }
+            through = page.through;
+            names.extend(page.events.into_iter().map(|event| event.stream));
+        }
+        Ok(names.into_iter().filter(|name| after.is_none_or(|after| name > after)).take(limit.min(MAX_PAGE)).collect())
     }
 
     /// The position of the last event, or [`Position::START`].

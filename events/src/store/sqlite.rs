@@ -253,6 +253,19 @@ impl EventStore for SqliteStore {
         self.readers.read(move |reader| reader.matching(after, head, &filter, limit)).await
     }
 
+    async fn streams(
+        &self,
+        category: &str,
+        after: Option<&StreamName>,
+        limit: usize,
+    ) -> Result<Vec<StreamName>, StoreError> {
+        let limit = limit.min(MAX_PAGE);
+        // The dot is what comes after the dash.
+        let (first, end) = (format!("{category}-"), format!("{category}."));
+        let after = after.map_or(first, |after| after.as_str().to_owned());
+        self.readers.read(move |reader| reader.names(&after, &end, limit)).await
+    }
+
     async fn head(&self) -> Result<Position, StoreError> {
         Ok(self.shared.live().head)
     }

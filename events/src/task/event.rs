@@ -426,7 +426,7 @@ impl TaskEvent {
         if !Self::KINDS.contains(&&*envelope.kind) {
             return Ok(None);
         }
-        serde_json::from_str(&format!(r#"{{"type":"{}","data":{}}}"#, envelope.kind, envelope.data.get()))
+        crate::json::from_kind_and_data(&envelope.kind, envelope.data.get())
             .map(Some)
             .map_err(|source| DecodeError { kind: envelope.kind.to_string(), schema: envelope.schema, source })
     }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::event::{SCHEMA, TaskEvent};
 use crate::envelope::{Actor, Envelope, Position, Revision, StreamName};
 use crate::id::{EventId, TaskId};
+use crate::json::Json;
 
 /// The `data` of each type, schema 1. A line here is never changed: a new shape is a new schema with an upcaster and
 /// a line of its own.
@@ -26,7 +26,7 @@ fn envelope(kind: &str, data: &Value) -> Envelope {
         actor: Actor::system("test"),
         correlation: None,
         causation: None,
-        data: RawValue::from_string(data.to_string()).expect("JSON"),
+        data: Json::stored(data.to_string()),
     }
 }
 

@@ -314,6 +314,21 @@ fn cancelling_while_it_waits_for_credentials_cleans_up_without_them() {
 }
 
 #[test]
+fn a_push_that_a_cancel_could_not_stop_is_on_record() {
+    let mut story = Story::asked(1);
+    story.when(reply(1, vec![text("Done.")], StopReason::EndTurn)).expect("reply");
+    story.when(commit()).expect("commit");
+    let push = Command::RecordPush { outcome: PushOutcome::Pushed };
+    assert_eq!(story.when(push.clone()), Err(Refusal::MovedOn));
+    story.when(Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Finished }).expect("stopped");
+    story.when(Command::Cancel { reason: None }).expect("cancel");
+    story.when(push.clone()).expect("the branch has moved all the same");
+    assert_eq!(story.when(push), Err(Refusal::MovedOn));
+    story.when(Command::Finish(Ending::Cancelled)).expect("finish");
+    assert_eq!(story.kinds[story.kinds.len() - 3..], ["cancel-requested", "pushed", "cancelled"]);
+}
+
+#[test]
 fn a_message_after_the_last_word_reopens_the_conversation() {
     let mut story = Story::asked(1);
     story.when(reply(1, vec![text("Done.")], StopReason::EndTurn)).expect("reply");
@@ -364,6 +379,9 @@ fn drive(luck: &[(u8, u16)]) -> Story {
         let failed = failure(FailureCode::NetworkDropped);
         let give_up = story.task().failures >= 4;
         let then = if give_up { Then::GiveUp } else { Then::Retry { until: now(), wait_ms: 1 } };
+        let asking = matches!(story.next(), Step::AskModel(_) | Step::AbandonModel(_));
+        // An attempt fails once: what follows is cleaning up, and whatever happens to that, the task's fate stands.
+        let given_up = story.task().current().is_some_and(|attempt| attempt.failure.is_some());
         let command = match story.next() {
             Step::Rest => return story,
             Step::WaitForClaim => Command::Claim { node: "n".into() },
@@ -371,13 +389,8 @@ fn drive(luck: &[(u8, u16)]) -> Story {
             Step::WaitForCredentials => {
                 Command::SupplyCredentials { supplied: vec![CredentialKind::Model], now: now() }
             }
-            _ if luck % 16 == 15 && !matches!(story.next(), Step::AskModel(_) | Step::AbandonModel(_)) => {
-                if luck % 32 == 31 {
-                    Command::Cancel { reason: None }
-                } else {
-                    Command::RecordFailure { failure: failed, then }
-                }
-            }
+            _ if luck % 32 == 31 && !asking && !story.task().cancel_requested => Command::Cancel { reason: None },
+            _ if luck % 32 == 15 && !asking && !given_up => Command::RecordFailure { failure: failed, then },
             Step::WaitUntil(until) => unreachable!("{until} is not over yet"),
             Step::ReserveModel => reserve(number, i64::from(*price % 300)),
             Step::Clone => Command::RecordClone { base: "main".into(), commit: oid('a'), sandbox: sandbox() },

@@ -177,7 +177,6 @@ impl Job {
             return false;
         }
         while self.errors.is_some() && self.drained < DRAIN_BYTES {
-            let before = self.errors.is_some();
             match self.errors.as_ref().map(|fd| read_some(fd, buffer)) {
                 Some(Read::Bytes(count)) => {
                     self.capture.push(&buffer[..count]);
@@ -186,7 +185,6 @@ impl Job {
                 Some(Read::End) => self.errors = None,
                 _ => break,
             }
-            debug_assert!(before);
         }
         while self.drained < DRAIN_BYTES {
             match self.read_output(buffer) {

@@ -10,6 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const ROOT: &str = "/sys/fs/cgroup";
+/// What the name of every group of ours begins with.
+pub const PREFIX: &str = "orchestra.";
 /// How long the processes of a killed group may take to be gone; a process in a slow system call ends with it.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -31,6 +33,19 @@ fn mounted(mountinfo: &str) -> Vec<PathBuf> {
         (matches!(kind, "cgroup" | "cgroup2") && at.starts_with(ROOT)).then(|| PathBuf::from(at))
     });
     trees.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// The version 1 trees whose controllers a sandbox needs, devices included because the library reads the list of processes
+/// from there; none on a version 2 host.
+pub fn limiting_trees(mountinfo: &str) -> Vec<String> {
+    let trees = mountinfo.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut after = after.split(' ');
+        let at = before.split(' ').nth(4).filter(|at| after.next() == Some("cgroup") && at.starts_with(ROOT))?;
+        let mut options = after.nth(1)?.split(',');
+        options.any(|option| matches!(option, "memory" | "pids" | "cpu" | "devices")).then(|| at.to_owned())
+    });
+    trees.collect()
 }
 
 impl Hierarchy {
@@ -81,7 +96,9 @@ impl Hierarchy {
     }
 
     fn groups(&self, name: &str) -> impl Iterator<Item = PathBuf> {
-        self.trees().iter().map(move |tree| tree.join(name)).filter(|path| path.is_dir())
+        // Never a whole tree, nor anybody else's group, whatever a damaged file may have said.
+        let ours = name.starts_with(PREFIX) && !name.contains('/');
+        self.trees().iter().filter(move |_| ours).map(move |tree| tree.join(name)).filter(|path| path.is_dir())
     }
 
     /// Names of the groups that begin so.
@@ -189,6 +206,15 @@ mod tests {
                     32 30 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
                     33 30 0:28 / /elsewhere rw - cgroup2 cgroup2 rw\n";
         assert_eq!(mounted(text), ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn only_trees_that_limit_something_are_joined() {
+        let text = "31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                    32 30 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+                    33 30 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+                    34 30 0:30 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n";
+        assert_eq!(limiting_trees(text), ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu,cpuacct"]);
     }
 
     #[test]

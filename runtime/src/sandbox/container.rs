@@ -1,6 +1,6 @@
 //! One running sandbox: commands, limits seen, the end.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -22,6 +22,9 @@ use super::{Exec, ExecOutcome, Exit, Sandbox, SandboxError, Usage, network};
 const RECONNECTS: usize = 5;
 /// How long the host waits for the helper to write down how the sandbox ended.
 const ENDING_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Longest standard input of a command; the rest of the largest request is for its arguments and variables.
+const MAX_STDIN: usize = orchestra_init::MAX_REQUEST - (1 << 20);
 
 /// The part of libcontainer's state that is read here.
 #[derive(Deserialize)]
@@ -98,10 +101,15 @@ impl Running {
         }
     }
 
-    fn request(&self, exec: Exec, mode: Mode) -> Request {
+    fn request(&self, exec: Exec, mode: Mode) -> Result<Request, SandboxError> {
+        // What goes around the input is bounded by the arguments that a kernel takes at all.
+        if exec.stdin.len() > MAX_STDIN {
+            let detail = format!("its input is longer than {} MiB", MAX_STDIN >> 20);
+            return Err(SandboxError::Refused { id: self.id, detail });
+        }
         let timeout_ms = u64::try_from(exec.timeout.as_millis()).unwrap_or(u64::MAX);
         let Exec { id, argv, env, cwd, stdin, .. } = exec;
-        Request::Exec(orchestra_init::Exec { id, argv, env, cwd, timeout_ms, mode }, stdin)
+        Ok(Request::Exec(orchestra_init::Exec { id, argv, env, cwd, timeout_ms, mode }, stdin))
     }
 
     /// Runs, joins or asks again for a captured command, over as many connections as it takes.
@@ -142,9 +150,8 @@ impl Running {
     /// that was told, or it was told of this very command before.
     fn blames_memory(&self, exec: &str) -> bool {
         let kills = self.cgroups.oom_kills(self.layout.cgroup());
-        let seen = fs::read_to_string(self.layout.oom_seen()).unwrap_or_default();
-        let (count, whom) = seen.split_once('\n').unwrap_or((&seen, ""));
-        if kills == count.parse().unwrap_or(0) {
+        let (told, whom) = self.layout.oom_told();
+        if kills == told {
             return kills > 0 && whom == exec;
         }
         // Not being able to note it costs at worst a second mention.
@@ -162,7 +169,7 @@ impl Sandbox for Running {
     async fn exec(&self, request: Exec, live: Option<mpsc::Sender<Bytes>>) -> Result<ExecOutcome, SandboxError> {
         let exec = request.id.clone();
         let patience = request.timeout.saturating_add(ANSWER_GRACE);
-        let request = self.request(request, Mode::Captured);
+        let request = self.request(request, Mode::Captured)?;
         let run = tokio::time::timeout(patience, self.run_captured(&request, live.as_ref()));
         let (outcome, mut head) =
             run.await.map_err(|_| self.unresponsive("no result long after the command's time limit"))??;
@@ -181,8 +188,8 @@ impl Sandbox for Running {
 
     async fn exec_piped(&self, request: Exec) -> Result<PipedExec, SandboxError> {
         let patience = request.timeout.saturating_add(ANSWER_GRACE);
+        let request = self.request(request, Mode::Piped)?;
         let mut connection = self.connect().await?;
-        let request = self.request(request, Mode::Piped);
         if connection.send(&request).await.is_err() {
             return Err(self.ended().await);
         }

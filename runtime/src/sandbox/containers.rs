@@ -29,7 +29,12 @@ const MAX_REPORT: u64 = 64 * 1024;
 const LOG_QUOTE: usize = 2_000;
 
 /// Starts, finds and removes sandboxes on this host.
+#[derive(Clone)]
 pub struct Containers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     config: SandboxConfig,
     state: State,
     cgroups: Arc<Hierarchy>,
@@ -49,9 +54,28 @@ impl Containers {
         let cgroups = Hierarchy::detect().map_err(SandboxError::host("looking for control groups"))?;
         cgroups.prepare().map_err(SandboxError::host("moving the server into a control group of its own"))?;
         let images = ImageStore::new(config.images.clone());
-        Ok(Self { config, state, cgroups: Arc::new(cgroups), images, busy: Mutex::default() })
+        let inner = Inner { config, state, cgroups: Arc::new(cgroups), images, busy: Mutex::default() };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// Does something with one sandbox while nobody else does, and to its end even if the caller stops waiting: half a
+    /// start or half a removal would meet the next one.
+    async fn alone<T, F>(&self, id: SandboxId, work: impl FnOnce(Arc<Inner>) -> F) -> Result<T, SandboxError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, SandboxError>> + Send + 'static,
+    {
+        let inner = Arc::clone(&self.inner);
+        let work = work(Arc::clone(&inner));
+        let task = tokio::spawn(async move {
+            let _turn = inner.turn(id).await;
+            work.await
+        });
+        task.await.unwrap_or_else(|error| Err(SandboxError::StartFailed { id, detail: error.to_string() }))
+    }
+}
+
+impl Inner {
     /// Waits until nobody else in this process starts, removes or furnishes this sandbox.
     async fn turn(&self, id: SandboxId) -> OwnedMutexGuard<()> {
         let lock = {
@@ -127,60 +151,58 @@ impl Containers {
         }
     }
 
+    /// Runs what waits for the kernel on a thread for that.
     async fn blocking<T: Send + 'static>(
-        &self,
+        self: &Arc<Self>,
         id: SandboxId,
         work: impl FnOnce(&Self) -> Result<T, SandboxError> + Send + 'static,
     ) -> Result<T, SandboxError> {
-        let this = self.clone_parts();
+        let this = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || work(&this)).await;
         done.unwrap_or_else(|error| Err(SandboxError::StartFailed { id, detail: error.to_string() }))
     }
 
-    /// The same sandboxes for another thread; the locks stay with the one that took them.
-    fn clone_parts(&self) -> Self {
-        Self {
-            config: self.config.clone(),
-            state: self.state.clone(),
-            cgroups: Arc::clone(&self.cgroups),
-            images: self.images.clone(),
-            busy: Mutex::default(),
+    async fn start(self: Arc<Self>, spec: SandboxSpec) -> Result<Arc<dyn Sandbox>, SandboxError> {
+        let id = spec.id;
+        if let Some(running) = self.find(id).await {
+            return Ok(Arc::new(running));
         }
+        let layout = self.blocking(id, move |this| this.prepare(&spec)).await?;
+        self.launch(id, &layout).await?;
+        let running = Running::new(id, layout, Arc::clone(&self.cgroups));
+        running.ping().await?;
+        tracing::info!(sandbox = %id, "sandbox started");
+        Ok(Arc::new(running))
     }
 }
 
 #[async_trait]
 impl Sandboxes for Containers {
     async fn create_volume(&self, id: SandboxId, disk_bytes: u64) -> Result<Volume, SandboxError> {
-        let _turn = self.turn(id).await;
-        self.blocking(id, move |this| volume::create(&this.state, id, disk_bytes)).await
+        let work = move |inner: Arc<Inner>| async move {
+            inner.blocking(id, move |this| volume::create(&this.state, id, disk_bytes)).await
+        };
+        self.alone(id, work).await
     }
 
     async fn start(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, SandboxError> {
-        let id = spec.id;
-        let _turn = self.turn(id).await;
-        if let Some(running) = self.find(id).await {
-            return Ok(Arc::new(running));
-        }
-        let prepared = spec.clone();
-        let layout = self.blocking(id, move |this| this.prepare(&prepared)).await?;
-        self.launch(id, &layout).await?;
-        let running = Running::new(id, layout, Arc::clone(&self.cgroups));
-        running.ping().await?;
-        Ok(Arc::new(running))
+        let spec = spec.clone();
+        self.alone(spec.id, move |inner| inner.start(spec)).await
     }
 
     async fn attach(&self, id: SandboxId) -> Result<Option<Arc<dyn Sandbox>>, SandboxError> {
-        Ok(self.find(id).await.map(|running| Arc::new(running) as Arc<dyn Sandbox>))
+        Ok(self.inner.find(id).await.map(|running| Arc::new(running) as Arc<dyn Sandbox>))
     }
 
     async fn destroy(&self, id: SandboxId) -> Result<(), SandboxError> {
-        let _turn = self.turn(id).await;
-        self.blocking(id, move |this| teardown::destroy(&this.state, &this.cgroups, id)).await
+        let work = move |inner: Arc<Inner>| async move {
+            inner.blocking(id, move |this| teardown::destroy(&this.state, &this.cgroups, id)).await
+        };
+        self.alone(id, work).await.inspect(|()| tracing::info!(sandbox = %id, "sandbox removed"))
     }
 
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError> {
         let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
-        self.blocking(nobody, |this| teardown::list(&this.state, &this.cgroups)).await
+        self.inner.blocking(nobody, |this| teardown::list(&this.state, &this.cgroups)).await
     }
 }

@@ -235,7 +235,7 @@ fn bury_children() {
 
 fn write_ending(layout: &Layout, cgroups: &Hierarchy, timed_out: bool) -> io::Result<()> {
     let oom_kills = cgroups.oom_kills(layout.cgroup());
-    let told = fs::read_to_string(layout.oom_seen()).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0u64);
+    let told = layout.oom_told().0;
     let cause = match () {
         () if timed_out => Cause::TimedOut,
         () if oom_kills > told => Cause::OutOfMemory,

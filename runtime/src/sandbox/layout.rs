@@ -103,7 +103,7 @@ impl State {
 
     /// What every control group of this server's sandboxes starts with; two servers on a host do not mix.
     pub fn cgroup_prefix(&self) -> String {
-        format!("orchestra.{}.", self.tag)
+        format!("{}{}.", super::cgroup::PREFIX, self.tag)
     }
 
     /// The paths of one sandbox.
@@ -199,6 +199,13 @@ impl Layout {
     /// The last number of memory kills that was told to somebody.
     pub fn oom_seen(&self) -> PathBuf {
         self.dir.join("oom-seen")
+    }
+
+    /// How many memory kills were told to somebody, and of which command the last ones were told.
+    pub fn oom_told(&self) -> (u64, String) {
+        let text = fs::read_to_string(self.oom_seen()).unwrap_or_default();
+        let (count, whom) = text.split_once('\n').unwrap_or((&text, ""));
+        (count.parse().unwrap_or(0), whom.to_owned())
     }
 
     /// How it ended, if it has.

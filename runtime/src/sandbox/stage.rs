@@ -9,12 +9,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::pivot_root;
 
+use super::cgroup;
 use super::layout::Layout;
 
 /// The sandbox's directory, seen from the stage.
@@ -50,6 +51,22 @@ fn mount_overlay(layout: &Layout, lower: &Path, at: &Path) -> io::Result<()> {
         .map_err(|error| io::Error::other(format!("mounting the overlay: {error}")))
 }
 
+/// Shows the library only the control group trees that limit something. On version 1 it would otherwise join every tree there
+/// is, one after the other, and joining is the slowest thing a start does: the kernel waits for all processors each time.
+fn bind_cgroups(at: &impl Fn(&str) -> PathBuf) -> io::Result<()> {
+    const ALL: &str = "/sys/fs/cgroup";
+    let trees = cgroup::limiting_trees(&fs::read_to_string("/proc/self/mountinfo")?);
+    if trees.is_empty() {
+        return bind(Path::new(ALL), &at(ALL), true);
+    }
+    for tree in trees {
+        let to = at(&tree);
+        fs::create_dir_all(&to)?;
+        bind(Path::new(&tree), &to, false)?;
+    }
+    Ok(())
+}
+
 /// Makes the stage and moves into it. For a program with one thread.
 pub fn enter(layout: &Layout, lower: &Path, init: &Path) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
@@ -61,9 +78,10 @@ pub fn enter(layout: &Layout, lower: &Path, init: &Path) -> io::Result<()> {
         fs::create_dir_all(at(dir))?;
     }
     File::create(at(INIT))?;
-    for dir in ["/proc", "/dev", "/sys/fs/cgroup"] {
+    for dir in ["/proc", "/dev"] {
         bind(Path::new(dir), &at(dir), true)?;
     }
+    bind_cgroups(&at)?;
     // Not recursive: the disk that is mounted in the sandbox's directory stays outside.
     bind(layout.dir(), &at(SANDBOX), false)?;
     bind(&layout.volume().join("workspace"), &at(WORKSPACE), false)?;

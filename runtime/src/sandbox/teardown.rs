@@ -58,6 +58,9 @@ pub fn end_run(layout: &Layout, cgroups: &Hierarchy) -> io::Result<()> {
     loop {
         cgroups.kill(layout.cgroup())?;
         let Some(helper) = layout.helper_pid() else { break };
+        if start.elapsed() > HELPER_PATIENCE * 2 {
+            return Err(io::Error::other(format!("its helper, process {helper}, does not die")));
+        }
         if start.elapsed() > HELPER_PATIENCE {
             let _ = kill(Pid::from_raw(helper), Signal::SIGKILL);
         }

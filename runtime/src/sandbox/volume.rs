@@ -85,6 +85,8 @@ pub fn create(state: &State, id: SandboxId, bytes: u64) -> Result<Volume, Sandbo
     let at = layout.volume();
     let volume = Volume { workspace: at.join("workspace") };
     if is_mount_point(&at).map_err(SandboxError::host(doing("looking at")))? {
+        // Whoever mounted it may have died before the next step.
+        furnish(&at).map_err(|error| full(error, "preparing"))?;
         return Ok(volume);
     }
     if !layout.volume_image().exists() {

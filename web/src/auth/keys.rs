@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use orchestra_events::key::{Command, Key, KeyEvent, KeyGrant, Scope, decide, evolve};
-use orchestra_events::store::{Filter, MAX_PAGE};
+use orchestra_events::store::{Filter, MAX_PAGE, fold_stream};
 use orchestra_events::{
-    Actor, Envelope, EventId, EventStore, Expected, KeyId, NewEvent, Position, StoreError, StreamName,
+    Actor, Envelope, EventId, EventStore, Expected, KeyId, NewEvent, Position, Revision, StoreError, StreamName,
 };
 use secrecy::SecretString;
 use sha2::{Digest, Sha256};
@@ -90,7 +90,25 @@ impl KeyRing {
     /// Folds every key from the log.
     pub async fn load(store: &dyn EventStore) -> Result<Self, StoreError> {
         let ring = Self::default();
-        ring.catch_up(store).await?;
+        // Key by key and not event by event: the log is long and the keys are few. What is appended meanwhile is folded
+        // twice, which changes nothing.
+        let head = store.head().await?;
+        let mut last = None;
+        loop {
+            let streams = store.streams("key", last.as_ref(), MAX_PAGE).await?;
+            for stream in &streams {
+                fold_stream(store, stream, Revision(0), |envelope| {
+                    ring.apply(&envelope);
+                    Ok::<_, StoreError>(())
+                })
+                .await?;
+            }
+            match streams.into_iter().next_back() {
+                Some(stream) => last = Some(stream),
+                None => break,
+            }
+        }
+        ring.position.send_replace(head);
         Ok(ring)
     }
 

@@ -1,11 +1,11 @@
 //! `/docs/errors/{code}`: what a failure means and what to do about it, from the files in `docs/errors/`.
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use askama::Template;
 use orchestra_events::FailureCode;
 
-use super::error::PageError;
+use super::error::nothing_here;
 use super::prose::{self, Block, Links, SpanKind};
 use super::shell::{Shell, page};
 use crate::api::error_pages;
@@ -73,16 +73,18 @@ fn codes() -> Vec<&'static str> {
 }
 
 /// `GET /docs/errors`.
-pub async fn index() -> Result<HttpResponse, PageError> {
-    show_code("index")
+pub async fn index(request: HttpRequest) -> HttpResponse {
+    show_code("index", request).await
 }
 
 /// `GET /docs/errors/{code}`.
-pub async fn show(code: web::Path<String>) -> Result<HttpResponse, PageError> {
-    show_code(&code)
+pub async fn show(code: web::Path<String>, request: HttpRequest) -> HttpResponse {
+    show_code(&code, request).await
 }
 
-fn show_code(code: &str) -> Result<HttpResponse, PageError> {
-    let found = DocPage::of(code).ok_or_else(|| PageError::not_found().back_to("/docs/errors", "Every error code"))?;
-    Ok(page(StatusCode::OK, &found))
+async fn show_code(code: &str, request: HttpRequest) -> HttpResponse {
+    match DocPage::of(code) {
+        Some(found) => page(StatusCode::OK, &found),
+        None => nothing_here(request).await,
+    }
 }

@@ -194,7 +194,7 @@ pub fn envelopes() -> Vec<Envelope> {
         actor: Actor::system("sample"),
         correlation: None,
         causation: None,
-        data,
+        data: data.into(),
     };
     let raw = |text: &str| serde_json::value::RawValue::from_string(text.to_owned()).expect("JSON");
     let known = events().into_iter().map(|event| (event.kind().to_owned(), event.data().expect("events are JSON")));

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
-use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 
 use super::failed;
 use super::shared::Run;
 use crate::envelope::{Envelope, Position, Revision, StreamName};
+use crate::json::Json;
 use crate::store::chain::{Digest, Linked, Links};
 use crate::store::{Direction, Filter, MAX_PAGE_BYTES, Page, StoreError, packing};
 
@@ -97,7 +97,7 @@ impl Names {
         }
         let name: String =
             conn.prepare_cached("SELECT name FROM streams WHERE id = ?1")?.query_row([id], |row| row.get(0))?;
-        let name = StreamName::try_from(name).map_err(|error| damaged(0, Box::new(error)))?;
+        let name: StreamName = name.parse().map_err(|error| damaged(0, Box::new(error)))?;
         self.streams.insert(id, name.clone());
         Ok(name)
     }
@@ -194,6 +194,15 @@ impl Reader {
             page.push(Linked { event, links: links(row, 6)? });
         }
         Ok(page)
+    }
+
+    /// Names of streams between these two.
+    pub fn names(&mut self, after: &str, end: &str, limit: usize) -> rusqlite::Result<Vec<StreamName>> {
+        let mut statement = self
+            .conn
+            .prepare_cached("SELECT name FROM streams WHERE name > ?1 AND name < ?2 ORDER BY name LIMIT ?3")?;
+        let names = statement.query_map(params![after, end, limit], |row| row.get::<_, String>(0))?;
+        names.map(|name| name?.parse().map_err(|error| damaged(0, Box::new(error)))).collect()
     }
 
     /// Reads one stream: the indexed part by the index, the rest by the positions that the writer handed out.
@@ -310,7 +319,6 @@ fn text<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<&'a str> {
 fn envelope(row: &Row<'_>, stream: StreamName, names: &mut Names) -> rusqlite::Result<Envelope> {
     let packed = row.get_ref(4)?.as_blob().map_err(|error| damaged(4, Box::new(error)))?;
     let meta = packing::unpack(&stream, packed).ok_or_else(|| damaged(4, "metadata that does not unpack".into()))?;
-    let data = RawValue::from_string(text(row, 5)?.to_owned()).map_err(|error| damaged(5, Box::new(error)))?;
     Ok(Envelope {
         id: meta.id,
         kind: names.kind(text(row, 3)?),
@@ -322,7 +330,7 @@ fn envelope(row: &Row<'_>, stream: StreamName, names: &mut Names) -> rusqlite::R
         actor: meta.actor,
         correlation: meta.correlation,
         causation: meta.causation,
-        data,
+        data: Json::stored(text(row, 5)?),
     })
 }
 

@@ -108,7 +108,7 @@ async fn streams_are_whole_whatever_the_index_holds() {
             actor: newest.actor,
             correlation: None,
             causation: None,
-            data: newest.data,
+            data: serde_json::from_str(newest.data.get()).unwrap(),
         };
         let repeated = reopened.append(&newest.stream, Expected::Any, vec![again]).await.unwrap();
         assert_eq!(repeated.position, head, "an id is recognised after a restart");

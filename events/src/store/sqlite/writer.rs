@@ -253,7 +253,7 @@ fn envelope(event: NewEvent, stream: StreamName, entry: Unindexed) -> Envelope {
         actor: event.actor,
         correlation: event.correlation,
         causation: event.causation,
-        data: event.data,
+        data: event.data.into(),
     }
 }
 

@@ -1,0 +1,127 @@
+# The verbs of this house; `make help` lists them. Every one may be repeated, and asks nothing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Cargo may be installed without being in the PATH of a fresh shell.
+CARGO ?= $(or $(shell command -v cargo),$(wildcard $(HOME)/.cargo/bin/cargo),cargo)
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin
+
+# Where sandbox images lie, for demonstrations and tests; the server keeps its own below its data folder.
+export ORCHESTRA_IMAGES ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/orchestra/images
+
+# Sandboxes need root. Whoever is not root still builds as himself, and only the finished programs run through sudo.
+ifneq ($(shell id -u),0)
+ROOT := sudo --preserve-env
+HOST := $(shell uname -m | tr a-z- A-Z_)_UNKNOWN_LINUX_GNU
+export CARGO_TARGET_$(HOST)_RUNNER := $(ROOT)
+endif
+
+ORCHESTRA := target/debug/orchestra
+# What a task, a demonstration or a test starts from.
+IMAGE := $(ORCHESTRA_IMAGES)/default/manifest.json
+BROWSER := tests/browser
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: rust
+rust:
+	@$(CARGO) --version >/dev/null 2>&1 || { echo "Rust is missing: install it with rustup, then try again." >&2; exit 1; }
+
+.PHONY: build-tools
+build-tools: rust
+	@scripts/packages build
+
+.PHONY: setup
+setup: image browser-tools ## Install what builds and tests need, build, and make the sandbox image
+
+.PHONY: browser-tools
+browser-tools:
+	@scripts/packages test
+	@if ! cmp -s $(BROWSER)/package-lock.json $(BROWSER)/node_modules/.installed; then \
+		npm ci --prefix $(BROWSER) --silent --no-audit --no-fund; \
+		cp $(BROWSER)/package-lock.json $(BROWSER)/node_modules/.installed; \
+	fi
+
+.PHONY: build
+build: build-tools ## Build the program (dev profile)
+	@$(CARGO) build --locked
+
+.PHONY: dist
+dist: build-tools ## Build the program as it is shipped, into target/dist
+	@$(CARGO) build --locked --profile dist
+
+# Only when it is missing: `orchestra image build` says itself whether an image that is there is out of date.
+define make-image
+	@[ -e "$(IMAGE)" ] || $(ROOT) $(ORCHESTRA) image build --images "$(ORCHESTRA_IMAGES)"
+endef
+
+.PHONY: image
+image: build ## Make the sandbox image, unless it is there
+	$(make-image)
+
+.PHONY: demo
+demo: image ## One whole task on this machine, then the dashboard (CI=1: ends by itself)
+	@$(ROOT) $(ORCHESTRA) demo --images "$(ORCHESTRA_IMAGES)" $(if $(CI),--ci)
+
+.PHONY: doctor
+doctor: build ## Check this machine, and say how to mend what it lacks
+	@$(ROOT) env ORCHESTRA_SANDBOX__IMAGES_DIR="$(ORCHESTRA_IMAGES)" $(ORCHESTRA) doctor
+
+# What tests are made of, and the program with the very same features of every dependency, so that nothing is built twice.
+.PHONY: test-build
+test-build: build-tools
+	@$(CARGO) build --locked --workspace --bins --tests --examples
+
+.PHONY: test-image
+test-image: test-build
+	$(make-image)
+
+.PHONY: test
+test: test-image ## Every test: unit, conformance, documents, real containers, end to end, browser
+	@$(CARGO) test --locked --workspace
+	@$(MAKE) browser
+
+.PHONY: unit
+unit: build-tools ## The tests that need neither root nor an image
+	@$(CARGO) test --locked --workspace --lib --bins
+
+.PHONY: browser
+browser: test-build browser-tools ## The dashboard in a headless browser
+	@node $(BROWSER)/run.mjs target/debug/examples/dashboard target/browser
+
+.PHONY: bench
+bench: image ## Every benchmark, as tables (release profile)
+	@$(CARGO) bench --locked --workspace
+
+.PHONY: fmt
+fmt: rust ## Format everything
+	@$(CARGO) fmt --all
+
+.PHONY: lint
+lint: build-tools ## Formatting, and clippy with warnings as errors
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --locked --workspace --all-targets --quiet -- -D warnings
+
+# The release line of cargo-deny that reads deny.toml.
+.PHONY: cargo-deny
+cargo-deny: rust
+	@$(CARGO) deny --version >/dev/null 2>&1 || { \
+		echo "installing cargo-deny"; $(CARGO) install --locked --quiet --debug cargo-deny@0.20.2; }
+
+.PHONY: deny
+deny: cargo-deny ## Licences, room rules and sources of every dependency
+	@$(CARGO) deny --workspace --log-level error check bans licenses sources
+
+.PHONY: audit
+audit: cargo-deny ## Known vulnerabilities of every dependency; fetches the advisory database from the network
+	@$(CARGO) deny --workspace --log-level error check advisories
+
+.PHONY: clean
+clean: ## Remove what was built; images and data stay
+	@$(CARGO) clean
+	@rm -rf $(BROWSER)/node_modules
