@@ -21,7 +21,7 @@ use tempfile::TempDir;
 pub use api::{Api, Frame};
 pub use model::{Model, cost_of, sha256};
 pub use process::{PROGRAM, Process, program};
-pub use remotes::{REPO, Remotes};
+pub use remotes::{REPO, Remotes, git};
 pub use traces::{destroy_sandboxes, orphan, processes_of, traces};
 
 /// The longest wait for anything: two cores may be shared with a build.
