@@ -34,9 +34,8 @@ const ONE_PLACE: (&str, &str) = ("ORCHESTRA_SCHEDULER__PLACES", "1");
 /// Prints one row: what, how much, and the bar it is held to.
 fn row(what: &str, value: f64, unit: &str, bar: Option<f64>) {
     let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
-    let verdict = bar.map_or(String::new(), |bar| {
-        format!("< {bar} {unit}{}", if value < bar { "" } else { " **missed**" })
-    });
+    let verdict =
+        bar.map_or(String::new(), |bar| format!("< {bar} {unit}{}", if value < bar { "" } else { " **missed**" }));
     println!("| {what} | {value:.digits$} {unit} | {verdict} |");
 }
 
