@@ -84,7 +84,7 @@ impl Process {
     }
 
     /// `kill -9`, where nothing can be awaited.
-    #[expect(clippy::disallowed_methods, reason = "there is no event to wait for without a runtime")]
+    #[expect(clippy::disallowed_methods, reason = "a destructor cannot wait in any other way")]
     pub fn kill_now(mut self) {
         let _ = self.child.start_kill();
         while matches!(self.child.try_wait(), Ok(None)) {
