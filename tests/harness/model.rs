@@ -58,7 +58,6 @@ impl Model {
     }
 
     /// What it was asked so far.
-    #[expect(clippy::disallowed_methods, reason = "one question to a server of the test's own")]
     pub async fn requests(&self) -> Requests {
         let client = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
         let answer = client.get(format!("{}/requests", self.url)).send().await.unwrap();
