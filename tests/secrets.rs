@@ -104,6 +104,10 @@ impl Watch {
                     }
                 }
                 rounds += 1;
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "a look at all processes now and then, on its own thread"
+                )]
                 std::thread::sleep(Duration::from_millis(15));
             }
             (rounds, found)
@@ -357,7 +361,8 @@ async fn keys_and_tokens_appear_nowhere() {
     assert_eq!(status, 400);
     said("cut", problem.to_string());
     let key = house.api.key().to_owned();
-    let wrong = reqwest::Client::new().get(format!("{}/v1/tasks", house.api.base)).bearer_auth(format!("{key}0"));
+    let patient = reqwest::Client::builder().timeout(super::harness::PATIENCE).build().unwrap();
+    let wrong = patient.get(format!("{}/v1/tasks", house.api.base)).bearer_auth(format!("{key}0"));
     let (status, problem) = house.api.send(wrong).await;
     assert_eq!(status, 401);
     said("wrong-key", problem.to_string());
