@@ -96,9 +96,4 @@ impl Process {
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
     }
-
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.child.id().expect("it runs")
-    }
 }
