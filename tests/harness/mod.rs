@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-pub use api::{Api, Frame, Frames};
-pub use model::{Model, Requests, cost_of, sha256};
+pub use api::{Api, Frame};
+pub use model::{Model, cost_of, sha256};
 pub use process::{PROGRAM, Process, program};
 pub use remotes::{REPO, Remotes, git};
 pub use traces::{destroy_sandboxes, orphan, processes_of, traces};
@@ -142,6 +142,11 @@ impl House {
     /// The server's data folder.
     pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
+    }
+
+    /// The server's log.
+    pub fn log(&self) -> PathBuf {
+        self.dir.path().join("server.log")
     }
 
     /// `kill -9`.

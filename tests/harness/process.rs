@@ -68,6 +68,11 @@ impl Process {
         Self { url, admin_key, child }
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     /// `kill -9`, and waits until it is dead.
     pub async fn kill(mut self) {
         self.child.start_kill().unwrap();
