@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Api, House, Setup, done, program, script, sha256};
+use crate::harness::{House, Setup, done, program, script, sha256};
 
 /// More than any body may have.
 const TOO_MUCH: usize = 1024 * 1024;
@@ -345,13 +345,14 @@ async fn headers_that_are_a_trap_are_refused() {
         // A connection closed without a word is a refusal, too.
         assert!(status.is_none_or(|status| (400..500).contains(&status)), "{what}: {answer:.300}");
     }
-    for key in ["", "orc_admin_x_y", "YWRtaW46YWRtaW4="] {
-        let stranger = Api::new(&house.api.base, key);
-        Answer::to(stranger.request(Method::POST, "/v1/tasks").body(body.clone())).await.is(
-            401,
-            "unauthenticated",
-            key,
-        );
+    for (name, value, status, code) in [
+        ("authorization", "Bearer", 401, "unauthenticated"),
+        ("authorization", "Bearer orc_admin_x_y", 401, "unauthenticated"),
+        ("authorization", "Basic YWRtaW46YWRtaW4=", 401, "unauthenticated"),
+    ] {
+        let client = reqwest::Client::builder().timeout(super::harness::PATIENCE).build().unwrap();
+        let url = format!("{}/v1/tasks", house.api.base);
+        Answer::to(client.post(url).header(name, value).body(body.clone())).await.is(status, code, value);
     }
     let idempotency = |value: &[u8]| {
         let value = reqwest::header::HeaderValue::from_bytes(value).unwrap();
@@ -495,9 +496,6 @@ async fn words_secrets_and_cancels_that_do_not_do_change_nothing() {
     assert_eq!(head(&house).await, before, "nothing was stored");
 }
 
-/// Arguments, variables, and what the complaint must hold.
-type CommandLine<'a> = (Vec<String>, &'a [(&'a str, &'a str)], &'a str);
-
 async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let command = program().args(arguments).envs(environment.iter().copied()).output();
     tokio::time::timeout(Duration::from_secs(60), command).await.expect("it ends by itself").unwrap()
@@ -517,7 +515,8 @@ async fn a_command_line_that_does_not_do_says_what_would() {
     let serve =
         |config: &str| vec!["serve".to_owned(), "--data".into(), data.clone(), "--config".into(), config.into()];
     let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    let cases: Vec<CommandLine> = vec![
+    type Case<'a> = (Vec<String>, &'a [(&'a str, &'a str)], &'a str);
+    let cases: Vec<Case<'_>> = vec![
         (words("sevre"), &[], "serve"),
         (words("serve --lisen 127.0.0.1:0"), &[], "--listen"),
         (words("serve --listen"), &[], "--listen"),

@@ -16,7 +16,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::git_http::{At, Fault, GitServer};
-use crate::harness::{Api, GIT_TOKEN, House, Setup, bash, done, processes_of};
+use crate::harness::{GIT_TOKEN, House, Setup, bash, done, processes_of};
 
 /// The caller's model key, with the characters that are written differently in URLs.
 const MODEL_KEY: &str = "sk-canary/model+key=5c1d%9e";
@@ -89,7 +89,6 @@ impl Watch {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            let pause = Duration::from_millis(15);
             let (mut rounds, mut found) = (0, Vec::new());
             let own = fs::read(format!("/proc/{server}/cmdline")).unwrap();
             while !stopped.load(Ordering::Relaxed) {
@@ -105,7 +104,11 @@ impl Watch {
                     }
                 }
                 rounds += 1;
-                std::thread::park_timeout(pause);
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "a look at all processes now and then, on its own thread"
+                )]
+                std::thread::sleep(Duration::from_millis(15));
             }
             (rounds, found)
         });
@@ -230,7 +233,7 @@ async fn keys_and_tokens_appear_nowhere() {
         })
         .await;
     assert!(!processes_of(&house.data()).is_empty(), "a sandbox is up");
-    assert_eq!(search(&all, &[&house.data(), &house.log()]), [""; 0], "while a task runs");
+    assert_eq!(search(&all, &[&house.data(), &house.path().join("server.log")]), [""; 0], "while a task runs");
     for id in [&work, &other] {
         let task = house.ended(id).await;
         assert_eq!(task["status"], "succeeded", "{task:#}");
@@ -358,7 +361,9 @@ async fn keys_and_tokens_appear_nowhere() {
     assert_eq!(status, 400);
     said("cut", problem.to_string());
     let key = house.api.key().to_owned();
-    let (status, problem) = Api::new(&house.api.base, &format!("{key}0")).get("/v1/tasks").await;
+    let patient = reqwest::Client::builder().timeout(super::harness::PATIENCE).build().unwrap();
+    let wrong = patient.get(format!("{}/v1/tasks", house.api.base)).bearer_auth(format!("{key}0"));
+    let (status, problem) = house.api.send(wrong).await;
     assert_eq!(status, 401);
     said("wrong-key", problem.to_string());
 
@@ -369,7 +374,7 @@ async fn keys_and_tokens_appear_nowhere() {
     // Dead at once: what was only in the write-ahead log is still there.
     house.kill().await;
     assert!(fs::metadata(house.data().join("events.db-wal")).unwrap().len() > 0);
-    let log = house.log();
+    let log = house.path().join("server.log");
     let text = fs::read_to_string(&log).unwrap();
     assert!(text.contains("\"TRACE\""), "the log tells everything");
     let places = [house.data(), log, house.remotes.local_root().to_owned(), answers.path().to_owned()];

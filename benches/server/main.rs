@@ -4,6 +4,10 @@
 //! ready, how soon a submission is durable, how much memory it holds. Give the names of parts to run only those:
 //! `start`, `submit`, `waiting`.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "what loads the server must not hold itself back, and waits on no event of its"
+)]
 
 mod load;
 mod process;
@@ -34,9 +38,8 @@ const ONE_PLACE: (&str, &str) = ("ORCHESTRA_SCHEDULER__PLACES", "1");
 /// Prints one row: what, how much, and the bar it is held to.
 fn row(what: &str, value: f64, unit: &str, bar: Option<f64>) {
     let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
-    let verdict = bar.map_or(String::new(), |bar| {
-        format!("< {bar} {unit}{}", if value < bar { "" } else { " **missed**" })
-    });
+    let verdict =
+        bar.map_or(String::new(), |bar| format!("< {bar} {unit}{}", if value < bar { "" } else { " **missed**" }));
     println!("| {what} | {value:.digits$} {unit} | {verdict} |");
 }
 
@@ -65,7 +68,7 @@ async fn start() {
     let seed = seed::fill(folder.path()).await;
     eprintln!("seeded {} events in {:?}", seed.events, began.elapsed());
     heading(&format!("A log of {} events of {} tasks", seed.events, seed.tasks.len()));
-    let mut starts = |what: &str, end: fn(Server)| {
+    let starts = |what: &str, end: fn(Server)| {
         let times = (0..STARTS).map(|_| {
             let server = Server::start(folder.path(), &[]);
             let ready = millis(server.ready);

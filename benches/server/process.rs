@@ -96,10 +96,7 @@ impl Server {
             let line = text.lines().find(|line| line.starts_with(field)).unwrap();
             line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
         };
-        Memory {
-            rss: mebibytes(&self.proc("status"), "VmRSS:"),
-            pss: mebibytes(&self.proc("smaps_rollup"), "Pss:"),
-        }
+        Memory { rss: mebibytes(&self.proc("status"), "VmRSS:"), pss: mebibytes(&self.proc("smaps_rollup"), "Pss:") }
     }
 
     /// Processor time used so far.

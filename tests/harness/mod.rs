@@ -12,7 +12,7 @@ mod traces;
 #[path = "../../runtime/tests/support/git_http.rs"]
 pub mod git_http;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -144,9 +144,9 @@ impl House {
         self.dir.path().join("data")
     }
 
-    /// The server's log.
-    pub fn log(&self) -> PathBuf {
-        self.dir.path().join("server.log")
+    /// The folder of everything: the server's log, the model's log, the data.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
     }
 
     /// `kill -9`.

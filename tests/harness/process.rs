@@ -68,11 +68,6 @@ impl Process {
         Self { url, admin_key, child }
     }
 
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.child.id().expect("it runs")
-    }
-
     /// `kill -9`, and waits until it is dead.
     pub async fn kill(mut self) {
         self.child.start_kill().unwrap();
@@ -86,6 +81,11 @@ impl Process {
         assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
         let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("it ends in time").unwrap();
         assert!(ended.success(), "{ended}");
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
     }
 
     /// `kill -9`, where nothing can be awaited.

@@ -426,9 +426,11 @@ impl TaskEvent {
         if !Self::KINDS.contains(&&*envelope.kind) {
             return Ok(None);
         }
-        crate::json::from_kind_and_data(&envelope.kind, envelope.data.get())
-            .map(Some)
-            .map_err(|source| DecodeError { kind: envelope.kind.to_string(), schema: envelope.schema, source })
+        crate::json::from_kind_and_data(&envelope.kind, envelope.data.get()).map(Some).map_err(|source| DecodeError {
+            kind: envelope.kind.to_string(),
+            schema: envelope.schema,
+            source,
+        })
     }
 }
 

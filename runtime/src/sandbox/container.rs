@@ -1,6 +1,6 @@
 //! One running sandbox: commands, limits seen, the end.
 
-use std::fs::File;
+use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub struct Running {
 /// The first process of the sandbox, if it is alive.
 pub fn first_process(layout: &Layout, cgroups: &Hierarchy) -> Option<i32> {
     let state = layout.container().join(layout.cgroup()).join("state.json");
-    let state: ContainerState = serde_json::from_reader(File::open(state).ok()?).ok()?;
+    let state: ContainerState = serde_json::from_slice(&fs::read(state).ok()?).ok()?;
     state.pid.filter(|pid| cgroups.holds(layout.cgroup(), *pid))
 }
 

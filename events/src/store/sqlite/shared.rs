@@ -75,13 +75,14 @@ impl Live {
         }
     }
 
-    /// Adds the newest event.
-    pub fn push(&mut self, event: Arc<Envelope>) {
+    /// Adds the newest event, and moves those there is no room for any more to `evicted`.
+    pub fn push(&mut self, event: Arc<Envelope>, evicted: &mut Vec<Arc<Envelope>>) {
         self.ring_bytes += event.data.get().len();
         self.ring.push_back(event);
         while self.ring.len() > RING_EVENTS || self.ring_bytes > RING_BYTES {
             let Some(oldest) = self.ring.pop_front() else { break };
             self.ring_bytes -= oldest.data.get().len();
+            evicted.push(oldest);
         }
     }
 

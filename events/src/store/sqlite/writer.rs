@@ -61,6 +61,8 @@ pub(super) struct Writer {
     pub checkpointer: Checkpointer,
     /// A commit failed and memory has not been rebuilt since.
     pub stale: bool,
+    /// Events that have left the ring, freed only once everyone has an answer.
+    pub evicted: Vec<Arc<Envelope>>,
 }
 
 /// A job that will stand in the log once the group commits.
@@ -110,6 +112,7 @@ impl Writer {
             }
             self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.commit(&mut group);
+            self.evicted.clear();
             self.checkpointer.tend(&self.conn);
         }
         self.checkpointer.finish(&self.conn);
@@ -232,7 +235,7 @@ impl Writer {
             }
             for (entry, event) in events {
                 live.note(&event.stream, entry.stream_id, entry.revision, entry.position);
-                live.push(event);
+                live.push(event, &mut self.evicted);
             }
             live.head = head;
         }
