@@ -174,6 +174,9 @@ impl Inner {
         if let Some(running) = self.find(id).await {
             return Ok(Arc::new(running));
         }
+        let cgroups = Arc::clone(&self.cgroups);
+        // Beside everything else, and nobody waits for it.
+        drop(tokio::task::spawn_blocking(move || cgroups.ease_next_move()));
         let layout = self.blocking(id, move |this| this.prepare(&spec)).await?;
         self.launch(id, &layout).await?;
         let running = Running::new(id, layout, Arc::clone(&self.cgroups));
