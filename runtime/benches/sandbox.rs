@@ -150,6 +150,10 @@ fn main() {
     let _ = umount2("/sys/fs/cgroup/unified", MntFlags::MNT_DETACH);
 
     let dir = tempfile::tempdir().unwrap();
+    // crun's own state is in memory, as by default.
+    let state = dir.path().join("crun");
+    fs::create_dir(&state).unwrap();
+    mount(Some("crun"), &state, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
     let lower = ImageStore::new(images()).resolve("default").unwrap();
     let helper = PathBuf::from(env!("CARGO_BIN_EXE_orchestra-sandbox-helper"));
     let config = SandboxConfig { state_dir: dir.path().into(), images: images(), helper };
@@ -169,6 +173,7 @@ fn main() {
             }
         }
     });
+    umount2(&state, MntFlags::empty()).unwrap();
     println!("| milliseconds | samples | p50 | p90 | p99 |\n| --- | ---: | ---: | ---: | ---: |");
     row("Orchestra, cold start to first output", &mut our_starts);
     row("crun run, cold start to first output", &mut crun_starts);

@@ -108,9 +108,8 @@ impl Inner {
         let preparing = || SandboxError::host(format!("preparing sandbox {id}"));
         teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
         let cgroup = self.cgroups.spec_path(layout.cgroup());
-        let container = spec::container(spec, &cgroup);
         let order = HelperOrder {
-            container: layout.cgroup().to_owned(),
+            description: spec::container(spec, &cgroup),
             lower,
             init: self.init.clone(),
             filter: self.filter.clone(),
@@ -118,9 +117,7 @@ impl Inner {
             cgroup: layout.cgroup().to_owned(),
         };
         let write = || {
-            make_dir(&layout.bundle())?;
             make_dir(&layout.stage())?;
-            write_whole(&layout.bundle().join("config.json"), &serde_json::to_vec(&container)?, 0o600)?;
             write_whole(&layout.order(), &serde_json::to_vec(&order)?, 0o600)
         };
         write().map_err(preparing())?;
@@ -174,6 +171,9 @@ impl Inner {
         if let Some(running) = self.find(id).await {
             return Ok(Arc::new(running));
         }
+        let cgroups = Arc::clone(&self.cgroups);
+        // Beside everything else, and nobody waits for it.
+        drop(tokio::task::spawn_blocking(move || cgroups.ease_next_move()));
         let layout = self.blocking(id, move |this| this.prepare(&spec)).await?;
         self.launch(id, &layout).await?;
         let running = Running::new(id, layout, Arc::clone(&self.cgroups));

@@ -142,8 +142,9 @@ fn run(dir: &Path) -> io::Result<()> {
     let listener = hand_over_socket(&layout)?;
     let filter = Filter::read(&order.filter)?;
     stage::enter(&layout, &order.lower, &order.init)?;
-    let layout = Layout::at(stage::SANDBOX.into(), order.cgroup.clone());
-    let started = create_and_start(&layout, &order.container, filter);
+    fs::write(Path::new(stage::BUNDLE).join("config.json"), serde_json::to_vec(&order.description)?)?;
+    let layout = Layout::at(stage::SANDBOX.into(), order.cgroup);
+    let started = create_and_start(&layout, filter);
     // The sandbox has its own copy; with this one open, a dead sandbox would seem to accept connections.
     drop(listener);
     match started {
@@ -185,11 +186,11 @@ impl Executor for Filtered {
     }
 }
 
-fn create_and_start(layout: &Layout, name: &str, filter: Filter) -> io::Result<(Container, Pid)> {
+fn create_and_start(layout: &Layout, filter: Filter) -> io::Result<(Container, Pid)> {
     let failed = |error: libcontainer::error::LibcontainerError| io::Error::other(whole_story(&error));
     let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
-    let mut container = ContainerBuilder::new(name.to_owned(), SyscallType::default())
-        .with_root_path(layout.container())
+    let mut container = ContainerBuilder::new(layout.cgroup().to_owned(), SyscallType::default())
+        .with_root_path(stage::CONTAINER)
         .map_err(failed)?
         .with_preserved_fds(1)
         .with_executor(Filtered(filter))
@@ -198,14 +199,16 @@ fn create_and_start(layout: &Layout, name: &str, filter: Filter) -> io::Result<(
         .with_stderr(null()?)
         .validate_id()
         .map_err(failed)?
-        .as_init(layout.bundle())
+        .as_init(stage::BUNDLE)
         .with_systemd(false)
         .with_detach(true)
         .build()
         .map_err(failed)?;
     let pid = container.pid().ok_or_else(|| io::Error::other("the container has no process"))?;
     let pid = Pid::from_raw(pid.as_raw());
-    let started = network::raise_loopback_of(pid.as_raw()).and_then(|()| container.start().map_err(failed));
+    let started = write_whole(&layout.first_process(), pid.to_string().as_bytes(), 0o600)
+        .and_then(|()| network::raise_loopback_of(pid.as_raw()))
+        .and_then(|()| container.start().map_err(failed));
     if let Err(error) = started {
         let _ = kill(pid, Signal::SIGKILL);
         let _ = waitpid(pid, None);

@@ -22,8 +22,8 @@ pub struct State {
 /// What the helper is told.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct HelperOrder {
-    /// The container's name for libcontainer.
-    pub container: String,
+    /// The container in OCI form.
+    pub description: serde_json::Value,
     /// The image's root file system.
     pub lower: PathBuf,
     /// The first process's program.
@@ -32,7 +32,7 @@ pub struct HelperOrder {
     pub filter: PathBuf,
     /// Seconds and nanoseconds until everything is killed.
     pub timeout: std::time::Duration,
-    /// The name of its control groups.
+    /// The name of its control groups and of the container.
     pub cgroup: String,
 }
 
@@ -178,14 +178,9 @@ impl Layout {
         self.dir.join("stage")
     }
 
-    /// The directory of its container description.
-    pub fn bundle(&self) -> PathBuf {
-        self.dir.join("bundle")
-    }
-
-    /// libcontainer's own directory.
-    pub fn container(&self) -> PathBuf {
-        self.dir.join("container")
+    /// The number of its first process on this host.
+    pub fn first_process(&self) -> PathBuf {
+        self.dir.join("pid")
     }
 
     /// The socket of its first process.
