@@ -92,7 +92,8 @@ impl SqliteStore {
         let (bell, listener) = watch::channel(live.head);
         let shared = Arc::new(Shared::new(live));
         let checkpointer = Checkpointer::start(path)?;
-        let writer = Writer { conn, state, shared: Arc::clone(&shared), bell, checkpointer, stale: false, evicted: Vec::new() };
+        let writer =
+            Writer { conn, state, shared: Arc::clone(&shared), bell, checkpointer, stale: false, evicted: Vec::new() };
         let (requests, queue) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("event-writer".to_owned())
