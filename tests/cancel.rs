@@ -137,16 +137,31 @@ async fn file(path: &std::path::Path) {
     }
 }
 
+/// Waits until a clone has begun.
+async fn half_a_clone(house: &House) {
+    let deadline = Instant::now() + PATIENCE;
+    while !house.traces().iter().any(|trace| trace.contains(".partial-")) {
+        assert!(Instant::now() < deadline, "no clone has begun");
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_forge_that_is_slow_cannot_hide_what_happened() {
-    let house = Setup::new(script(json!([bash("echo a > a.txt"), done()]))).open().await;
+    let mut house = Setup::new(script(json!([bash("echo a > a.txt"), done()]))).open().await;
     let payload = json!({ "repo": format!("plain:{REPO}"), "credentials": { "git": { "token": GIT_TOKEN } } });
-    // It does not answer at all: a cancelled clone holds nothing.
+    // It does not answer at all: a cancelled clone holds nothing, nor does one whose server was killed.
     house.remotes.http.fault(Some((At::Pack, Fault::Hang)));
-    let id = house.submit(payload.clone()).await;
-    house.event(&id, "attempt-started").await;
-    cancel(&house, &id).await;
-    house.nothing_left().await;
+    for killed in [false, true] {
+        let id = house.submit(payload.clone()).await;
+        half_a_clone(&house).await;
+        if killed {
+            house.kill().await;
+            house.restart().await;
+        }
+        cancel(&house, &id).await;
+        house.nothing_left().await;
+    }
     house.remotes.http.fault(None);
     // The branch has moved, and its answer is late: the push is on record, and the task is cancelled.
     let (landed, go) = (house.remotes.bare().join("landed"), house.remotes.bare().join("go"));
