@@ -126,7 +126,11 @@ impl Exchange<'_> {
             let what = format!("sent nothing for {} s", wait.as_secs());
             exchange.failure(Fault::new(FaultClass::FirstByteTimeout, what))
         };
-        let send = self.provider.client.post(self.provider.url.clone()).headers(headers).body(body).send();
+        let client = self.provider.client.get().await.map_err(|why| {
+            let why = format!("no connection to {}: {why}", self.provider.name);
+            ModelFailure::new(FaultClass::Tls, Charge::Nothing, why)
+        })?;
+        let send = client.post(self.provider.url.clone()).headers(headers).body(body).send();
         let mut response = match timeout_at(deadline, send).await {
             Err(_) => return Err(late(self)),
             Ok(Err(error)) => return Err(self.not_sent(&error)),
