@@ -83,7 +83,7 @@ test-image: test-build
 
 .PHONY: test
 test: test-image ## Every test: unit, conformance, documents, real containers, end to end, browser
-	@$(CARGO) test --locked --workspace
+	@$(CARGO) test --locked --workspace --no-fail-fast
 	@$(MAKE) browser
 
 .PHONY: unit

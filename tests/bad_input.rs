@@ -350,7 +350,7 @@ async fn headers_that_are_a_trap_are_refused() {
         ("authorization", "Bearer orc_admin_x_y", 401, "unauthenticated"),
         ("authorization", "Basic YWRtaW46YWRtaW4=", 401, "unauthenticated"),
     ] {
-        let client = reqwest::Client::new();
+        let client = reqwest::Client::builder().timeout(super::harness::PATIENCE).build().unwrap();
         let url = format!("{}/v1/tasks", house.api.base);
         Answer::to(client.post(url).header(name, value).body(body.clone())).await.is(status, code, value);
     }
@@ -370,7 +370,7 @@ async fn ids_pages_and_places_that_do_not_exist_are_told_so() {
     let id = house.submit(json!({})).await;
     house.event(&id, "credentials-required").await;
     let before = head(&house).await;
-    let other = format!("{}0", &id[..id.len() - 1]);
+    let other = format!("{}{}", &id[..id.len() - 1], if id.ends_with('0') { '1' } else { '0' });
     let swapped = id.replace("task_", "sbx_");
     let long = "x".repeat(5_000);
     let bad = ["x", "task_", "..%2f..%2fetc", "%00", "task_%ff", "task_../x", &*other, &*swapped, &*long, "0", "*"];
@@ -515,7 +515,8 @@ async fn a_command_line_that_does_not_do_says_what_would() {
     let serve =
         |config: &str| vec!["serve".to_owned(), "--data".into(), data.clone(), "--config".into(), config.into()];
     let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    let cases: Vec<(Vec<String>, &[(&str, &str)], &str)> = vec![
+    type Case<'a> = (Vec<String>, &'a [(&'a str, &'a str)], &'a str);
+    let cases: Vec<Case<'_>> = vec![
         (words("sevre"), &[], "serve"),
         (words("serve --lisen 127.0.0.1:0"), &[], "--listen"),
         (words("serve --listen"), &[], "--listen"),

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{House, Setup, bash, count, done, script};
+use crate::harness::git_http::{At, Fault};
+use crate::harness::{GIT_TOKEN, House, PATIENCE, REPO, Seed, Setup, bash, count, done, kinds, script};
 
 /// A cancelled task is over long before what it was doing would have been.
 const SOON: Duration = Duration::from_secs(30);
@@ -93,5 +94,84 @@ async fn a_cancel_survives_a_kill() {
     let task = house.ended(&id).await;
     assert_eq!(task["status"], "cancelled", "{task:#}");
     assert!(started.elapsed() < SOON);
+    house.nothing_left().await;
+}
+
+/// Tasks that are cancelled at moments of no meaning.
+const RANDOM_CANCELS: u64 = 24;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_at_any_moment_leaves_nothing() {
+    let mut turns = json!([bash("echo a > a.txt"), bash("sleep 0.1"), done()]);
+    turns[1]["delayMs"] = json!(60);
+    let house = Setup::new(script(turns)).open().await;
+    for number in 0..RANDOM_CANCELS {
+        let mut seed = Seed(number);
+        let id = house.submit(json!({})).await;
+        let revision = seed.below(20);
+        house.event_after(&id, None, |frame| frame.id >= Some(revision)).await;
+        tokio::time::sleep(Duration::from_millis(seed.below(60))).await;
+        let (status, answer) = house.api.post(&format!("/v1/tasks/{id}/cancel"), &json!({})).await;
+        let task = house.ended(&id).await;
+        match status {
+            202 => assert_eq!(task["status"], "cancelled", "{number}: {task:#}"),
+            409 => assert_eq!(task["status"], "succeeded", "{number}: {task:#}"),
+            _ => panic!("{number}: {status} {answer}"),
+        }
+        let events = house.events(&id).await;
+        // Each reservation is settled before the end.
+        assert_eq!(count(&events, "model-called"), count(&events, "message") + count(&events, "model-call-failed"));
+        // A branch that was pushed is on record, whatever the task's end.
+        let branch = task["branch"].as_str().unwrap().to_owned();
+        assert_eq!(house.remotes.branches().contains(&branch), count(&events, "pushed") == 1, "{:?}", kinds(&events));
+    }
+    house.nothing_left().await;
+}
+
+/// Waits for a file that the forge makes.
+async fn file(path: &std::path::Path) {
+    let deadline = Instant::now() + PATIENCE;
+    while !path.exists() {
+        assert!(Instant::now() < deadline, "{} is not there", path.display());
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+}
+
+/// Waits until a clone has begun.
+async fn half_a_clone(house: &House) {
+    let deadline = Instant::now() + PATIENCE;
+    while !house.traces().iter().any(|trace| trace.contains(".partial-")) {
+        assert!(Instant::now() < deadline, "no clone has begun");
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forge_that_is_slow_cannot_hide_what_happened() {
+    let mut house = Setup::new(script(json!([bash("echo a > a.txt"), done()]))).open().await;
+    let payload = json!({ "repo": format!("plain:{REPO}"), "credentials": { "git": { "token": GIT_TOKEN } } });
+    // It does not answer at all: a cancelled clone holds nothing, nor does one whose server was killed.
+    house.remotes.http.fault(Some((At::Pack, Fault::Hang)));
+    for killed in [false, true] {
+        let id = house.submit(payload.clone()).await;
+        half_a_clone(&house).await;
+        if killed {
+            house.kill().await;
+            house.restart().await;
+        }
+        cancel(&house, &id).await;
+        house.nothing_left().await;
+    }
+    house.remotes.http.fault(None);
+    // The branch has moved, and its answer is late: the push is on record, and the task is cancelled.
+    let (landed, go) = (house.remotes.bare().join("landed"), house.remotes.bare().join("go"));
+    house.remotes.after_push("touch landed; until [ -e go ]; do sleep 0.05; done");
+    let id = house.submit(payload).await;
+    file(&landed).await;
+    assert_eq!(house.api.post(&format!("/v1/tasks/{id}/cancel"), &json!({})).await.0, 202);
+    std::fs::write(go, "").unwrap();
+    assert_eq!(house.ended(&id).await["status"], "cancelled");
+    let events = house.events(&id).await;
+    assert_eq!(kinds(&events)[events.len() - 3..], ["cancel-requested", "pushed", "cancelled"]);
     house.nothing_left().await;
 }

@@ -117,28 +117,30 @@ async fn what_cannot_be_done_fails_with_its_name() {
     let house = Setup::new(json!([
         turns(json!([bash("true"), done()]), "change nothing"),
         turns(json!([bash("sleep 100"), done()]), "take too long"),
+        turns(json!([write("a"), { "text": "never", "fault": { "kind": "hang" } }]), "wait for the model"),
         turns(json!([write("a"), done()]), ""),
     ]))
     .open()
     .await;
     // All at once: they have nothing to do with each other.
-    let (nothing, long, base, main, gone, poor) = tokio::join!(
+    let (nothing, long, silent, base, main, gone, poor) = tokio::join!(
         failure(&house, json!({ "task": "change nothing" })),
         failure(&house, json!({ "task": "take too long", "timeoutSeconds": 4 })),
+        failure(&house, json!({ "task": "wait for the model", "timeoutSeconds": 4 })),
         failure(&house, json!({ "base": "no-such-branch" })),
         failure(&house, json!({ "branch": "main" })),
         failure(&house, json!({ "repo": "acme/gone" })),
         failure(&house, json!({ "task": "be poor", "budget": { "maxUsd": 0.001 } })),
     );
     assert_eq!(nothing, "nothing-to-push");
-    assert_eq!(long, "sandbox-timeout");
+    assert_eq!([long, silent], ["sandbox-timeout", "sandbox-timeout"]);
     assert_eq!(base, "branch-policy");
     assert_eq!(main, "branch-policy");
     assert_eq!(gone, "repo-not-found");
     assert_eq!(poor, "budget-exceeded");
     assert_eq!(house.remotes.branches(), [""; 0]);
-    // Two for nothing, one for what took too long; what is refused beforehand costs nothing.
-    assert_eq!(house.model.requests().await.len(), 3);
+    // Two for nothing, three for what took too long; what is refused beforehand costs nothing.
+    assert_eq!(house.model.requests().await.len(), 5);
     house.nothing_left().await;
 }
 

@@ -8,6 +8,7 @@ mod crash;
 mod credentials;
 mod faults;
 mod harness;
+mod hostile_model;
 mod isolation;
 mod lifecycle;
 mod reaper;

@@ -214,14 +214,7 @@ impl Workshop {
 
     /// The sandboxes whose repositories lie on this host.
     pub(crate) async fn repositories_found(&self) -> Vec<SandboxId> {
-        let mut found = Vec::new();
-        let Ok(mut entries) = tokio::fs::read_dir(&self.repositories).await else { return found };
-        while let Ok(Some(entry)) = entries.next_entry().await {
-            let name = entry.file_name();
-            let name = name.to_str().and_then(|name| name.split('.').next());
-            found.extend(name.and_then(|name| name.parse::<SandboxId>().ok()));
-        }
-        found
+        self.repository_folders().await.into_iter().map(|(_, sandbox)| sandbox).collect()
     }
 
     /// Removes everything of a sandbox that nobody owns.

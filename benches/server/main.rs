@@ -3,8 +3,11 @@
 //! Starts the release binary on folders of its own and measures from outside what its users notice: how soon it is
 //! ready, how soon a submission is durable, how much memory it holds. Give the names of parts to run only those:
 //! `start`, `submit`, `waiting`.
-// It may sleep and wait for ever: it is no server, and whoever runs it looks on.
-#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
+#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "what loads the server must not hold itself back, and waits on no event of its"
+)]
 
 mod load;
 mod process;

@@ -12,16 +12,16 @@ mod traces;
 #[path = "../../runtime/tests/support/git_http.rs"]
 pub mod git_http;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-pub use api::{Api, Frame, Frames};
-pub use model::{Model, Requests, cost_of, sha256};
+pub use api::{Api, Frame};
+pub use model::{Model, cost_of, sha256};
 pub use process::{PROGRAM, Process, program};
-pub use remotes::{REPO, Remotes};
+pub use remotes::{REPO, Remotes, git};
 pub use traces::{destroy_sandboxes, orphan, processes_of, traces};
 
 /// The longest wait for anything: two cores may be shared with a build.
@@ -142,6 +142,11 @@ impl House {
     /// The server's data folder.
     pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
+    }
+
+    /// The folder of everything: the server's log, the model's log, the data.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
     }
 
     /// `kill -9`.

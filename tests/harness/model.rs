@@ -59,7 +59,8 @@ impl Model {
 
     /// What it was asked so far.
     pub async fn requests(&self) -> Requests {
-        let answer = reqwest::get(format!("{}/requests", self.url)).await.unwrap();
+        let client = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
+        let answer = client.get(format!("{}/requests", self.url)).send().await.unwrap();
         Requests(answer.json().await.unwrap())
     }
 }

@@ -83,7 +83,13 @@ impl Process {
         assert!(ended.success(), "{ended}");
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     /// `kill -9`, where nothing can be awaited.
+    #[expect(clippy::disallowed_methods, reason = "a destructor cannot wait in any other way")]
     pub fn kill_now(mut self) {
         let _ = self.child.start_kill();
         while matches!(self.child.try_wait(), Ok(None)) {

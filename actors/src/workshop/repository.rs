@@ -26,14 +26,32 @@ impl Workshop {
         self.repositories.join(format!("{sandbox}.git"))
     }
 
+    /// Removes the repository, and what a clone that never came to its end has left of it.
     pub(super) async fn forget_repository(&self, sandbox: SandboxId) {
-        let path = self.repository(sandbox);
-        match tokio::fs::remove_dir_all(&path).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(path = %path.display(), %error, "a task's repository is left to the reaper");
+        for (path, of) in self.repository_folders().await {
+            if of != sandbox {
+                continue;
             }
-            _ => {}
+            match tokio::fs::remove_dir_all(&path).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "a task's repository is left to the reaper");
+                }
+                _ => {}
+            }
         }
+    }
+
+    /// Every repository on this host, whole or half-made, and whose it is.
+    pub(super) async fn repository_folders(&self) -> Vec<(PathBuf, SandboxId)> {
+        let mut found = Vec::new();
+        let Ok(mut entries) = tokio::fs::read_dir(&self.repositories).await else { return found };
+        while let Ok(Some(entry)) = entries.next_entry().await {
+            let name = entry.file_name();
+            // A clone that is being made has a dot before its name and more behind it.
+            let name = name.to_str().and_then(|name| name.trim_start_matches('.').split('.').next());
+            found.extend(name.and_then(|name| name.parse().ok()).map(|sandbox| (entry.path(), sandbox)));
+        }
+        found
     }
 
     fn remote(&self, task: &Task) -> Result<Remote, Failed> {

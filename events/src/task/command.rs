@@ -422,11 +422,12 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
             Some(running) if running == sandbox => Ok(vec![TaskEvent::SandboxStopped { sandbox, reason }]),
             _ => Err(Refusal::MovedOn),
         },
-        Command::RecordPush { outcome } => match next {
-            Step::Push(commit) => Ok(vec![TaskEvent::Pushed {
+        // Also after a cancel: the branch has moved all the same, and the record says so.
+        Command::RecordPush { outcome } => match working(task)? {
+            Attempt { commit: Some(commit), sandbox: None, pushed: false, .. } => Ok(vec![TaskEvent::Pushed {
                 repo: task.spec.repo.clone(),
                 branch: task.spec.branch.clone(),
-                commit: commit.id,
+                commit: commit.id.clone(),
                 outcome,
             }]),
             _ => Err(Refusal::MovedOn),

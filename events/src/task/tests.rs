@@ -314,6 +314,21 @@ fn cancelling_while_it_waits_for_credentials_cleans_up_without_them() {
 }
 
 #[test]
+fn a_push_that_a_cancel_could_not_stop_is_on_record() {
+    let mut story = Story::asked(1);
+    story.when(reply(1, vec![text("Done.")], StopReason::EndTurn)).expect("reply");
+    story.when(commit()).expect("commit");
+    let push = Command::RecordPush { outcome: PushOutcome::Pushed };
+    assert_eq!(story.when(push.clone()), Err(Refusal::MovedOn));
+    story.when(Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Finished }).expect("stopped");
+    story.when(Command::Cancel { reason: None }).expect("cancel");
+    story.when(push.clone()).expect("the branch has moved all the same");
+    assert_eq!(story.when(push), Err(Refusal::MovedOn));
+    story.when(Command::Finish(Ending::Cancelled)).expect("finish");
+    assert_eq!(story.kinds[story.kinds.len() - 3..], ["cancel-requested", "pushed", "cancelled"]);
+}
+
+#[test]
 fn a_message_after_the_last_word_reopens_the_conversation() {
     let mut story = Story::asked(1);
     story.when(reply(1, vec![text("Done.")], StopReason::EndTurn)).expect("reply");

@@ -1,6 +1,6 @@
 //! One running sandbox: commands, limits seen, the end.
 
-use std::fs::File;
+use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -10,7 +10,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use orchestra_events::SandboxId;
 use orchestra_init::{Mode, Reply, Request, Target};
-use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use super::cgroup::Hierarchy;
@@ -26,12 +25,6 @@ const ENDING_PATIENCE: Duration = Duration::from_secs(15);
 /// Longest standard input of a command; the rest of the largest request is for its arguments and variables.
 const MAX_STDIN: usize = orchestra_init::MAX_REQUEST - (1 << 20);
 
-/// The part of libcontainer's state that is read here.
-#[derive(Deserialize)]
-struct ContainerState {
-    pid: Option<i32>,
-}
-
 /// A handle on a running sandbox; any number of them, in any number of processes, may exist.
 #[derive(Debug, Clone)]
 pub struct Running {
@@ -42,9 +35,8 @@ pub struct Running {
 
 /// The first process of the sandbox, if it is alive.
 pub fn first_process(layout: &Layout, cgroups: &Hierarchy) -> Option<i32> {
-    let state = layout.container().join(layout.cgroup()).join("state.json");
-    let state: ContainerState = serde_json::from_reader(File::open(state).ok()?).ok()?;
-    state.pid.filter(|pid| cgroups.holds(layout.cgroup(), *pid))
+    let pid = fs::read_to_string(layout.first_process()).ok()?.parse().ok()?;
+    cgroups.holds(layout.cgroup(), pid).then_some(pid)
 }
 
 impl Running {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,8 +18,7 @@ use super::client::Connection;
 use super::container::Running;
 use super::helper::HELPER_ARG;
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
-use super::seccomp::Dialect;
-use super::{Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, spec, teardown, volume};
+use super::{Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, seccomp, spec, teardown, volume};
 use crate::image::ImageStore;
 
 /// How long a container may take to come up on a host that is very busy.
@@ -39,6 +39,10 @@ struct Inner {
     state: State,
     cgroups: Arc<Hierarchy>,
     images: ImageStore,
+    /// The program of every sandbox's first process.
+    init: PathBuf,
+    /// The compiled system call filter of every sandbox.
+    filter: PathBuf,
     /// One lock per sandbox that something is being done with.
     busy: Mutex<HashMap<SandboxId, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -53,8 +57,11 @@ impl Containers {
         let state = State::open(&config.state_dir).map_err(SandboxError::host(format!("opening {at}")))?;
         let cgroups = Hierarchy::detect().map_err(SandboxError::host("looking for control groups"))?;
         cgroups.prepare().map_err(SandboxError::host("moving the server into a control group of its own"))?;
+        let init = state.init_program().map_err(SandboxError::host("writing the sandboxes' first process"))?;
+        let filter = seccomp::compile().and_then(|program| state.filter(&program));
+        let filter = filter.map_err(SandboxError::host("compiling the system call filter"))?;
         let images = ImageStore::new(config.images.clone());
-        let inner = Inner { config, state, cgroups: Arc::new(cgroups), images, busy: Mutex::default() };
+        let inner = Inner { config, state, cgroups: Arc::new(cgroups), images, init, filter, busy: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -100,20 +107,17 @@ impl Inner {
         volume::create(&self.state, id, spec.limits.disk_bytes)?;
         let preparing = || SandboxError::host(format!("preparing sandbox {id}"));
         teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
-        let init = self.state.init_program().map_err(preparing())?;
         let cgroup = self.cgroups.spec_path(layout.cgroup());
-        let container = spec::container(spec, &cgroup, Dialect::Libcontainer);
         let order = HelperOrder {
-            container: layout.cgroup().to_owned(),
+            description: spec::container(spec, &cgroup),
             lower,
-            init,
+            init: self.init.clone(),
+            filter: self.filter.clone(),
             timeout: spec.limits.timeout,
             cgroup: layout.cgroup().to_owned(),
         };
         let write = || {
-            make_dir(&layout.bundle())?;
             make_dir(&layout.stage())?;
-            write_whole(&layout.bundle().join("config.json"), &serde_json::to_vec(&container)?, 0o600)?;
             write_whole(&layout.order(), &serde_json::to_vec(&order)?, 0o600)
         };
         write().map_err(preparing())?;
@@ -167,6 +171,9 @@ impl Inner {
         if let Some(running) = self.find(id).await {
             return Ok(Arc::new(running));
         }
+        let cgroups = Arc::clone(&self.cgroups);
+        // Beside everything else, and nobody waits for it.
+        drop(tokio::task::spawn_blocking(move || cgroups.ease_next_move()));
         let layout = self.blocking(id, move |this| this.prepare(&spec)).await?;
         self.launch(id, &layout).await?;
         let running = Running::new(id, layout, Arc::clone(&self.cgroups));

@@ -3,6 +3,7 @@
 //! It builds and starts the container, says so on standard output, and from then on needs nobody: it waits for the
 //! sandbox's end, enforces its time limit, writes down how it ended and clears the container away.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -14,7 +15,10 @@ use std::time::{Duration, Instant};
 
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::workload::default::DefaultExecutor;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
@@ -24,6 +28,7 @@ use nix::unistd::{Pid, setgroups, setsid};
 
 use super::cgroup::Hierarchy;
 use super::layout::{Cause, Ending, HelperOrder, HelperReport, Layout, whole_file_lock, write_whole};
+use super::seccomp::Filter;
 use super::{network, stage};
 
 /// The first argument of a program that is to be a sandbox's helper; the sandbox's directory follows.
@@ -131,13 +136,15 @@ fn run(dir: &Path) -> io::Result<()> {
     let layout = Layout::at(dir.to_owned(), String::new());
     let _lock = lock(&layout)?;
     // Read after the lock is held: who removes a sandbox takes the order away first, so a late helper finds nothing.
-    let order: HelperOrder = serde_json::from_reader(File::open(layout.order())?)?;
+    let order: HelperOrder = serde_json::from_slice(&fs::read(layout.order())?)?;
     let layout = Layout::at(dir.to_owned(), order.cgroup.clone());
     let deadline = Instant::now().checked_add(order.timeout);
     let listener = hand_over_socket(&layout)?;
+    let filter = Filter::read(&order.filter)?;
     stage::enter(&layout, &order.lower, &order.init)?;
-    let layout = Layout::at(stage::SANDBOX.into(), order.cgroup.clone());
-    let started = create_and_start(&layout, &order.container);
+    fs::write(Path::new(stage::BUNDLE).join("config.json"), serde_json::to_vec(&order.description)?)?;
+    let layout = Layout::at(stage::SANDBOX.into(), order.cgroup);
+    let started = create_and_start(&layout, filter);
     // The sandbox has its own copy; with this one open, a dead sandbox would seem to accept connections.
     drop(listener);
     match started {
@@ -156,26 +163,52 @@ fn run(dir: &Path) -> io::Result<()> {
     }
 }
 
-fn create_and_start(layout: &Layout, name: &str) -> io::Result<(Container, Pid)> {
+/// Starts the first process's program like the library does, but behind our own system call filter.
+#[derive(Clone)]
+struct Filtered(Filter);
+
+impl Executor for Filtered {
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        DefaultExecutor {}.exec(spec)
+    }
+
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        DefaultExecutor {}.validate(spec)
+    }
+
+    /// The last step in the process before the library reports the container as made, long after new privileges were given
+    /// up. An error here ends the process, so nothing ever runs without the filter.
+    fn setup_envs(&self, variables: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        DefaultExecutor {}.setup_envs(variables)?;
+        let refused =
+            |error| ExecutorSetEnvsError::Other(format!("the kernel refuses the system call filter: {error}"));
+        self.0.install().map_err(refused)
+    }
+}
+
+fn create_and_start(layout: &Layout, filter: Filter) -> io::Result<(Container, Pid)> {
     let failed = |error: libcontainer::error::LibcontainerError| io::Error::other(whole_story(&error));
     let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
-    let mut container = ContainerBuilder::new(name.to_owned(), SyscallType::default())
-        .with_root_path(layout.container())
+    let mut container = ContainerBuilder::new(layout.cgroup().to_owned(), SyscallType::default())
+        .with_root_path(stage::CONTAINER)
         .map_err(failed)?
         .with_preserved_fds(1)
+        .with_executor(Filtered(filter))
         .with_stdin(null()?)
         .with_stdout(null()?)
         .with_stderr(null()?)
         .validate_id()
         .map_err(failed)?
-        .as_init(layout.bundle())
+        .as_init(stage::BUNDLE)
         .with_systemd(false)
         .with_detach(true)
         .build()
         .map_err(failed)?;
     let pid = container.pid().ok_or_else(|| io::Error::other("the container has no process"))?;
     let pid = Pid::from_raw(pid.as_raw());
-    let started = network::raise_loopback_of(pid.as_raw()).and_then(|()| container.start().map_err(failed));
+    let started = write_whole(&layout.first_process(), pid.to_string().as_bytes(), 0o600)
+        .and_then(|()| network::raise_loopback_of(pid.as_raw()))
+        .and_then(|()| container.start().map_err(failed));
     if let Err(error) = started {
         let _ = kill(pid, Signal::SIGKILL);
         let _ = waitpid(pid, None);

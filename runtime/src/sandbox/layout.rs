@@ -1,6 +1,6 @@
 //! Where everything of one sandbox lies on the host, so that it can be found again by name.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -22,15 +22,17 @@ pub struct State {
 /// What the helper is told.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct HelperOrder {
-    /// The container's name for libcontainer.
-    pub container: String,
+    /// The container in OCI form.
+    pub description: serde_json::Value,
     /// The image's root file system.
     pub lower: PathBuf,
     /// The first process's program.
     pub init: PathBuf,
+    /// The compiled system call filter.
+    pub filter: PathBuf,
     /// Seconds and nanoseconds until everything is killed.
     pub timeout: std::time::Duration,
-    /// The name of its control groups.
+    /// The name of its control groups and of the container.
     pub cgroup: String,
 }
 
@@ -68,6 +70,11 @@ pub enum HelperReport {
 
 pub fn make_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// What a file with this content is called: the start of its SHA-256 digest in hexadecimal.
+pub fn digest(content: &[u8]) -> String {
+    Sha256::digest(content).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Writes a file so that it is there whole or not at all, whoever else writes it at the same moment.
@@ -111,13 +118,23 @@ impl State {
         Layout { dir: self.sandboxes().join(id.to_string()), cgroup: format!("{}{id}", self.cgroup_prefix()) }
     }
 
-    /// The sandbox's first process as a file, written once under the name of its content.
+    /// The sandbox's first process as a file.
     pub fn init_program(&self) -> io::Result<PathBuf> {
-        let name: String = Sha256::digest(INIT).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        let path = self.dir.join("init").join(name);
-        if !path.exists() {
-            DirBuilder::new().recursive(true).mode(0o755).create(self.dir.join("init"))?;
-            write_whole(&path, INIT, 0o555)?;
+        self.keep("init", INIT, 0o555)
+    }
+
+    /// A system call filter as a file.
+    pub fn filter(&self, program: &[u8]) -> io::Result<PathBuf> {
+        self.keep("filter", program, 0o400)
+    }
+
+    /// A file that is named by its content and written when it is not there or not whole.
+    fn keep(&self, folder: &str, content: &[u8], mode: u32) -> io::Result<PathBuf> {
+        let folder = self.dir.join(folder);
+        let path = folder.join(digest(content));
+        if !fs::read(&path).is_ok_and(|kept| kept == content) {
+            DirBuilder::new().recursive(true).mode(0o755).create(&folder)?;
+            write_whole(&path, content, mode)?;
         }
         Ok(path)
     }
@@ -161,14 +178,9 @@ impl Layout {
         self.dir.join("stage")
     }
 
-    /// The directory of its container description.
-    pub fn bundle(&self) -> PathBuf {
-        self.dir.join("bundle")
-    }
-
-    /// libcontainer's own directory.
-    pub fn container(&self) -> PathBuf {
-        self.dir.join("container")
+    /// The number of its first process on this host.
+    pub fn first_process(&self) -> PathBuf {
+        self.dir.join("pid")
     }
 
     /// The socket of its first process.
@@ -210,7 +222,7 @@ impl Layout {
 
     /// How it ended, if it has.
     pub fn read_ending(&self) -> Option<Ending> {
-        serde_json::from_reader(File::open(self.ending()).ok()?).ok()
+        serde_json::from_slice(&fs::read(self.ending()).ok()?).ok()
     }
 
     /// The process that holds the helper's lock.

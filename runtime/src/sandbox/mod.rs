@@ -42,7 +42,7 @@ pub use containers::Containers;
 pub use error::SandboxError;
 pub use helper::{HELPER_ARG, helper_main};
 pub use network::listen_inside;
-pub use seccomp::{Dialect as SeccompDialect, profile as seccomp_profile};
+pub use seccomp::profile as seccomp_profile;
 pub use spec::container as container_description;
 pub use volume::Volume;
 

@@ -1,17 +1,18 @@
 //! Which system calls a sandbox may make: an allow-list for x86-64, nothing else.
+//!
+//! The list is compiled once per server, not once per sandbox: compiling takes longer than anything else a start does. The
+//! result lies in a file under the name of its digest, and a helper that finds anything else there starts nothing.
 
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::path::Path;
+
+use libseccomp::error::SeccompError;
+use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::{Value, json};
 
-/// Which program will read the profile. They disagree on the arguments of a masked comparison: the OCI specification
-/// and runc take `value` for the mask and `valueTwo` for the expected bits, libcontainer 0.7 the other way round. The wrong
-/// order allows what it should block, so the sandbox also sets `user.max_user_namespaces` to 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dialect {
-    /// libcontainer 0.7.
-    Libcontainer,
-    /// runc, crun and the specification.
-    Specification,
-}
+use super::layout::digest;
 
 /// Flags of `clone` that make a namespace: NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
 const NAMESPACE_FLAGS: u64 = 0x7E02_0000;
@@ -75,19 +76,99 @@ const SOCKET_FAMILIES: &[u64] = &[1, 2, 10, 16];
 /// `personality` values: query, Linux, and no address randomisation, which debuggers set.
 const PERSONALITIES: &[u64] = &[0, 8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF];
 
-/// The profile as OCI JSON.
-pub fn profile(dialect: Dialect) -> Value {
-    let (value, value_two) = match dialect {
-        Dialect::Libcontainer => (0, NAMESPACE_FLAGS),
-        Dialect::Specification => (NAMESPACE_FLAGS, 0),
-    };
+/// Instructions that the kernel takes at most (`BPF_MAXINSNS`).
+const MAX_INSTRUCTIONS: usize = 4096;
+/// Bytes of one instruction.
+const INSTRUCTION_BYTES: usize = size_of::<libc::sock_filter>();
+
+/// The list as a program for the kernel.
+pub fn compile() -> io::Result<Vec<u8>> {
+    let filter = build().map_err(io::Error::other)?;
+    let mut program = File::from(memfd_create("filter", MFdFlags::MFD_CLOEXEC)?);
+    filter.export_bpf(&program).map_err(io::Error::other)?;
+    program.rewind()?;
+    let mut bytes = Vec::new();
+    program.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn build() -> Result<ScmpFilterContext, SeccompError> {
+    let mut filter = ScmpFilterContext::new(ScmpAction::Errno(libc::ENOSYS))?;
+    filter.add_arch(ScmpArch::X8664)?;
+    for (names, action) in [(ALLOWED, ScmpAction::Allow), (REFUSED, ScmpAction::Errno(libc::EPERM))] {
+        for name in names {
+            // A call that the compiler does not know yet stays "not implemented".
+            if let Ok(call) = ScmpSyscall::from_name(name) {
+                filter.add_rule(action, call)?;
+            }
+        }
+    }
+    let no_namespaces = ScmpArgCompare::new(0, ScmpCompareOp::MaskedEqual(NAMESPACE_FLAGS), 0);
+    filter.add_rule_conditional(ScmpAction::Allow, ScmpSyscall::from_name("clone")?, &[no_namespaces])?;
+    for (name, values) in [("socket", SOCKET_FAMILIES), ("personality", PERSONALITIES)] {
+        let call = ScmpSyscall::from_name(name)?;
+        for value in values {
+            let equal = ScmpArgCompare::new(0, ScmpCompareOp::Equal, *value);
+            filter.add_rule_conditional(ScmpAction::Allow, call, &[equal])?;
+        }
+    }
+    Ok(filter)
+}
+
+/// A compiled filter that has been read and found whole.
+#[derive(Debug, Clone)]
+pub struct Filter(Vec<libc::sock_filter>);
+
+impl Filter {
+    /// Reads a filter from a file that is named by its digest.
+    ///
+    /// # Errors
+    /// When it is missing or is not what its name says.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let refused = |what: &str| {
+            let at = path.display();
+            io::Error::other(format!("the system call filter {at} {what}; restart the server, which writes it anew"))
+        };
+        let bytes = fs::read(path).map_err(|error| refused(&format!("cannot be read ({error})")))?;
+        let count = bytes.len() / INSTRUCTION_BYTES;
+        let whole = count > 0 && count <= MAX_INSTRUCTIONS && bytes.len().is_multiple_of(INSTRUCTION_BYTES);
+        if !whole || path.file_name().and_then(|name| name.to_str()) != Some(&*digest(&bytes)) {
+            return Err(refused("is damaged"));
+        }
+        let (instructions, _) = bytes.as_chunks::<INSTRUCTION_BYTES>();
+        let parse = |&[c0, c1, jt, jf, k0, k1, k2, k3]: &[u8; INSTRUCTION_BYTES]| libc::sock_filter {
+            code: u16::from_ne_bytes([c0, c1]),
+            jt,
+            jf,
+            k: u32::from_ne_bytes([k0, k1, k2, k3]),
+        };
+        Ok(Self(instructions.iter().map(parse).collect()))
+    }
+
+    /// Puts the filter on this process, and on everything that it will ever start.
+    ///
+    /// # Errors
+    /// When the kernel refuses it, as it does unless the process has given up new privileges.
+    pub fn install(&self) -> io::Result<()> {
+        let program = libc::sock_fprog {
+            len: u16::try_from(self.0.len()).map_err(io::Error::other)?,
+            filter: self.0.as_ptr().cast_mut(),
+        };
+        // SAFETY: the program and its instructions outlive the call, which only reads them.
+        let set = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+        if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+/// The list as the OCI specification writes it, for other programs that run containers.
+pub fn profile() -> Value {
     let mut calls = vec![
         json!({ "names": ALLOWED, "action": "SCMP_ACT_ALLOW" }),
         json!({ "names": REFUSED, "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM }),
         json!({
             "names": ["clone"],
             "action": "SCMP_ACT_ALLOW",
-            "args": [{ "index": 0, "value": value, "valueTwo": value_two, "op": "SCMP_CMP_MASKED_EQ" }],
+            "args": [{ "index": 0, "value": NAMESPACE_FLAGS, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ" }],
         }),
     ];
     let equal = |name: &str, value: &u64| {
@@ -119,5 +200,25 @@ mod tests {
         for name in ["clone", "clone3", "socket", "unshare", "mount", "ptrace", "bpf", "io_uring_setup", "setns"] {
             assert!(!ALLOWED.contains(&name), "{name}");
         }
+    }
+
+    #[test]
+    fn only_a_whole_filter_under_its_own_name_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = compile().unwrap();
+        let path = dir.path().join(digest(&program));
+        assert!(Filter::read(&path).unwrap_err().to_string().contains("cannot be read"));
+        fs::write(&path, &program).unwrap();
+        let filter = Filter::read(&path).unwrap();
+        assert_eq!(filter.0.len() * INSTRUCTION_BYTES, program.len());
+        for damaged in [&program[..program.len() - INSTRUCTION_BYTES], &program[..program.len() - 1], b"", &[0; 64]] {
+            fs::write(&path, damaged).unwrap();
+            assert!(Filter::read(&path).unwrap_err().to_string().contains("is damaged"));
+        }
+        let empty = dir.path().join(digest(b""));
+        fs::write(&empty, b"").unwrap();
+        assert!(Filter::read(&empty).is_err());
+        // What the kernel does not take for a program is an error, not a process without a filter.
+        assert!(Filter(filter.0[..filter.0.len() / 2].to_vec()).install().is_err());
     }
 }

@@ -26,6 +26,11 @@ pub const ROOT: &str = "/root";
 pub const WORKSPACE: &str = "/workspace";
 /// The user's own files, seen from the stage.
 pub const HOME: &str = "/home";
+/// The container's description, seen from the stage; it exists nowhere else.
+pub const BUNDLE: &str = "/bundle";
+/// What the container library keeps about the container, seen from the stage; it exists nowhere else. The library writes it
+/// anew at every step, for which a disk can make it wait.
+pub const CONTAINER: &str = "/container";
 /// The first process's program, seen from the stage.
 pub const INIT: &str = "/init";
 
@@ -74,7 +79,7 @@ pub fn enter(layout: &Layout, lower: &Path, init: &Path) -> io::Result<()> {
     let stage = layout.stage();
     mount(Some("stage"), &stage, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755,size=1m"))?;
     let at = |inside: &str| stage.join(inside.trim_start_matches('/'));
-    for dir in ["/proc", "/dev", "/sys/fs/cgroup", SANDBOX, ROOT, WORKSPACE, HOME] {
+    for dir in ["/proc", "/dev", "/sys/fs/cgroup", SANDBOX, ROOT, WORKSPACE, HOME, BUNDLE, CONTAINER] {
         fs::create_dir_all(at(dir))?;
     }
     File::create(at(INIT))?;

@@ -50,7 +50,7 @@ fn unescape(path: &str) -> String {
         .fold(path.to_owned(), |path, (escape, plain)| path.replace(escape, plain))
 }
 
-/// Ends a sandbox's run: kills everything, waits for its helper, removes container, groups and root. Its disk stays.
+/// Ends a sandbox's run: kills everything, waits for its helper, removes its groups. Its disk stays.
 pub fn end_run(layout: &Layout, cgroups: &Hierarchy) -> io::Result<()> {
     // First, so that a helper that only now comes up finds nothing to do.
     remove_file(&layout.order())?;
@@ -68,11 +68,7 @@ pub fn end_run(layout: &Layout, cgroups: &Hierarchy) -> io::Result<()> {
     }
     cgroups.kill(layout.cgroup())?;
     cgroups.remove(layout.cgroup())?;
-    match fs::remove_dir_all(layout.container()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    for path in [layout.ending(), layout.oom_seen(), layout.socket()] {
+    for path in [layout.ending(), layout.oom_seen(), layout.socket(), layout.first_process()] {
         remove_file(&path)?;
     }
     Ok(())

@@ -1,11 +1,14 @@
 //! What a command in a sandbox may not do, and what it cannot see.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 
-use orchestra_runtime::sandbox::{Exec, Sandboxes};
+use orchestra_runtime::sandbox::{Containers, Exec, SandboxConfig, Sandboxes};
+use sha2::{Digest, Sha256};
 
-use crate::host::{Host, limits, say, sh, spec, text};
+use crate::host::{Host, images, limits, say, sh, spec, text};
 
 #[tokio::test]
 async fn every_command_is_unprivileged() {
@@ -87,6 +90,52 @@ async fn the_dangerous_system_calls_are_refused() {
 }
 
 #[tokio::test]
+async fn the_first_process_has_the_filter_too() {
+    let host = Host::new();
+    let sandbox = host.start(host.id()).await;
+    assert_eq!(say(&sandbox, "grep -E '^(Seccomp|NoNewPrivs):' /proc/1/status").await, "NoNewPrivs:\t1\nSeccomp:\t2\n");
+}
+
+#[tokio::test]
+async fn nothing_starts_without_the_whole_filter() {
+    let host = Host::new();
+    let refused = async |sandboxes: &Containers, why: &str| {
+        let id = host.id();
+        let error = sandboxes.start(&spec(id, limits())).await.err().unwrap();
+        assert_eq!(error.failure().code.as_str(), "sandbox-start-failed", "{error}");
+        assert!(error.to_string().contains("system call filter") && error.to_string().contains(why), "{error}");
+        assert!(sandboxes.attach(id).await.unwrap().is_none());
+        let left = fs::read_dir("/sys/fs/cgroup/pids").into_iter().flatten().flatten();
+        assert_eq!(left.filter(|group| group.file_name().to_string_lossy().ends_with(&id.to_string())).count(), 0);
+    };
+    let filter = fs::read_dir(host.dir.path().join("filter")).unwrap().next().unwrap().unwrap().path();
+    let whole = fs::read(&filter).unwrap();
+    fs::write(&filter, &whole[..whole.len() / 2]).unwrap();
+    refused(&host.sandboxes, "damaged").await;
+    fs::remove_file(&filter).unwrap();
+    refused(&host.sandboxes, "cannot be read").await;
+
+    // Not even one that is what its name says, but that the kernel does not take.
+    let folder = tempfile::tempdir().unwrap();
+    let bad = [0; 8];
+    let name: String = Sha256::digest(bad).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    fs::write(folder.path().join(&name), bad).unwrap();
+    let helper = folder.path().join("helper");
+    let script = format!(
+        "#!/bin/sh\nsed -i 's#\"filter\":\"[^\"]*\"#\"filter\":\"{}\"#' \"$2/helper.json\"\nexec {} \"$@\"\n",
+        folder.path().join(&name).display(),
+        env!("CARGO_BIN_EXE_orchestra-sandbox-helper"),
+    );
+    fs::write(&helper, script).unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    let config = SandboxConfig { state_dir: host.dir.path().into(), images: images(), helper };
+    refused(&Containers::new(config).unwrap(), "the kernel refuses").await;
+
+    // A server that starts writes a missing filter anew.
+    assert_eq!(say(&host.restarted().start(&spec(host.id(), limits())).await.unwrap(), "echo on").await, "on\n");
+}
+
+#[tokio::test]
 async fn the_first_process_is_out_of_reach() {
     let host = Host::new();
     let sandbox = host.start(host.id()).await;
@@ -142,7 +191,7 @@ async fn only_the_loopback_is_there_and_it_is_its_own() {
 async fn the_host_is_not_visible() {
     let host = Host::new();
     let id = host.id();
-    std::fs::write(host.dir.path().join("secret"), "secret").unwrap();
+    fs::write(host.dir.path().join("secret"), "secret").unwrap();
     let mut spec = spec(id, limits());
     spec.env = vec![("GREETING".into(), "hi".into())];
     let sandbox = host.sandboxes.start(&spec).await.unwrap();
