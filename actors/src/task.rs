@@ -140,6 +140,10 @@ impl TaskActor {
 
     /// Starts the next step, unless one is being done.
     fn proceed(&mut self, ctx: &mut Context<Self>) {
+        if ctx.waiting() {
+            // The state is about to move; whoever moves it looks again.
+            return;
+        }
         let Some(loaded) = &self.loaded else { return self.depart(ctx, Departure::Idle { wants_place: false }) };
         if let Some(timer) = self.timer.take() {
             ctx.cancel_future(timer);
@@ -189,7 +193,14 @@ impl TaskActor {
     }
 
     /// Decides and appends while nothing else is handled; the state moves only when the store has it.
-    fn record(&mut self, command: Command, who: Who) -> ResponseActFuture<Self, Result<(), JournalError>> {
+    ///
+    /// The decision is taken when the future is first polled, not before: actix may handle a notified message in the
+    /// same turn as one of the mailbox, and then two of these futures wait for one another with one state between them.
+    fn record(command: Command, who: Who) -> ResponseActFuture<Self, Result<(), JournalError>> {
+        Box::pin(fut::ready(()).then(move |(), actor: &mut Self, _| actor.decide_and_append(command, who)))
+    }
+
+    fn decide_and_append(&mut self, command: Command, who: Who) -> ResponseActFuture<Self, Result<(), JournalError>> {
         let decided = decide(self.loaded.as_ref().map(|loaded| &*loaded.task), command.clone());
         let (events, revision) = match (decided, &self.loaded) {
             (Err(refusal), _) => return Box::pin(fut::ready(Err(refusal.into()))),
@@ -257,7 +268,7 @@ impl Handler<Ask> for TaskActor {
     type Result = AtomicResponse<Self, Result<(), AskError>>;
 
     fn handle(&mut self, ask: Ask, _ctx: &mut Self::Context) -> Self::Result {
-        let recorded = self.record(ask.command, ask.who);
+        let recorded = Self::record(ask.command, ask.who);
         AtomicResponse::new(Box::pin(recorded.map(|result, _, ctx| {
             ctx.notify(Proceed);
             result.map_err(AskError::from)
@@ -299,7 +310,7 @@ impl Handler<Outcome> for TaskActor {
             self.proceed(ctx);
             return AtomicResponse::new(Box::pin(fut::ready(())));
         };
-        let recorded = self.record(command.clone(), Who::system("task"));
+        let recorded = Self::record(command.clone(), Who::system("task"));
         AtomicResponse::new(Box::pin(recorded.map(move |result, actor, ctx| match result {
             Ok(_) => {
                 actor.refused = 0;
