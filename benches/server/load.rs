@@ -59,14 +59,14 @@ pub async fn submit_paced(server: &Server, key: &str, per_second: u32, time: Dur
     let (client, url) = (Client::new(), server.url("/v1/tasks"));
     let count = (time.as_secs_f64() * f64::from(per_second)) as usize;
     let bodies: Vec<_> = (0..count).map(|number| task(number, false).to_string().into_bytes()).collect();
-    let (due, mut dues) = mpsc::unbounded_channel();
+    let (due, mut dues) = mpsc::channel(count);
     // A thread that sleeps is more punctual than a timer wheel of milliseconds.
     let pacer = std::thread::spawn(move || {
         let start = Instant::now() + Duration::from_millis(20);
         for (number, body) in bodies.into_iter().enumerate() {
             let at = start + Duration::from_secs(1) * number as u32 / per_second;
             std::thread::sleep(at.saturating_duration_since(Instant::now()));
-            due.send((at, body)).unwrap();
+            due.blocking_send((at, body)).unwrap();
         }
     });
     let mut waits = Vec::with_capacity(count);

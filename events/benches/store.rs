@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 
 use orchestra_events::store::sqlite::SqliteStore;
 use orchestra_events::store::{fold_log, fold_stream};
+use orchestra_events::task::{TaskEvent, evolve};
 use orchestra_events::{
     Actor, ActorKind, Envelope, EventId, EventStore, Expected, NewEvent, Position, Revision, StoreError, StreamName,
+    TaskId,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -264,6 +266,40 @@ fn best(times: &[Duration]) -> f64 {
     times[0].as_secs_f64() * 1e3
 }
 
+/// A stream of a task whose agent goes round and round, with the data that the golden test holds still.
+async fn long_task(store: &SqliteStore) -> StreamName {
+    let golden: serde_json::Value = serde_json::from_str(include_str!("../src/task/golden.json")).unwrap();
+    let begin = ["created", "queued", "claimed", "attempt-started", "cloned", "sandbox-started"];
+    let round = ["model-called", "tokens-charged", "message", "tool-called", "tool-finished"];
+    let kinds: Vec<_> = begin.iter().chain(round.iter().cycle()).take(PER_STREAM).collect();
+    let stream = StreamName::task(TaskId::from_uuid(Uuid::now_v7()));
+    for batch in kinds.chunks(500) {
+        let events = batch.iter().map(|kind| {
+            let mut data = golden[**kind][0].clone();
+            if **kind == "tool-finished" {
+                data["output"] = "resource \"aws_subnet\" \"a\" {\n  count = 3\n}\n".repeat(40).into();
+            }
+            NewEvent { kind: (**kind).into(), data: RawValue::from_string(data.to_string()).unwrap(), ..event(0) }
+        });
+        store.append(&stream, Expected::Any, events.collect()).await.unwrap();
+    }
+    stream
+}
+
+/// How long it takes to have the task again.
+async fn replay(store: &SqliteStore, stream: &StreamName) -> Duration {
+    let began = Instant::now();
+    let mut task = None;
+    let each = |envelope: Envelope| {
+        let event = TaskEvent::decode(&envelope).unwrap().unwrap();
+        task = evolve(task.take(), &event);
+        Ok::<_, StoreError>(())
+    };
+    fold_stream(store, stream, Revision(0), each).await.unwrap();
+    assert!(task.is_some());
+    began.elapsed()
+}
+
 async fn reads_and_openings() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("events.db");
@@ -280,8 +316,18 @@ async fn reads_and_openings() {
         }
     }
 
+    let other = tempfile::tempdir().unwrap();
+    let tasks = SqliteStore::open(other.path().join("events.db")).unwrap();
+    let task = long_task(&tasks).await;
+
     println!("\nReads ({} stored events, warm cache, median of {TIMES})\n", STREAMS * PER_STREAM);
     println!("| what | median | best |\n| --- | --: | --: |");
+    let mut times = Vec::new();
+    for _ in 0..TIMES {
+        times.push(replay(&tasks, &task).await);
+    }
+    let middle = millis(&mut times);
+    println!("| a task of {PER_STREAM} events, folded | {middle:.1} ms | {:.1} ms |", best(&times));
     type Parse = fn(&str);
     let typed: Parse = |data| {
         let call: ToolCalled = serde_json::from_str(data).unwrap();

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod forge;
 pub mod git;
+mod http;
 pub mod image;
 pub mod model;
 mod redact;

@@ -8,13 +8,14 @@ use secrecy::{ExposeSecret, SecretString};
 use super::error::{GitError, Operation};
 use super::transport::Redactor;
 use super::{Remote, RemoteKind};
+use crate::http::HttpClient;
 
 /// How long the question may take: it explains a failure that has already happened.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of an answer is read: forges' sentences are one or two lines, log-in pages are not needed.
 const MAX_PROBE_BYTES: usize = 8 * 1024;
 
-pub(super) struct Probe(Option<reqwest::Client>);
+pub(super) struct Probe(HttpClient);
 
 /// What the forge answered.
 struct Answer {
@@ -25,13 +26,13 @@ struct Answer {
 
 impl Probe {
     pub(super) fn new() -> Self {
-        let client = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .timeout(PROBE_TIMEOUT)
-            .user_agent("git/2.0 (orchestra)")
-            .build();
-        Self(client.ok())
+        Self(HttpClient::new(|client| {
+            client
+                .redirect(reqwest::redirect::Policy::none())
+                .no_proxy()
+                .timeout(PROBE_TIMEOUT)
+                .user_agent("git/2.0 (orchestra)")
+        }))
     }
 
     /// A more exact error, when the forge has more to say about this one.
@@ -62,7 +63,7 @@ impl Probe {
     async fn ask(&self, operation: Operation, remote: &Remote, token: Option<&SecretString>) -> Option<Answer> {
         let service = if operation == Operation::Push { "git-receive-pack" } else { "git-upload-pack" };
         let url = format!("{}/info/refs?service={service}", remote.url.trim_end_matches('/'));
-        let mut request = self.0.as_ref()?.get(url).header(ACCEPT, "*/*");
+        let mut request = self.0.get().await.ok()?.get(url).header(ACCEPT, "*/*");
         if let Some(token) = token {
             request = request.basic_auth(&remote.username, Some(token.expose_secret()));
         }

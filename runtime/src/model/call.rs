@@ -120,13 +120,18 @@ struct Exchange<'a> {
 impl Exchange<'_> {
     /// Sends the request and reads the reply to its end.
     async fn run(&mut self, headers: HeaderMap, body: Vec<u8>) -> Result<(), ModelFailure> {
+        // Before the clock starts: the first call of a process builds the client.
+        let client = self.provider.client.get().await.map_err(|why| {
+            let why = format!("no connection to {}: {why}", self.provider.name);
+            ModelFailure::new(FaultClass::Tls, Charge::Nothing, why)
+        })?;
         let wait = self.timeouts.first_byte_for(body.len());
         let deadline = Instant::now() + wait;
         let late = |exchange: &Self| {
             let what = format!("sent nothing for {} s", wait.as_secs());
             exchange.failure(Fault::new(FaultClass::FirstByteTimeout, what))
         };
-        let send = self.provider.client.post(self.provider.url.clone()).headers(headers).body(body).send();
+        let send = client.post(self.provider.url.clone()).headers(headers).body(body).send();
         let mut response = match timeout_at(deadline, send).await {
             Err(_) => return Err(late(self)),
             Ok(Err(error)) => return Err(self.not_sent(&error)),

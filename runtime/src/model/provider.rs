@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::Url;
+use reqwest::{Url, redirect};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use super::pricing::{Price, PriceRow, Prices};
+use crate::http::HttpClient;
 
 /// The wire format a provider speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,14 +115,6 @@ pub enum ConfigError {
         /// The name.
         name: String,
     },
-    /// The TLS library did not come up.
-    #[error("the HTTP client for models.{name} cannot be built: {reason}")]
-    Client {
-        /// The provider.
-        name: String,
-        /// What the library says.
-        reason: String,
-    },
 }
 
 /// Why a model's name leads nowhere.
@@ -194,7 +187,7 @@ pub(super) struct Provider {
     pub url: Url,
     pub operator_key: Option<SecretString>,
     pub key_required: bool,
-    pub client: reqwest::Client,
+    pub client: HttpClient,
 }
 
 impl Provider {
@@ -222,6 +215,13 @@ impl Models {
     pub fn new(configs: Vec<ProviderConfig>, timeouts: Timeouts) -> Result<Self, ConfigError> {
         let mut prices = Prices::built_in();
         let mut providers = BTreeMap::new();
+        let connect = timeouts.connect;
+        // A redirect would carry the key to wherever it points.
+        let outside = HttpClient::new(move |client| client.redirect(redirect::Policy::none()).connect_timeout(connect));
+        // A proxy of the environment is for reaching the outside, not this machine.
+        let inside = HttpClient::new(move |client| {
+            client.redirect(redirect::Policy::none()).connect_timeout(connect).no_proxy()
+        });
         for config in configs {
             let name = config.name;
             let letters = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
@@ -232,8 +232,7 @@ impl Models {
                 prices.set(&name, row);
             }
             let url = endpoint(config.dialect, &config.base_url).ok_or(ConfigError::BaseUrl { name: name.clone() })?;
-            let client = client(&url, &timeouts)
-                .map_err(|error| ConfigError::Client { name: name.clone(), reason: error.to_string() })?;
+            let client = if is_loopback(&url) { inside.clone() } else { outside.clone() };
             let provider = Provider {
                 name: name.as_str().into(),
                 dialect: config.dialect,
@@ -316,19 +315,14 @@ fn endpoint(dialect: Dialect, base_url: &str) -> Option<Url> {
     if plain { Url::parse(&format!("{base}/{path}")).ok() } else { None }
 }
 
-fn client(url: &Url, timeouts: &Timeouts) -> reqwest::Result<reqwest::Client> {
-    // A redirect would carry the key to wherever it points.
-    let builder =
-        reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).connect_timeout(timeouts.connect);
-    let loopback = match url.host_str() {
+fn is_loopback(url: &Url) -> bool {
+    match url.host_str() {
         Some("localhost") => true,
         Some(host) => {
             host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
         }
         None => false,
-    };
-    // A proxy of the environment is for reaching the outside, not this machine.
-    if loopback { builder.no_proxy() } else { builder }.build()
+    }
 }
 
 /// The name spelled most alike, when one is alike at all.
