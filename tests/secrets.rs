@@ -99,7 +99,9 @@ impl Watch {
             while !stopped.load(Ordering::Relaxed) {
                 for entry in fs::read_dir("/proc").unwrap().flatten() {
                     let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
-                    let (environment, command) = (read("environ"), read("cmdline"));
+                    // The command line before its environment: a child that turns into its own program between the two
+                    // is looked at again in the next round, as what it has become.
+                    let (command, environment) = (read("cmdline"), read("environ"));
                     for text in [&environment, &command].map(|bytes| String::from_utf8_lossy(bytes)) {
                         let known = |form: &&String| {
                             text.contains(form.as_str()) && !(command == own && operator.contains(form))
