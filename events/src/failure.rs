@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ledger::Exhausted;
+
 /// Why a task, or one step of it, failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -14,12 +16,24 @@ pub struct Failure {
     pub hint: String,
     /// Whether doing the same again may succeed.
     pub retryable: bool,
+    /// The cap that was met, where it is a budget that refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Box<Exhausted>>,
+}
+
+impl From<Exhausted> for Failure {
+    fn from(exhausted: Exhausted) -> Self {
+        let mut failure =
+            Self::new(FailureCode::BudgetExceeded, format!("The next model call does not fit: {exhausted}."));
+        failure.budget = Some(Box::new(exhausted));
+        failure
+    }
 }
 
 impl Failure {
     /// A failure with its code's own hint and verdict on retrying.
     pub fn new(code: FailureCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: code.hint().to_owned(), retryable: code.retryable() }
+        Self { code, message: message.into(), hint: code.hint().to_owned(), retryable: code.retryable(), budget: None }
     }
 
     /// The same failure with a more exact remedy.
@@ -114,6 +128,8 @@ failure_codes! {
     PullRequestFailed = "pull-request-failed", true, "The branch is pushed; open the pull request by hand or retry.";
     /// Somebody cancelled it.
     Cancelled = "cancelled", false, "Retry the task to start again.";
+    /// The agent's program did not run, or ended without having done its work.
+    HarnessFailed = "harness-failed", false, "Check that the task's image has the harness (orchestra image build --with), then read the task's last messages.";
     /// Our fault.
     Internal = "internal", true, "Retry; if it happens again, report it with the task's id.";
 }

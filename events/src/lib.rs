@@ -14,6 +14,7 @@ pub mod failure;
 pub mod id;
 pub mod json;
 pub mod key;
+pub mod ledger;
 pub mod money;
 pub mod projections;
 pub mod repo;

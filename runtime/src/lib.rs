@@ -5,6 +5,7 @@ pub mod forge;
 pub mod git;
 mod http;
 pub mod image;
+pub mod meter;
 pub mod model;
 mod redact;
 pub mod sandbox;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use orchestra_events::blob::{Content, INLINE_LIMIT};
+use orchestra_events::ledger::Remaining;
 use orchestra_events::task::command::{Charge, Command, Then};
 use orchestra_events::task::conversation::{Block, Turn, Usage, UserPart};
 use orchestra_events::task::event::{CredentialKind, ToolOutcome};
@@ -11,7 +12,7 @@ use orchestra_events::task::step::{MAX_CALLS, out_of_calls};
 use orchestra_events::{CallId, Failure, FailureCode, NanoUsd, TaskId};
 use orchestra_runtime::agent::{End, plan_tool, render_output, system_prompt, tool_specs};
 use orchestra_runtime::model::{
-    Charge as Charged, FaultClass, ModelFailure, ModelReply, ModelRequest, Remaining, ResolvedModel, fit, input_bound,
+    Charge as Charged, FaultClass, ModelFailure, ModelReply, ModelRequest, ResolvedModel, input_bound, quote,
 };
 use orchestra_runtime::sandbox::{Exec, Exit, SandboxError};
 use tokio::sync::mpsc;
@@ -124,7 +125,7 @@ impl Workshop {
         let bound = input_bound(bytes(&request)?, previous);
         let remaining = Remaining { nano_usd: task.dollars_left(), tokens: task.tokens_left() };
         let price = &request.model.price;
-        let Some(fitted) = fit(price, ModelRequest::CACHE_WRITES, bound, WANTED_OUTPUT, remaining) else {
+        let Some(fitted) = quote(price, ModelRequest::CACHE_WRITES, bound, WANTED_OUTPUT).fit(remaining) else {
             return Err(Failed::new(over_budget(task)));
         };
         Ok(Command::ReserveModel {

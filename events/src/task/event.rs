@@ -72,6 +72,30 @@ pub struct TaskSpec {
 pub enum Harness {
     /// Orchestra's own loop.
     Builtin,
+    /// Anthropic's command line agent, `claude`.
+    ClaudeCode,
+    /// OpenAI's command line agent, `codex`.
+    Codex,
+    /// The command line agent `opencode`.
+    Opencode,
+    /// A command of the caller's own.
+    Command,
+}
+
+impl Harness {
+    /// Every harness.
+    pub const ALL: [Self; 5] = [Self::Builtin, Self::ClaudeCode, Self::Codex, Self::Opencode, Self::Command];
+
+    /// The stable name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Builtin => "builtin",
+            Self::ClaudeCode => "claude-code",
+            Self::Codex => "codex",
+            Self::Opencode => "opencode",
+            Self::Command => "command",
+        }
+    }
 }
 
 /// Caps of one task. Absent means no cap of that kind.

@@ -1,6 +1,6 @@
 //! How large a call can get before it is made: the bound that a reservation is built on.
 
-use orchestra_events::NanoUsd;
+use orchestra_events::ledger::Quote;
 
 use super::pricing::{CacheWrites, Price};
 
@@ -25,62 +25,25 @@ pub fn input_bound(request_bytes: u64, previous: Option<(u64, u64)>) -> u64 {
     }
 }
 
-/// What is left to spend. Absent means no limit of that kind.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Remaining {
-    /// Money.
-    pub nano_usd: Option<NanoUsd>,
-    /// Input and output tokens together.
-    pub tokens: Option<u64>,
-}
-
-/// A call that fits: what to ask for, and the most it can take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fitted {
-    /// The output limit to send along.
-    pub max_output_tokens: u64,
-    /// The most it can cost.
-    pub nano_usd: NanoUsd,
-    /// The most tokens it can use.
-    pub tokens: u64,
-}
-
-/// Lowers the output limit until the call fits into what is left. `None`: it does not, even at [`OUTPUT_FLOOR`] (or at
-/// the wanted limit, when that is less).
-pub fn fit(
-    price: &Price,
-    writes: CacheWrites,
-    input_bound: u64,
-    wanted_output: u64,
-    remaining: Remaining,
-) -> Option<Fitted> {
-    let wanted = price.max_output_tokens().map_or(wanted_output, |most| wanted_output.min(most));
-    let mut output = wanted;
-    if let Some(tokens) = remaining.tokens {
-        output = output.min(tokens.checked_sub(input_bound)?);
+/// The most a call can cost whose request is within this bound and causes only these cache writes.
+pub fn quote(price: &Price, writes: CacheWrites, input_bound: u64, wanted_output: u64) -> Quote {
+    let (input_rate, output_rate) = price.dearest(writes, input_bound);
+    Quote {
+        input_tokens: input_bound,
+        input_picos: u128::from(input_bound) * u128::from(input_rate),
+        output_picos: output_rate,
+        replies: 1,
+        wanted_output: price.max_output_tokens().map_or(wanted_output, |most| wanted_output.min(most)),
+        least_output: OUTPUT_FLOOR,
     }
-    if let Some(left) = remaining.nano_usd {
-        let (input_rate, output_rate) = price.dearest(writes, input_bound);
-        let left = u128::try_from(left.nanos()).ok()? * 1_000;
-        let left = left.checked_sub(u128::from(input_bound) * u128::from(input_rate))?;
-        if output_rate > 0 {
-            output = output.min(u64::try_from(left / u128::from(output_rate)).unwrap_or(u64::MAX));
-        }
-    }
-    // A request for no output at all is not one.
-    if output < wanted.min(OUTPUT_FLOOR) || output == 0 {
-        return None;
-    }
-    Some(Fitted {
-        max_output_tokens: output,
-        nano_usd: price.bound_for(writes, input_bound, output),
-        tokens: input_bound.saturating_add(output),
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use orchestra_events::NanoUsd;
+    use orchestra_events::ledger::Remaining;
 
     use super::super::pricing::Prices;
     use super::*;
@@ -105,7 +68,7 @@ mod tests {
         let prices = Prices::built_in();
         let price = prices.find("anthropic", "claude-sonnet-4-6").expect("priced");
         let dollars = |text: &str| Remaining { nano_usd: NanoUsd::parse_decimal(text).ok(), tokens: None };
-        let fit = |remaining| fit(price, CacheWrites::FiveMinutes, 10_000, 32_000, remaining);
+        let fit = |remaining| quote(price, CacheWrites::FiveMinutes, 10_000, 32_000).fit(remaining);
         // 10,000 tokens at 3.75 per million and 32,000 at 15.
         assert_eq!(fit(dollars("2")).expect("fits").nano_usd.to_string(), "0.5175");
         assert_eq!(fit(dollars("0.5175")).expect("fits").max_output_tokens, 32_000);
@@ -129,7 +92,7 @@ mod tests {
             names.sort();
             let price = prices.find("openai", &names[row % names.len()]).expect("priced");
             let remaining = Remaining { nano_usd: Some(NanoUsd::from_nanos(nanos)), tokens };
-            if let Some(fitted) = fit(price, CacheWrites::Any, input, wanted, remaining) {
+            if let Some(fitted) = quote(price, CacheWrites::Any, input, wanted).fit(remaining) {
                 prop_assert!(fitted.nano_usd.nanos() <= nanos);
                 prop_assert!(tokens.is_none_or(|tokens| fitted.tokens <= tokens));
                 prop_assert!(fitted.max_output_tokens >= wanted.min(OUTPUT_FLOOR).min(price.max_output_tokens().unwrap_or(u64::MAX)));

@@ -1,7 +1,7 @@
 //! Models and their providers: names, prices, bounds, calls, faults and when to try again.
 //!
 //! A call goes: [`Models::resolve`] a name, [`ModelRequest::bytes`] and [`input_bound`] for what it can read,
-//! [`fit`] for what it may write, then [`ModelClient::call`], and [`retry::decide`] about what failed. Money is
+//! [`quote`] for what it may cost, then [`ModelClient::call`], and [`retry::decide`] about what failed. Money is
 //! reserved and settled by the caller; nothing here knows a ledger.
 
 mod anthropic;
@@ -25,7 +25,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub use bound::{Fitted, HIDDEN_INPUT_TOKENS, OUTPUT_FLOOR, Remaining, fit, input_bound};
+pub use bound::{HIDDEN_INPUT_TOKENS, OUTPUT_FLOOR, input_bound, quote};
 pub use call::MAX_REPLY_BYTES;
 pub use fault::{Charge, FaultClass, ModelFailure};
 pub use pricing::{CacheWrites, LongContext, LongContextRow, Price, PriceRow, Prices, Rates};

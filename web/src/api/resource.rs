@@ -149,9 +149,7 @@ impl From<TaskResource> for TaskView {
             repo: task.spec.repo.to_string(),
             task: task.spec.task,
             model: task.spec.model,
-            harness: match task.spec.harness {
-                orchestra_events::task::event::Harness::Builtin => "builtin",
-            },
+            harness: task.spec.harness.as_str(),
             team: task.spec.team,
             project: task.spec.project,
             environment: task.spec.environment,
