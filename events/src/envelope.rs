@@ -47,6 +47,16 @@ impl StreamName {
         Self(format!("key-{}", id.uuid()).into())
     }
 
+    /// The ledger of a team. Refuses what cannot be a team's name, which an API key or a task never carries.
+    pub fn ledger(team: &str) -> Result<Self, StreamNameError> {
+        format!("ledger-{team}").parse()
+    }
+
+    /// The team whose ledger this is, if it is one.
+    pub fn ledger_team(&self) -> Option<&str> {
+        self.0.strip_prefix("ledger-")
+    }
+
     /// The task whose stream this is, if it is one.
     pub fn task_id(&self) -> Option<TaskId> {
         Uuid::parse_str(self.0.strip_prefix("task-")?).ok().map(TaskId::from_uuid)

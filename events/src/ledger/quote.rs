@@ -81,8 +81,9 @@ impl Quote {
             let left = u128::try_from(left.nanos()).ok()? * PICOS_PER_NANO;
             let left = left.checked_sub(self.input_picos)?;
             let each = u128::from(self.output_picos) * u128::from(replies);
-            if each > 0 {
-                output = output.min(u64::try_from(left / each).unwrap_or(u64::MAX));
+            // Output that costs nothing is not limited by money.
+            if let Some(affordable) = left.checked_div(each) {
+                output = output.min(u64::try_from(affordable).unwrap_or(u64::MAX));
             }
         }
         // A request for no output at all is not one.

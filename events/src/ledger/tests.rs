@@ -1,0 +1,767 @@
+//! The rules of a ledger, and ten thousand random lives of one, each held against an audit that shares no code with it.
+
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use uuid::Uuid;
+
+use super::audit::{Audit, Fault, check};
+use super::event::{Amount, Budget, Cap, LedgerEvent, Reserved};
+use super::state::{Checkpoint, ENDED_KEPT};
+use super::*;
+use crate::failure::FailureCode;
+use crate::id::{CallId, TaskId};
+use crate::money::NanoUsd;
+use crate::task::conversation::Usage;
+
+fn call(number: u128) -> CallId {
+    CallId::from_uuid(Uuid::from_u128(number))
+}
+
+fn task(number: u128) -> TaskId {
+    TaskId::from_uuid(Uuid::from_u128(number))
+}
+
+fn at(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+fn usd(nanos: i64) -> NanoUsd {
+    NanoUsd::from_nanos(nanos)
+}
+
+fn cap(nanos: Option<i64>, tokens: Option<u64>) -> Cap {
+    Cap { max_nano_usd: nanos.map(usd), max_tokens: tokens }
+}
+
+fn scope(text: &str) -> Scope {
+    text.parse().unwrap()
+}
+
+/// A quote of a nano-dollar per token in and out.
+fn quote(input: u64, wanted: u64, least: u64) -> Quote {
+    Quote {
+        input_tokens: input,
+        input_picos: u128::from(input) * 1_000,
+        output_picos: 1_000,
+        replies: 1,
+        wanted_output: wanted,
+        least_output: least,
+    }
+}
+
+fn zones() -> Zones {
+    let mut zones = Zones::utc();
+    for name in ZONES {
+        zones.insert(name, TimeZone::get(name).expect("the system's time zones"));
+    }
+    zones
+}
+
+const ZONES: [&str; 5] = ["UTC", "Europe/Zurich", "America/New_York", "Pacific/Kiritimati", "Asia/Beirut"];
+
+/// A ledger with its log, its audit and its clock.
+struct Ledger {
+    state: State,
+    log: Vec<LedgerEvent>,
+    audit: Audit,
+    zones: Zones,
+    now: Timestamp,
+}
+
+impl Ledger {
+    fn new(now: &str) -> Self {
+        Self { state: State::default(), log: Vec::new(), audit: Audit::new(), zones: zones(), now: at(now) }
+    }
+
+    /// Decides, and takes in what was decided; the audit sees every event first.
+    fn ask(&mut self, command: Command) -> Result<Vec<LedgerEvent>, Refusal> {
+        let events = decide(&self.state, command, &self.zones)?;
+        for event in &events {
+            self.audit.take(event).unwrap_or_else(|violation| panic!("{violation}\n{event:?}"));
+            self.state = evolve(std::mem::take(&mut self.state), event);
+            self.log.push(event.clone());
+        }
+        Ok(events)
+    }
+
+    fn budget(&mut self, of: &str, budget: Budget) {
+        self.ask(Command::SetBudget { scope: scope(of), budget }).unwrap();
+    }
+
+    fn reserve(&mut self, number: u128, of: u128, quote: Quote) -> Result<Reserved, Refusal> {
+        self.reserve_on(number, of, Path::team("a"), Cap::default(), quote)
+    }
+
+    fn reserve_on(&mut self, number: u128, of: u128, path: Path, own: Cap, quote: Quote) -> Result<Reserved, Refusal> {
+        let request = Reserve {
+            call: call(number),
+            task: task(of),
+            path,
+            own,
+            opening: Amount::ZERO,
+            model: "m".to_owned(),
+            price: "p".to_owned(),
+            quote,
+        };
+        self.ask(Command::Reserve(Box::new(request), self.now))?;
+        Ok(self.state.open_call(call(number)).expect("it is reserved").clone())
+    }
+
+    fn settle(&mut self, number: u128, tokens: u64) -> Result<Vec<LedgerEvent>, Refusal> {
+        let usage = Usage { output_tokens: tokens, ..Usage::default() };
+        let cost = usd(i64::try_from(tokens).unwrap());
+        let settle = Settle { call: call(number), usage, cost, confirmed: true, price: "p".to_owned() };
+        self.ask(Command::Settle(Box::new(settle)))
+    }
+
+    fn standing(&self, of: &str) -> View {
+        view(&self.state, &scope(of), self.now, &self.zones)
+    }
+
+    /// What another process would know.
+    fn refolded(&self) -> State {
+        let start = self.log.iter().rposition(|event| matches!(event, LedgerEvent::DayClosed(_))).unwrap_or(0);
+        self.log[start..].iter().fold(State::default(), evolve)
+    }
+}
+
+fn exhausted(refused: Result<Reserved, Refusal>) -> (Exhausted, bool) {
+    match refused {
+        Err(Refusal::Exhausted { exhausted, waits_for }) => (*exhausted, waits_for),
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+#[test]
+fn a_call_is_cut_to_what_is_left_and_refused_below_what_is_useful() {
+    let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+    ledger.budget("team:a", Budget { per_day: cap(Some(100), None), ..Budget::default() });
+    let first = ledger.reserve(1, 1, quote(10, 50, 20)).unwrap();
+    assert_eq!((first.amount(), first.max_output_tokens), (Amount { nano_usd: usd(60), tokens: 60 }, 50));
+    let second = ledger.reserve(2, 1, quote(10, 50, 20)).unwrap();
+    assert_eq!((second.reserved_nano_usd, second.max_output_tokens), (usd(40), 30));
+    let (refused, waits_for) = exhausted(ledger.reserve(3, 1, quote(10, 50, 20)));
+    assert!(waits_for, "the two may turn out to cost nothing");
+    assert_eq!(refused.scope, "team:a");
+    assert_eq!(refused.period, Period::Day);
+    assert_eq!(refused.resets_at, Some(at("2026-11-23T00:00:00Z")));
+    let zero = NanoUsd::ZERO;
+    assert_eq!(
+        refused.amounts,
+        Amounts::Dollars { spent_nano_usd: zero, reserved_nano_usd: usd(100), cap_nano_usd: usd(100) }
+    );
+    ledger.settle(1, 60).unwrap();
+    ledger.settle(2, 40).unwrap();
+    let (_, waits_for) = exhausted(ledger.reserve(3, 1, quote(10, 50, 20)));
+    assert!(!waits_for, "nothing is under way that could make room");
+    ledger.now = at("2026-11-23T00:00:00Z");
+    ledger.reserve(3, 1, quote(10, 50, 20)).unwrap();
+}
+
+#[test]
+fn every_scope_and_period_holds_and_the_one_that_refuses_is_named() {
+    let path = Path {
+        project: Some("p".into()),
+        environment: Some("e".into()),
+        task_type: Some("t".into()),
+        ..Path::team("a")
+    };
+    let tight = cap(Some(5), None);
+    let per = |period| match period {
+        Period::Task => Budget { per_task: tight, ..Budget::default() },
+        Period::Day => Budget { per_day: tight, ..Budget::default() },
+        Period::Month => Budget { per_month: tight, ..Budget::default() },
+    };
+    for of in ["team:a", "project:a/p", "environment:a/p/e", "task-type:a/t"] {
+        for period in [Period::Task, Period::Day, Period::Month] {
+            let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+            ledger.budget(of, per(period));
+            let (refused, waits_for) = exhausted(ledger.reserve_on(1, 1, path.clone(), Cap::default(), quote(5, 9, 1)));
+            assert_eq!((refused.scope.as_str(), refused.period, waits_for), (of, period, false));
+            // Another team, project, environment or type of task is another matter.
+            let elsewhere = Path { project: Some("q".into()), task_type: Some("u".into()), ..path.clone() };
+            let other = ledger.reserve_on(2, 1, elsewhere, Cap::default(), quote(5, 9, 1));
+            assert_eq!(other.is_ok(), of != "team:a");
+        }
+    }
+    let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+    let (refused, _) = exhausted(ledger.reserve_on(1, 1, path.clone(), tight, quote(5, 9, 1)));
+    assert_eq!((refused.scope, refused.resets_at), (format!("task:{}", task(1)), None));
+    let (refused, _) = exhausted(ledger.reserve_on(1, 1, path, cap(None, Some(5)), quote(5, 9, 1)));
+    assert_eq!(refused.amounts, Amounts::Tokens { spent_tokens: 0, reserved_tokens: 0, cap_tokens: 5 });
+}
+
+#[test]
+fn what_is_said_twice_happens_once() {
+    let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+    let first = ledger.reserve(1, 1, quote(10, 50, 20)).unwrap();
+    let events = ledger.log.len();
+    assert_eq!(ledger.reserve(1, 1, quote(99, 99, 99)).unwrap(), first);
+    assert_eq!(ledger.log.len(), events);
+    ledger.settle(1, 7).unwrap();
+    assert_eq!(ledger.settle(1, 9), Ok(vec![]));
+    assert_eq!(ledger.ask(Command::Release(call(1))), Ok(vec![]));
+    assert_eq!(ledger.ask(Command::Trim { call: call(1), to: Amount::ZERO }), Ok(vec![]));
+    assert_eq!(ledger.reserve(1, 1, quote(1, 1, 1)), Err(Refusal::CallEnded(call(1))));
+    assert_eq!(ledger.settle(2, 7), Err(Refusal::NoSuchCall(call(2))));
+    assert_eq!(ledger.ask(Command::Release(call(2))), Err(Refusal::NoSuchCall(call(2))));
+    assert_eq!(ledger.standing("team:a").day.spent, Amount { nano_usd: usd(7), tokens: 7 });
+}
+
+#[test]
+fn a_trim_frees_at_once_and_never_raises() {
+    let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+    ledger.budget("team:a", Budget { per_day: cap(Some(100), None), ..Budget::default() });
+    ledger.reserve(1, 1, quote(50, 50, 50)).unwrap();
+    exhausted(ledger.reserve(2, 1, quote(10, 10, 10)));
+    let trim = |nanos, tokens| Command::Trim { call: call(1), to: Amount { nano_usd: usd(nanos), tokens } };
+    assert_eq!(ledger.ask(trim(200, 200)), Ok(vec![]));
+    ledger.ask(trim(70, 200)).unwrap();
+    assert_eq!(ledger.state.open_call(call(1)).unwrap().amount(), Amount { nano_usd: usd(70), tokens: 100 });
+    ledger.reserve(2, 1, quote(10, 20, 10)).unwrap();
+    exhausted(ledger.reserve(3, 1, quote(1, 1, 1)));
+}
+
+#[test]
+fn a_call_that_costs_more_than_was_set_aside_is_booked_in_full() {
+    let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+    ledger.budget("team:a", Budget { per_day: cap(Some(100), None), ..Budget::default() });
+    ledger.reserve(1, 1, quote(50, 50, 50)).unwrap();
+    ledger.settle(1, 150).unwrap();
+    assert_eq!(ledger.standing("team:a").day.spent.nano_usd, usd(150));
+    exhausted(ledger.reserve(2, 1, quote(1, 1, 1)));
+    assert_eq!(check(&ledger.log).unwrap().overruns, 1);
+}
+
+#[test]
+fn a_cap_that_is_set_at_noon_counts_the_morning() {
+    let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+    ledger.reserve(1, 1, quote(50, 50, 50)).unwrap();
+    ledger.settle(1, 80).unwrap();
+    ledger.reserve(2, 1, quote(5, 5, 5)).unwrap();
+    ledger.budget("team:a", Budget { per_month: cap(None, Some(100)), ..Budget::default() });
+    let view = ledger.standing("team:a");
+    assert_eq!((view.month.spent.tokens, view.month.reserved.tokens), (80, 10));
+    assert_eq!(ledger.reserve(3, 1, quote(5, 50, 5)).unwrap().reserved_tokens, 10);
+    // A lower cap blocks what is new and touches nothing that stands.
+    ledger.budget("team:a", Budget { per_month: cap(None, Some(1)), ..Budget::default() });
+    exhausted(ledger.reserve(4, 1, quote(1, 1, 1)));
+    ledger.settle(2, 10).unwrap();
+}
+
+#[test]
+fn a_call_counts_to_the_day_on_which_it_was_reserved() {
+    let mut ledger = Ledger::new("2026-11-22T22:59:59Z");
+    let zurich = Budget { time_zone: Some("Europe/Zurich".into()), ..Budget::default() };
+    ledger.budget("team:a", zurich.clone());
+    ledger.budget("project:a/p", Budget { time_zone: Some("America/New_York".into()), ..zurich });
+    let path = Path { project: Some("p".into()), ..Path::team("a") };
+    let before = ledger.reserve_on(1, 1, path.clone(), Cap::default(), quote(5, 5, 5)).unwrap();
+    ledger.now = at("2026-11-22T23:00:00Z");
+    let after = ledger.reserve_on(2, 1, path, Cap::default(), quote(5, 5, 5)).unwrap();
+    assert_eq!((before.day.to_string(), after.day.to_string()), ("2026-11-22".into(), "2026-11-23".into()));
+    assert_eq!(after.day_of(Tier::Project).to_string(), "2026-11-22");
+    assert!(before.days.is_empty());
+    ledger.settle(1, 3).unwrap();
+    let team = ledger.standing("team:a");
+    assert_eq!((team.day.spent.tokens, team.day.reserved.tokens, team.month.spent.tokens), (0, 10, 3));
+    assert_eq!(team.day.resets_at, Some(at("2026-11-23T23:00:00Z")));
+    let project = ledger.standing("project:a/p");
+    assert_eq!((project.day.spent.tokens, project.day.reserved.tokens), (3, 10));
+    assert_eq!(project.day.resets_at, Some(at("2026-11-23T05:00:00Z")));
+    // A scope without a zone of its own goes by its team's.
+    assert_eq!(ledger.standing("task-type:a/t").time_zone, "Europe/Zurich");
+}
+
+#[test]
+fn parts_of_a_cap_are_announced_once_per_window() {
+    let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+    ledger.budget("team:a", Budget { per_day: cap(Some(100), None), ..Budget::default() });
+    let announced = |events: Vec<LedgerEvent>| -> Vec<u8> {
+        let percent = |event: &LedgerEvent| match event {
+            LedgerEvent::ThresholdReached(event) => Some(event.percent),
+            _ => None,
+        };
+        events.iter().filter_map(percent).collect()
+    };
+    for (number, tokens, expected) in [(1, 49, vec![]), (2, 1, vec![50]), (3, 1, vec![]), (4, 49, vec![80, 100])] {
+        ledger.reserve(number, 1, quote(0, tokens, 1)).unwrap();
+        assert_eq!(announced(ledger.settle(number, tokens).unwrap()), expected);
+    }
+    ledger.now = at("2026-11-23T10:00:00Z");
+    ledger.reserve(5, 1, quote(0, 50, 1)).unwrap();
+    assert_eq!(announced(ledger.settle(5, 50).unwrap()), [50]);
+    // Per task: once for each task, and for the task's own cap.
+    ledger.budget("team:a", Budget { per_task: cap(None, Some(10)), ..Budget::default() });
+    for (number, of) in [(6, 7), (7, 8)] {
+        ledger.reserve_on(number, of, Path::team("a"), cap(None, Some(8)), quote(0, 8, 1)).unwrap();
+        assert_eq!(announced(ledger.settle(number, 8).unwrap()), [50, 80, 100, 50, 80]);
+    }
+}
+
+#[test]
+fn a_refund_gives_no_headroom_and_never_more_than_was_spent() {
+    let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+    ledger.budget("team:a", Budget { per_day: cap(Some(100), None), ..Budget::default() });
+    ledger.reserve(1, 1, quote(50, 50, 50)).unwrap();
+    ledger.settle(1, 100).unwrap();
+    let refund = |nanos| Command::Refund { task: task(1), nano_usd: usd(nanos), reason: FailureCode::Internal };
+    assert_eq!(ledger.ask(refund(0)), Ok(vec![]));
+    assert_eq!(ledger.ask(refund(60)).unwrap().len(), 1);
+    assert_eq!(ledger.ask(refund(60)), Err(Refusal::RefundTooLarge { task: task(1), left: usd(40) }));
+    exhausted(ledger.reserve(2, 1, quote(1, 1, 1)));
+    assert_eq!(check(&ledger.log).unwrap().tasks[&task(1)].refunded, usd(60));
+}
+
+#[test]
+fn budgets_are_checked() {
+    let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+    let set = |budget| Command::SetBudget { scope: scope("team:a"), budget };
+    let lost = Budget { time_zone: Some("Europe/Atlantis".into()), ..Budget::default() };
+    assert_eq!(ledger.ask(set(lost)), Err(Refusal::UnknownTimeZone("Europe/Atlantis".into())));
+    let negative = Budget { per_day: cap(Some(-1), None), ..Budget::default() };
+    assert_eq!(ledger.ask(set(negative)), Err(Refusal::NegativeCap));
+    let some = Budget { per_day: cap(Some(1), None), ..Budget::default() };
+    assert_eq!(ledger.ask(set(some.clone())).unwrap().len(), 1);
+    assert_eq!(ledger.ask(set(some)), Ok(vec![]));
+    assert_eq!(ledger.ask(set(Budget::default())).unwrap().len(), 1);
+    assert_eq!(ledger.state.budgets().count(), 0);
+}
+
+#[test]
+fn a_call_that_nothing_bounds_is_refused() {
+    let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+    let endless = Quote { wanted_output: u64::MAX, output_picos: u64::MAX, ..quote(1, 1, 1) };
+    assert!(matches!(ledger.reserve(1, 1, endless), Err(Refusal::TooDear { .. })));
+    assert!(matches!(ledger.reserve(1, 1, quote(1, 0, 0)), Err(Refusal::TooDear { .. })));
+}
+
+#[test]
+fn a_first_call_is_checked_without_a_trace() {
+    let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+    ledger
+        .budget("team:a", Budget { per_task: cap(Some(50), None), per_day: cap(Some(60), None), ..Budget::default() });
+    ledger.reserve(1, 1, quote(0, 20, 1)).unwrap();
+    let fits = |quote| fits(&ledger.state, &Path::team("a"), Cap::default(), &quote, ledger.now, &ledger.zones);
+    assert_eq!(fits(quote(0, 99, 1)).unwrap().max_output_tokens, 40);
+    assert!(matches!(fits(quote(0, 99, 41)), Err(Refusal::Exhausted { waits_for: true, .. })));
+    assert!(matches!(fits(quote(0, 99, 51)), Err(Refusal::Exhausted { waits_for: false, .. })));
+}
+
+#[test]
+fn what_is_kept_is_bounded_however_long_the_ledger_gets() {
+    let mut ledger = Ledger::new("2026-01-01T10:00:00Z");
+    let mut number = 0;
+    for _ in 0..200 {
+        for _ in 0..12 {
+            number += 1;
+            let path = Path { project: Some(format!("p{number}")), ..Path::team("a") };
+            ledger.reserve_on(number, number, path, Cap::default(), quote(1, 1, 1)).unwrap();
+            ledger.settle(number, 1).unwrap();
+        }
+        ledger.now += SignedDuration::from_hours(24);
+    }
+    assert!(ledger.state.tasks.len() <= 24, "{}", ledger.state.tasks.len());
+    assert!(ledger.state.accounts.len() <= 62 * 12 + 1, "{}", ledger.state.accounts.len());
+    assert!((0..number).filter(|number| ledger.state.has_ended(call(*number))).count() <= ENDED_KEPT);
+    let team = &ledger.state.accounts[&scope("team:a")];
+    assert_eq!((team.days.kept.len(), team.months.kept.len()), (2, 2));
+    ledger.audit.agrees_with(&ledger.state).unwrap();
+}
+
+#[test]
+fn a_checkpoint_that_would_be_too_large_forgets_idle_tasks_first() {
+    let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+    for number in 1..=12_000 {
+        let opening = Amount { nano_usd: usd(1), tokens: 1 };
+        let request = Reserve {
+            call: call(number),
+            task: task(number),
+            path: Path::team("a"),
+            own: Cap::default(),
+            opening,
+            model: "m".into(),
+            price: "p".into(),
+            quote: quote(1, 1, 1),
+        };
+        ledger.ask(Command::Reserve(Box::new(request), ledger.now)).unwrap();
+        if number > 10 {
+            ledger.settle(number, 1).unwrap();
+        }
+    }
+    let events = ledger.ask(Command::CloseDay("2026-11-22".parse().unwrap())).unwrap();
+    let [LedgerEvent::DayClosed(closed)] = events.as_slice() else { panic!("{events:?}") };
+    assert_eq!(closed.checkpoint.tasks.len(), 10);
+    assert_eq!(ledger.refolded(), ledger.state);
+    assert_eq!(ledger.ask(Command::CloseDay("2026-11-22".parse().unwrap())), Ok(vec![]));
+}
+
+#[test]
+fn the_audit_sees_what_must_not_be() {
+    let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+    ledger.budget("team:a", Budget { per_day: cap(Some(100), None), ..Budget::default() });
+    ledger.reserve(1, 1, quote(50, 50, 50)).unwrap();
+    ledger.settle(1, 40).unwrap();
+    let of = |events: &[LedgerEvent]| check(events).map(drop).map_err(|violation| violation.fault);
+    assert_eq!(of(&ledger.log), Ok(()));
+    let (reserved, settled) = (ledger.log[1].clone(), ledger.log[2].clone());
+    let with = |more: &[LedgerEvent]| of(&[ledger.log.clone(), more.to_vec()].concat());
+    assert_eq!(with(&[settled]), Err(Fault::NotOpen(call(1))));
+    assert_eq!(with(std::slice::from_ref(&reserved)), Err(Fault::ReservedTwice(call(1))));
+    let LedgerEvent::Reserved(mut other) = reserved else { panic!("{reserved:?}") };
+    other.call = call(2);
+    let over = with(&[LedgerEvent::Reserved(other.clone())]);
+    assert!(matches!(over, Err(Fault::Overshoot { used: 140, cap: 100, .. })), "{over:?}");
+    other.reserved_nano_usd = usd(10);
+    let trim = event::Trimmed { call: call(2), reserved_nano_usd: usd(11), reserved_tokens: 0 };
+    assert_eq!(with(&[LedgerEvent::Reserved(other), LedgerEvent::Trimmed(trim)]), Err(Fault::Raised(call(2))));
+    let mut checkpoint = Checkpoint::of(&ledger.state);
+    checkpoint.scopes[0].days[0].spent.tokens -= 1;
+    let closed = event::DayClosed { day: "2026-11-22".parse().unwrap(), checkpoint };
+    assert!(matches!(with(&[LedgerEvent::DayClosed(Box::new(closed))]), Err(Fault::Disagreement { .. })));
+}
+
+// ---- random lives --------------------------------------------------------------------------------------------------
+
+const SCHEDULES: u64 = 10_000;
+const STEPS: usize = 45;
+const TASKS: u128 = 5;
+/// Moments shortly before something happens to the calendar somewhere.
+const STARTS: [&str; 8] = [
+    "2026-03-28T20:00:00Z",
+    "2026-10-24T20:00:00Z",
+    "2026-11-01T03:00:00Z",
+    "2026-03-08T05:00:00Z",
+    "2026-12-31T08:00:00Z",
+    "2028-02-28T20:00:00Z",
+    "2026-11-30T21:30:00Z",
+    "2026-11-22T12:00:00Z",
+];
+const SCOPES: [&str; 6] =
+    ["team:a", "project:a/p", "project:a/q", "environment:a/p/e", "task-type:a/t", "task-type:a/u"];
+
+/// Steele, Lea and Flood's SplitMix64: small, and the same everywhere.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end.max(1)
+    }
+
+    fn one_in(&mut self, many: u64) -> bool {
+        self.below(many) == 0
+    }
+
+    fn of<T: Copy>(&mut self, from: &[T]) -> T {
+        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
+    }
+}
+
+/// What came of the schedules, so that none of it is tested in vain.
+#[derive(Debug, Default)]
+struct Seen {
+    granted: u64,
+    cut: u64,
+    refused: u64,
+    waits: u64,
+    crashes: u64,
+    closed: u64,
+    announced: u64,
+    reopened: u64,
+    overruns: u64,
+}
+
+struct Life {
+    ledger: Ledger,
+    dice: Dice,
+    /// What each task's own stream says that it has spent.
+    spent: [Amount; TASKS as usize],
+    calls: u128,
+    ends: Vec<u128>,
+    /// Whether calls of this life may cost more than was set aside for them.
+    overruns: bool,
+    closed: jiff::civil::Date,
+}
+
+impl Life {
+    fn new(seed: u64) -> Self {
+        let mut dice = Dice(seed);
+        let ledger = Ledger::new(dice.of(&STARTS));
+        let overruns = dice.one_in(8);
+        let closed = ledger.now.to_zoned(TimeZone::UTC).date();
+        let mut life =
+            Self { ledger, dice, spent: [Amount::ZERO; TASKS as usize], calls: 0, ends: Vec::new(), overruns, closed };
+        for _ in 0..life.dice.below(5) {
+            life.set_budget();
+        }
+        life
+    }
+
+    fn step(&mut self, seen: &mut Seen) {
+        match self.dice.below(100) {
+            0..=37 => self.reserve(seen),
+            38..=45 => self.trim(),
+            46..=67 => self.settle(seen),
+            68..=73 => self.release(),
+            74..=76 => self.refund(),
+            77..=82 => self.set_budget(),
+            83..=94 => self.pass_time(seen),
+            _ => self.crash(seen),
+        }
+    }
+
+    fn random_cap(&mut self, scale: u64) -> Cap {
+        let nanos = (!self.dice.one_in(3)).then(|| i64::try_from(self.dice.below(scale * 3)).unwrap());
+        let tokens = self.dice.one_in(3).then(|| self.dice.below(scale));
+        if self.dice.one_in(3) { Cap::default() } else { cap(nanos, tokens) }
+    }
+
+    fn set_budget(&mut self) {
+        let of = self.dice.of(&SCOPES);
+        let budget = Budget {
+            per_task: self.random_cap(4_000),
+            per_day: self.random_cap(8_000),
+            per_month: self.random_cap(20_000),
+            time_zone: self.dice.one_in(2).then(|| self.dice.of(&ZONES).to_owned()),
+        };
+        self.ledger.budget(of, budget);
+    }
+
+    fn path(of: u128) -> Path {
+        let name = |name: &str| Some(name.to_owned());
+        match of {
+            0 => Path::team("a"),
+            1 => Path { project: name("p"), task_type: name("t"), ..Path::team("a") },
+            2 => Path { project: name("p"), environment: name("e"), task_type: name("u"), ..Path::team("a") },
+            3 => Path { project: name("q"), ..Path::team("a") },
+            _ => Path { environment: name("e"), task_type: name("t"), ..Path::team("a") },
+        }
+    }
+
+    fn open(&mut self) -> Option<Reserved> {
+        let open: Vec<_> = self.ledger.state.open_calls().collect();
+        if open.is_empty() { None } else { Some(self.dice.of(&open).clone()) }
+    }
+
+    fn reserve(&mut self, seen: &mut Seen) {
+        // Now and then a call is asked for again.
+        let number = if self.calls > 0 && self.dice.one_in(12) {
+            u128::from(self.dice.below(u64::try_from(self.calls).unwrap())) + 1
+        } else {
+            self.calls += 1;
+            self.calls
+        };
+        let of = u128::from(self.dice.below(u64::try_from(TASKS).unwrap()));
+        let input = self.dice.below(1_500);
+        let quote = Quote {
+            input_tokens: input,
+            input_picos: u128::from(input) * u128::from(self.dice.below(4_000)),
+            output_picos: self.dice.below(6_000),
+            replies: 1 + self.dice.below(2),
+            wanted_output: 1 + self.dice.below(1_500),
+            least_output: self.dice.below(300),
+        };
+        let stood = self.ledger.state.open_call(call(number)).cloned();
+        let known = self.ledger.state.task(task(of)).is_some();
+        let own = if of == 1 { cap(Some(9_000), Some(9_000)) } else { Cap::default() };
+        let request = Reserve {
+            call: call(number),
+            task: task(of),
+            path: Self::path(of),
+            own,
+            opening: self.spent[usize::try_from(of).unwrap()],
+            model: "m".to_owned(),
+            price: "p".to_owned(),
+            quote,
+        };
+        let open = self.ledger.state.open_calls().count();
+        match self.ledger.ask(Command::Reserve(Box::new(request), self.ledger.now)) {
+            Ok(events) if events.is_empty() => assert!(stood.is_some()),
+            Ok(_) => {
+                let reserved = self.ledger.state.open_call(call(number)).expect("it is reserved").clone();
+                assert_eq!(reserved.reserved_nano_usd, quote.cost(reserved.max_output_tokens));
+                assert_eq!(reserved.reserved_tokens, quote.tokens(reserved.max_output_tokens));
+                seen.granted += 1;
+                seen.cut += u64::from(reserved.max_output_tokens < quote.wanted_output);
+                seen.reopened += u64::from(!known && !reserved.opening.is_zero());
+            }
+            Err(Refusal::CallEnded(_)) => assert!(self.ends.contains(&number)),
+            Err(Refusal::Exhausted { waits_for, .. }) => {
+                assert!(open > 0 || !waits_for, "nothing to wait for");
+                seen.refused += 1;
+                seen.waits += u64::from(waits_for);
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    fn trim(&mut self) {
+        let Some(reserved) = self.open() else { return };
+        let part = |dice: &mut Dice, whole: u64| dice.below(whole + whole / 4 + 1);
+        let nanos = part(&mut self.dice, u64::try_from(reserved.reserved_nano_usd.nanos()).unwrap());
+        let to = Amount {
+            nano_usd: usd(i64::try_from(nanos).unwrap()),
+            tokens: part(&mut self.dice, reserved.reserved_tokens),
+        };
+        self.ledger.ask(Command::Trim { call: reserved.call, to }).unwrap();
+    }
+
+    fn end_of(&mut self, reserved: &Reserved, confirmed: bool, overrun: bool) -> Command {
+        let bound = reserved.amount();
+        let tokens = if !confirmed { bound.tokens } else { self.dice.below(bound.tokens + 1) };
+        let nanos = u64::try_from(bound.nano_usd.nanos()).unwrap();
+        let mut nanos = if !confirmed { nanos } else { self.dice.below(nanos + 1) };
+        if overrun {
+            nanos = nanos * 2 + 100;
+        }
+        let input = self.dice.below(tokens + 1);
+        let usage = Usage { input_tokens: input, output_tokens: tokens - input, ..Usage::default() };
+        let cost = usd(i64::try_from(nanos).unwrap());
+        let settle = Settle { call: reserved.call, usage, cost, confirmed, price: "p".to_owned() };
+        Command::Settle(Box::new(settle))
+    }
+
+    fn pay(&mut self, reserved: &Reserved, command: Command, seen: &mut Seen) {
+        let Command::Settle(settle) = &command else { panic!("{command:?}") };
+        let (cost, number) = (Amount { nano_usd: settle.cost, tokens: settle.usage.total() }, reserved.call);
+        let events = self.ledger.ask(command).unwrap();
+        seen.announced += events.len() as u64 - 1;
+        self.spent[usize::try_from(reserved.task.uuid().as_u128()).unwrap()] += cost;
+        self.ends.push(number.uuid().as_u128());
+    }
+
+    fn settle(&mut self, seen: &mut Seen) {
+        if self.dice.one_in(10) && !self.ends.is_empty() {
+            let again = self.dice.of(&self.ends);
+            assert_eq!(self.ledger.settle(again, 1), Ok(vec![]));
+            return;
+        }
+        let Some(reserved) = self.open() else {
+            let never = self.calls + 1_000;
+            assert_eq!(self.ledger.settle(never, 1), Err(Refusal::NoSuchCall(call(never))));
+            return;
+        };
+        let overrun = self.overruns && self.dice.one_in(5);
+        seen.overruns += u64::from(overrun);
+        let confirmed = !self.dice.one_in(8);
+        let command = self.end_of(&reserved, confirmed, overrun);
+        self.pay(&reserved, command, seen);
+    }
+
+    fn release(&mut self) {
+        let Some(reserved) = self.open() else { return };
+        self.ledger.ask(Command::Release(reserved.call)).unwrap();
+        self.ends.push(reserved.call.uuid().as_u128());
+    }
+
+    fn refund(&mut self) {
+        let of = self.dice.below(u64::try_from(TASKS).unwrap());
+        let of = usize::try_from(of).unwrap();
+        // What the task was charged and nobody has reversed yet: the caller knows that from the task's stream.
+        if self.ledger.state.task(task(of as u128)).is_none() {
+            return;
+        }
+        let nanos = self.dice.below(u64::try_from(self.spent[of].nano_usd.nanos()).unwrap() + 1);
+        let nano_usd = usd(i64::try_from(nanos).unwrap());
+        let before: Vec<_> = self.ledger.state.windows().map(|(.., spent, held)| (spent, held)).collect();
+        let refund = Command::Refund { task: task(of as u128), nano_usd, reason: FailureCode::ModelOverloaded };
+        match self.ledger.ask(refund) {
+            Ok(_) | Err(Refusal::RefundTooLarge { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+        let after: Vec<_> = self.ledger.state.windows().map(|(.., spent, held)| (spent, held)).collect();
+        assert_eq!(before, after, "a refund moves no window");
+    }
+
+    fn pass_time(&mut self, seen: &mut Seen) {
+        let minutes = match self.dice.below(20) {
+            0..=8 => i64::try_from(self.dice.below(90)).unwrap(),
+            9..=14 => i64::try_from(self.dice.below(10 * 60)).unwrap(),
+            15..=17 => i64::try_from(self.dice.below(4 * 24 * 60)).unwrap(),
+            18 => 40 * 24 * 60,
+            _ => -i64::try_from(self.dice.below(40 * 60)).unwrap(),
+        };
+        self.ledger.now += SignedDuration::from_mins(minutes);
+        let today = self.ledger.now.to_zoned(TimeZone::UTC).date();
+        if today > self.closed && !self.dice.one_in(4) {
+            let before = self.ledger.state.clone();
+            let closed = self.ledger.ask(Command::CloseDay(self.closed)).unwrap();
+            if !closed.is_empty() {
+                assert_eq!(State { closed: before.closed, ..self.ledger.state.clone() }, before);
+                seen.closed += 1;
+            }
+            self.closed = today;
+        }
+    }
+
+    /// The process is gone, and so is the memory of it. The next one folds, and ends what nobody will end.
+    fn crash(&mut self, seen: &mut Seen) {
+        seen.crashes += 1;
+        let folded = self.ledger.refolded();
+        assert_eq!(folded, self.ledger.state, "a fold from the last day's close is the live state");
+        let whole = self.ledger.log.iter().fold(State::default(), evolve);
+        assert_eq!(whole, folded, "and so is one from the beginning");
+        self.ledger.state = folded;
+        for reserved in self.ledger.state.open_calls().cloned().collect::<Vec<_>>() {
+            match self.dice.below(3) {
+                0 => {
+                    let command = self.end_of(&reserved, false, false);
+                    self.pay(&reserved, command, seen);
+                }
+                1 => {
+                    self.ledger.ask(Command::Release(reserved.call)).unwrap();
+                    self.ends.push(reserved.call.uuid().as_u128());
+                }
+                // Another one's, who is still at it.
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn no_schedule_overshoots() {
+    let mut seen = Seen::default();
+    for seed in 0..SCHEDULES {
+        let mut life = Life::new(seed);
+        let close = seed % 8 == 0;
+        for _ in 0..STEPS {
+            life.step(&mut seen);
+            if close {
+                life.ledger.audit.agrees_with(&life.ledger.state).unwrap_or_else(|fault| panic!("{seed}: {fault}"));
+            }
+        }
+        life.ledger.audit.agrees_with(&life.ledger.state).unwrap_or_else(|fault| panic!("{seed}: {fault}"));
+        let totals =
+            std::mem::take(&mut life.ledger.audit).finish().unwrap_or_else(|violation| panic!("{seed}: {violation}"));
+        // The ledger's sums are the task streams' sums.
+        for (number, spent) in life.spent.iter().enumerate() {
+            let counted = totals.tasks.get(&task(number as u128)).map(|total| total.settled).unwrap_or_default();
+            assert_eq!(counted, *spent, "{seed}");
+        }
+        assert!(life.overruns || totals.overruns == 0, "{seed}");
+    }
+    println!("{seen:?}");
+    let Seen { granted, cut, refused, waits, crashes, closed, announced, reopened, overruns } = seen;
+    for (what, times) in [
+        ("granted", granted),
+        ("cut", cut),
+        ("refused", refused),
+        ("would fit later", waits),
+        ("crashes", crashes),
+        ("days closed", closed),
+        ("announced", announced),
+        ("tasks known only by their own streams", reopened),
+        ("overruns", overruns),
+    ] {
+        assert!(times > SCHEDULES / 20, "{what}: {times}");
+    }
+}
