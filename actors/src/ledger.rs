@@ -163,7 +163,7 @@ impl Ledgers {
         nano_usd: NanoUsd,
         reason: FailureCode,
     ) -> Result<(), LedgerError> {
-        let command = Command::Refund { task, nano_usd, reason };
+        let command = Box::new(Command::Refund { task, nano_usd, reason });
         self.ask_once(team, |reply| Wish::Act { command, who: Who::system("ledger"), reply }).await
     }
 
@@ -228,6 +228,7 @@ impl Ledgers {
     }
 
     async fn act(&self, team: &str, command: Command, who: Who) -> Result<(), LedgerError> {
+        let command = Box::new(command);
         self.ask(team, |reply| Wish::Act { command: command.clone(), who: who.clone(), reply }).await
     }
 

@@ -63,7 +63,7 @@ pub(super) enum Wish {
     /// Set aside what a call can cost.
     Reserve { request: Arc<Reserve>, reply: Reply<Reserved> },
     /// Everything else that changes it.
-    Act { command: Command, who: Who, reply: Reply<()> },
+    Act { command: Box<Command>, who: Who, reply: Reply<()> },
     /// Only look.
     Look(Look),
 }
@@ -76,7 +76,7 @@ pub(super) struct Ask(pub Wish);
 /// A wish that was decided, and its answer once the batch is in the store.
 enum Answer {
     Reserve { request: Arc<Reserve>, reply: Reply<Reserved>, answer: Result<Reserved, Refusal> },
-    Act { command: Command, who: Who, reply: Reply<()>, answer: Result<(), Refusal> },
+    Act { command: Box<Command>, who: Who, reply: Reply<()>, answer: Result<(), Refusal> },
 }
 
 /// A call that waits for room.
