@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use orchestra_actors::allowed::AllowedModels;
 use orchestra_runtime::forge::{ForgeConfig, ForgeKind};
-use orchestra_runtime::model::{Dialect, PriceRow, ProviderConfig};
+use orchestra_runtime::gateway::{Abandoned, GatewayPolicy};
+use orchestra_runtime::model::{Dialect, HostedTool, PriceRow, ProviderConfig, Timeouts, read_operator};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -49,6 +51,17 @@ pub const KEYS: &[&str] = &[
     "scheduler.per_team",
     "retry.most_failures",
     "retry.first_wait",
+    "gateway.connect_timeout",
+    "gateway.first_byte_timeout",
+    "gateway.first_byte_per_1000_tokens",
+    "gateway.first_byte_longest",
+    "gateway.idle_timeout",
+    "gateway.retries_per_task",
+    "gateway.abandoned",
+    "gateway.hosted_tools.*",
+    "prices_file",
+    "billing.refund_failed",
+    "teams.*.models",
     "egress.allow",
 ];
 
@@ -72,6 +85,9 @@ pub struct Config {
     /// The operator's own templates, over the built-in ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub templates_dir: Option<PathBuf>,
+    /// The operator's prices, over the built-in ones and under those of `models.NAME.prices`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prices_file: Option<PathBuf>,
     /// What is logged, as `tracing` directives.
     pub log: String,
     /// The model providers.
@@ -88,6 +104,13 @@ pub struct Config {
     pub scheduler: SchedulerSection,
     /// What follows a failed step.
     pub retry: RetrySection,
+    /// How model providers are waited for and asked again.
+    pub gateway: GatewaySection,
+    /// What is billed.
+    pub billing: BillingSection,
+    /// What the operator says about single teams.
+    #[serde(default)]
+    pub teams: BTreeMap<String, TeamSection>,
     /// Where sandboxes may connect to.
     pub egress: EgressSection,
 }
@@ -166,6 +189,47 @@ pub struct RetrySection {
     pub first_wait: String,
 }
 
+/// `gateway`: the built-in agent's model calls keep to it too.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatewaySection {
+    /// How long a connection to a provider may take, TLS included.
+    pub connect_timeout: String,
+    /// How long the first byte of a reply to an empty prompt may take.
+    pub first_byte_timeout: String,
+    /// How much longer for each thousand tokens of prompt.
+    pub first_byte_per_1000_tokens: String,
+    /// The longest wait for a first byte, however long the prompt.
+    pub first_byte_longest: String,
+    /// How long a reply may be silent in its middle.
+    pub idle_timeout: String,
+    /// How often the calls of one run of a harness may be made again, all together.
+    pub retries_per_task: u32,
+    /// What becomes of a reply whose reader is gone: `read-to-end`, or `settle-at-bound`.
+    pub abandoned: Abandoned,
+    /// The tools that a provider may run by itself, each with the input tokens that one use may bring in. Others are
+    /// refused, because nothing bounds them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hosted_tools: BTreeMap<HostedTool, u64>,
+}
+
+/// `billing`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BillingSection {
+    /// Whether an attempt that fails for the provider's or this server's fault is refunded.
+    pub refund_failed: bool,
+}
+
+/// `teams.NAME`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeamSection {
+    /// The models it may use, as patterns; all that have a price when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub models: Option<Vec<String>>,
+}
+
 /// `egress`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -197,6 +261,7 @@ impl Default for Config {
             public_url: None,
             default_forge: "github".to_owned(),
             templates_dir: None,
+            prices_file: None,
             log: "info".to_owned(),
             models: BTreeMap::from([
                 ("anthropic".to_owned(), model(Dialect::Anthropic, "https://api.anthropic.com", "ANTHROPIC_API_KEY")),
@@ -223,6 +288,18 @@ impl Default for Config {
             },
             scheduler: SchedulerSection { places: 8, per_team: 8 },
             retry: RetrySection { most_failures: 5, first_wait: "500ms".to_owned() },
+            gateway: GatewaySection {
+                connect_timeout: "15s".to_owned(),
+                first_byte_timeout: "60s".to_owned(),
+                first_byte_per_1000_tokens: "1s".to_owned(),
+                first_byte_longest: "10m".to_owned(),
+                idle_timeout: "2m".to_owned(),
+                retries_per_task: 200,
+                abandoned: Abandoned::ReadToEnd,
+                hosted_tools: BTreeMap::new(),
+            },
+            billing: BillingSection { refund_failed: true },
+            teams: BTreeMap::new(),
             egress: EgressSection { allow: Vec::new() },
         }
     }
@@ -374,14 +451,15 @@ fn set(table: &mut Table, path: &str, text: &str) -> anyhow::Result<()> {
         table = entry.as_table_mut().with_context(|| format!("{parent:?} is not a section"))?;
     }
     let value = match leaf {
-        "pids" | "warm_pool" | "places" | "per_team" | "depth" | "most_failures" => {
+        "pids" | "warm_pool" | "places" | "per_team" | "depth" | "most_failures" | "retries_per_task"
+        | "web_search" | "web_fetch" => {
             Value::Integer(text.parse().with_context(|| format!("{path} is a whole number, not {text:?}"))?)
         }
         "cpus" => Value::Float(text.parse().with_context(|| format!("{path} is a number, not {text:?}"))?),
-        "key_required" => {
+        "key_required" | "refund_failed" => {
             Value::Boolean(text.parse().with_context(|| format!("{path} is true or false, not {text:?}"))?)
         }
-        "allow" => Value::Array(
+        "allow" | "models" => Value::Array(
             text.split(',')
                 .map(str::trim)
                 .filter(|host| !host.is_empty())
@@ -437,8 +515,14 @@ impl Config {
         let disk = parse_bytes(&self.sandbox.disk).with_context(within("sandbox.disk"))?;
         let timeout = parse_duration(&self.sandbox.timeout).with_context(within("sandbox.timeout"))?;
         parse_duration(&self.retry.first_wait).with_context(within("retry.first_wait"))?;
+        self.allowed_models()?;
+        let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
         refuse(memory < 64 << 20, "sandbox.memory is at least 64MiB")?;
+        refuse(
+            timeouts.connect.is_zero() || timeouts.first_byte.is_zero() || timeouts.idle.is_zero(),
+            "gateway.connect_timeout, first_byte_timeout and idle_timeout are above 0",
+        )?;
         refuse(disk < 64 << 20, "sandbox.disk is at least 64MiB")?;
         refuse(timeout.as_secs() == 0, "sandbox.timeout is at least 1s")?;
         refuse(!(self.sandbox.cpus > 0.0 && self.sandbox.cpus <= 1024.0), "sandbox.cpus is above 0 and at most 1024")?;
@@ -456,14 +540,50 @@ impl Config {
         )
     }
 
+    /// How long providers are waited for.
+    pub fn timeouts(&self) -> anyhow::Result<Timeouts> {
+        let read = |path: &str, text: &str| parse_duration(text).with_context(|| format!("in gateway.{path}"));
+        Ok(Timeouts {
+            connect: read("connect_timeout", &self.gateway.connect_timeout)?,
+            first_byte: read("first_byte_timeout", &self.gateway.first_byte_timeout)?,
+            first_byte_per_1000_tokens: read("first_byte_per_1000_tokens", &self.gateway.first_byte_per_1000_tokens)?,
+            first_byte_cap: read("first_byte_longest", &self.gateway.first_byte_longest)?,
+            idle: read("idle_timeout", &self.gateway.idle_timeout)?,
+        })
+    }
+
+    /// What the gateway does where it has a choice.
+    pub fn gateway_policy(&self) -> GatewayPolicy {
+        GatewayPolicy {
+            abandoned: self.gateway.abandoned,
+            hosted_tools: self.gateway.hosted_tools.clone(),
+            retries_per_task: self.gateway.retries_per_task,
+            ..GatewayPolicy::default()
+        }
+    }
+
+    /// Which models the teams may use.
+    pub fn allowed_models(&self) -> anyhow::Result<AllowedModels> {
+        let lists = self.teams.iter().filter_map(|(team, section)| Some((team, section.models.as_ref()?)));
+        Ok(AllowedModels::new(lists)?)
+    }
+
     /// Where images lie.
     pub fn images_dir(&self) -> PathBuf {
         self.sandbox.images_dir.clone().unwrap_or_else(|| self.data_dir.join("images"))
     }
 
     /// The providers, with the operator's keys out of their variables.
-    pub fn providers(&self) -> Vec<ProviderConfig> {
-        self.models
+    pub fn providers(&self) -> anyhow::Result<Vec<ProviderConfig>> {
+        let mut filed = match &self.prices_file {
+            Some(file) => {
+                let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+                read_operator(&text).with_context(|| format!("in {}", file.display()))?
+            }
+            None => BTreeMap::new(),
+        };
+        let providers = self
+            .models
             .iter()
             .map(|(name, model)| ProviderConfig {
                 name: name.clone(),
@@ -476,9 +596,14 @@ impl Config {
                     .filter(|key| !key.is_empty())
                     .map(SecretString::from),
                 key_required: model.key_required,
-                prices: model.prices.clone(),
+                // Those of the section are set last, and so go first.
+                prices: filed.remove(name).unwrap_or_default().into_iter().chain(model.prices.clone()).collect(),
             })
-            .collect()
+            .collect();
+        if let Some(provider) = filed.keys().next() {
+            bail!("prices_file has prices of {provider:?}, which is no [models.NAME]");
+        }
+        Ok(providers)
     }
 }
 

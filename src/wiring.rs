@@ -10,6 +10,7 @@ use actix_web::{App as Actix, HttpServer, web};
 use anyhow::{Context, bail};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use orchestra_actors::calls::CallMarks;
+use orchestra_actors::ledger::Ledgers;
 use orchestra_actors::policy::RetryPolicy;
 use orchestra_actors::speech::Speech;
 use orchestra_actors::workshop::Workshop;
@@ -20,8 +21,9 @@ use orchestra_events::projections::ReadModels;
 use orchestra_events::store::sqlite::SqliteStore;
 use orchestra_events::{Actor, EventStore, KeyId};
 use orchestra_runtime::forge::Forges;
+use orchestra_runtime::gateway::Gateway;
 use orchestra_runtime::git::{Git, GitConfig};
-use orchestra_runtime::model::{Models, Timeouts};
+use orchestra_runtime::model::Models;
 use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig};
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
@@ -80,7 +82,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let cancel = CancellationToken::new();
     actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&store), cancel.clone().cancelled_owned()));
 
-    let workshop = workshop(config)?;
+    let workshop = workshop(config, &store)?;
     let dashboard = Dashboard {
         blobs: Some(Arc::clone(&workshop.blobs)),
         fragments: config.templates_dir.as_deref().map_or_else(Fragments::default, Fragments::with_overrides),
@@ -99,7 +101,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let listener = TcpListener::bind(&config.listen)
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
-    let app = App::new(Arc::clone(&orchestra) as _, store, read, keys).with_dashboard(dashboard);
+    let app =
+        App::new(Arc::clone(&orchestra) as _, Arc::clone(&orchestra) as _, store, read, keys).with_dashboard(dashboard);
     let app = web::Data::new(match metrics() {
         Some(handle) => app.with_metrics(handle),
         None => app,
@@ -123,7 +126,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     Ok(Server { address, orchestra, app, admin_key, public_url, handle, serving, cancel })
 }
 
-fn workshop(config: &Config) -> anyhow::Result<Workshop> {
+fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Workshop> {
     let data = &config.data_dir;
     let this_program = std::env::current_exe().context("cannot find this program's own file")?;
     let state_dir = data.join("sandboxes");
@@ -134,20 +137,24 @@ fn workshop(config: &Config) -> anyhow::Result<Workshop> {
     git.depth = Some(config.git.depth).filter(|depth| *depth > 0);
     let repositories = data.join("repositories");
     std::fs::create_dir_all(&repositories).context("cannot create the folder of repositories")?;
-    let models = Arc::new(Models::new(config.providers(), Timeouts::default())?);
+    let models = Arc::new(Models::new(config.providers()?, config.timeouts()?)?);
     Ok(Workshop {
         blobs: Arc::new(FolderBlobs::open(data.join("blobs")).context("cannot open the blob store")?),
         sandboxes: Arc::new(sandboxes),
         git: Git::new(git),
         forges: Forges::new(config.forges.clone(), &config.default_forge),
         model_client: Arc::clone(&models) as _,
+        gateway: Arc::new(Gateway::new(Arc::clone(&models), config.gateway_policy())),
         models,
+        ledgers: Ledgers::start(Arc::clone(store)),
+        allowed_models: config.allowed_models()?,
         vault: Arc::new(Vault::new()),
         calls: CallMarks::open(data.join("calls")).context("cannot create the folder of call marks")?,
         speech: Speech::default(),
         policy: RetryPolicy {
             most_failures: config.retry.most_failures,
             first_wait: parse_duration(&config.retry.first_wait)?,
+            refund_failed: config.billing.refund_failed,
             ..RetryPolicy::default()
         },
         limits: Limits {

@@ -191,6 +191,7 @@ async fn every_field_of_the_payload_wrong_in_turn_is_pointed_at() {
         ("model", r#""claude-sonet-4-6""#.into(), "/model"),
         ("harness", r#""bultin""#.into(), "/harness"),
         ("harness", r#""codex""#.into(), "/harness"),
+        ("harness", r#""command""#.into(), "/command"),
         ("budget", r#"{"maxUSD": 2}"#.into(), "/budget/maxUSD"),
         ("credentials", r#"{"gitt": {"token": "ab"}}"#.into(), "/credentials/gitt"),
         ("credentials", r#"{"git": {"token": "ab", "user": "x"}}"#.into(), "/credentials/git/user"),

@@ -7,6 +7,7 @@ mod cancel;
 mod crash;
 mod credentials;
 mod faults;
+mod gateway;
 mod harness;
 mod hostile_model;
 mod isolation;

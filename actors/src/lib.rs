@@ -6,6 +6,7 @@
 //!
 //! Architecture invariant: only this crate knows actix's actors, and nothing in it blocks a thread.
 
+pub mod allowed;
 pub mod calls;
 pub mod journal;
 pub mod ledger;
@@ -13,6 +14,7 @@ pub mod orchestra;
 pub mod policy;
 pub mod projector;
 pub mod reaper;
+pub mod recovery;
 pub mod scheduler;
 pub mod service;
 pub mod speech;
@@ -23,4 +25,4 @@ pub mod workshop;
 pub use ledger::{LedgerError, Ledgers, Settlement};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;
-pub use service::{Credentials, Delta, FieldError, NewTask, Submitted, TaskService};
+pub use service::{BudgetService, Credentials, Delta, FieldError, NewTask, Submitted, TaskService};

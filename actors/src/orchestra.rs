@@ -7,22 +7,26 @@ use actix::prelude::*;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use orchestra_events::blob::BlobRef;
+use orchestra_events::ledger::{Budget as ScopeBudget, Path, Refusal as Refused, Scope, View};
 use orchestra_events::projections::ReadModels;
 use orchestra_events::store::{EventStore, read_whole_stream};
 use orchestra_events::task::command::Command;
 use orchestra_events::task::event::{CredentialKind, TaskSpec};
 use orchestra_events::task::{Refusal, TaskEvent, TaskResource, TaskStatus};
 use orchestra_events::{Actor as Who, StreamName, TaskId};
+use orchestra_runtime::agent::harness::{PrepareError, Run, prepare};
 use orchestra_runtime::git::{branch_slug, check_branch_name};
 use sha2::{Digest, Sha256};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
 use crate::journal::{self, JournalError};
+use crate::ledger::LedgerError;
 use crate::projector::Projector;
 use crate::reaper::{Open, Reap, Reaper, open_tasks};
+use crate::recovery::settle_orphans;
 use crate::scheduler::{Capacity, Enqueue, Lengths, Scheduler, Serve};
-use crate::service::{Credentials, Delta, FieldError, NewTask, ServiceError, Submitted, TaskService};
+use crate::service::{BudgetService, Credentials, Delta, FieldError, NewTask, ServiceError, Submitted, TaskService};
 use crate::supervisor::{Count, TaskSupervisor, Tell};
 use crate::task::{AskError, Drain};
 use crate::workshop::Workshop;
@@ -106,6 +110,10 @@ impl Orchestra {
         let head = self.store.head().await?;
         let internal = |error: String| ServiceError::Internal(error);
         self.read.wait_for(head, START_CATCH_UP).await.map_err(|error| internal(error.to_string()))?;
+        let orphans = settle_orphans(&self.store, &self.workshop.ledgers).await.map_err(internal)?;
+        if orphans > 0 {
+            tracing::info!(orphans, "ended reservations that a crash had left");
+        }
         let open = open_tasks(&self.read).await.map_err(internal)?;
         let count = open.len();
         for Open { id, status, team, .. } in open {
@@ -171,8 +179,26 @@ impl Orchestra {
             errors.push(FieldError { pointer: pointer.to_owned(), detail });
         };
         let repo = self.workshop.forges.parse(&new.repo).map_err(|error| wrong("/repo", error.to_string())).ok();
-        if let Err(error) = self.workshop.models.resolve(&new.model) {
-            wrong("/model", error.to_string());
+        match self.workshop.models.resolve(&new.model) {
+            Err(error) => wrong("/model", error.to_string()),
+            Ok(model) => {
+                let name = format!("{}/{}", model.provider, model.model_id);
+                if !self.workshop.allowed_models.allows(&new.team, &name) {
+                    wrong("/model", format!("is not among the models that team {:?} may use", new.team));
+                }
+                let run = Run {
+                    harness: new.harness,
+                    prompt: "",
+                    model: &model,
+                    gateway: "",
+                    resume: None,
+                    command: &new.command,
+                };
+                match prepare(&run) {
+                    Ok(_) | Err(PrepareError::Builtin) => {}
+                    Err(error) => wrong("/harness", error.to_string()),
+                }
+            }
         }
         for (pointer, branch) in [("/branch", &new.branch), ("/base", &new.base)] {
             if let Some(branch) = branch
@@ -191,6 +217,7 @@ impl Orchestra {
             task: new.task.clone(),
             model: new.model.clone(),
             harness: new.harness,
+            command: new.command.clone(),
             team: new.team.clone(),
             project: new.project.clone(),
             environment: new.environment.clone(),
@@ -205,6 +232,17 @@ impl Orchestra {
             caller_brings_model_key: new.credentials.model.is_some(),
             caller_brings_git_token: new.credentials.git.is_some(),
         })
+    }
+
+    /// Whether the first model call of such a task would fit under the caps of its scopes.
+    async fn check_budget(&self, spec: &TaskSpec) -> Result<(), ServiceError> {
+        let model = self.workshop.models.resolve(&spec.model);
+        let model = model.map_err(|error| ServiceError::Internal(error.to_string()))?;
+        let path = Path::from(spec);
+        match self.workshop.affordable(path, &model, spec.harness, &spec.task).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(service_error(error)),
+        }
     }
 
     async fn resource(&self, id: TaskId) -> Result<Option<TaskResource>, ServiceError> {
@@ -236,6 +274,41 @@ fn task_id(new: &NewTask) -> TaskId {
     TaskId::from_uuid(uuid::Builder::from_bytes(bytes).with_version(uuid::Version::Custom).into_uuid())
 }
 
+fn service_error(error: LedgerError) -> ServiceError {
+    match error {
+        LedgerError::Refused(Refused::Exhausted { exhausted, .. }) => ServiceError::Exhausted(exhausted),
+        LedgerError::Refused(refused @ Refused::UnknownTimeZone(_)) => {
+            ServiceError::Invalid(vec![FieldError { pointer: "/timeZone".to_owned(), detail: refused.to_string() }])
+        }
+        LedgerError::Refused(refused @ Refused::TooManyBudgets) => {
+            ServiceError::Invalid(vec![FieldError { pointer: String::new(), detail: refused.to_string() }])
+        }
+        LedgerError::Busy => ServiceError::Busy,
+        LedgerError::Store(error) => error.into(),
+        error => ServiceError::Internal(error.to_string()),
+    }
+}
+
+#[async_trait]
+impl BudgetService for Orchestra {
+    async fn budget(&self, scope: &Scope) -> Result<View, ServiceError> {
+        self.workshop.ledgers.budget(scope.clone()).await.map_err(service_error)
+    }
+
+    async fn budgets(&self, team: &str) -> Result<Vec<View>, ServiceError> {
+        let own = Scope::Team { team: team.to_owned() };
+        let mut views = vec![self.budget(&own).await?];
+        let others = self.workshop.ledgers.budgets(team).await.map_err(service_error)?;
+        views.extend(others.into_iter().filter(|view| view.scope != own));
+        Ok(views)
+    }
+
+    async fn set_budget(&self, scope: &Scope, budget: ScopeBudget, who: Who) -> Result<View, ServiceError> {
+        self.workshop.ledgers.set_budget(scope.clone(), budget, who).await.map_err(service_error)?;
+        self.budget(scope).await
+    }
+}
+
 fn kinds(given: &Credentials) -> Vec<CredentialKind> {
     let model = given.model.as_ref().map(|_| CredentialKind::Model);
     model.into_iter().chain(given.git.as_ref().map(|_| CredentialKind::Git)).collect()
@@ -250,6 +323,7 @@ impl TaskService for Orchestra {
         if waiting >= MAX_WAITING {
             return Err(ServiceError::Busy);
         }
+        self.check_budget(&spec).await?;
         let team = spec.team.clone();
         let hash = spec.request_hash.clone();
         let created = journal::create(&*self.store, id, spec, &who).await.map_err(|error| match error {

@@ -17,6 +17,8 @@ pub struct RetryPolicy {
     pub longest_wait: Duration,
     /// What the other side may ask for at most; above, the attempt is given up.
     pub longest_asked: Duration,
+    /// Whether an attempt that fails for the provider's or this server's fault is not billed.
+    pub refund_failed: bool,
 }
 
 impl Default for RetryPolicy {
@@ -26,11 +28,47 @@ impl Default for RetryPolicy {
             first_wait: Duration::from_millis(500),
             longest_wait: Duration::from_secs(30),
             longest_asked: Duration::from_secs(120),
+            refund_failed: true,
         }
     }
 }
 
 impl RetryPolicy {
+    /// Whether what an attempt cost that failed with this code is not billed.
+    pub fn refunds(&self, code: FailureCode) -> bool {
+        use FailureCode as Code;
+        self.refund_failed
+            && match code {
+                // The provider's, or ours.
+                Code::ModelRateLimited
+                | Code::ModelOverloaded
+                | Code::ModelUnavailable
+                | Code::ModelTimeout
+                | Code::ModelTruncated
+                | Code::NetworkDropped
+                | Code::SandboxStartFailed
+                | Code::Internal => true,
+                // The caller's: their budget, keys, limits, repository and wishes.
+                Code::BudgetExceeded
+                | Code::ModelAuth
+                | Code::SandboxOutOfMemory
+                | Code::SandboxDiskFull
+                | Code::SandboxTimeout
+                | Code::CloneFailed
+                | Code::RepoNotFound
+                | Code::GitAuth
+                | Code::GitTokenScope
+                | Code::BranchProtected
+                | Code::BranchPolicy
+                | Code::PushRejected
+                | Code::PushConflict
+                | Code::NothingToPush
+                | Code::PullRequestFailed
+                | Code::HarnessFailed
+                | Code::Cancelled => false,
+            }
+    }
+
     /// What follows this failure, which is the `failures`th in a row. `random` is uniform over all of `u64`: with
     /// full jitter, tasks that failed together do not come back together.
     pub fn after(

@@ -1,6 +1,10 @@
 //! What the outer rooms may ask of the actors: the task service, as one trait.
 
 use async_trait::async_trait;
+use orchestra_events::ledger::Exhausted;
+use orchestra_events::ledger::event::Budget as ScopeBudget;
+use orchestra_events::ledger::scope::Scope;
+use orchestra_events::ledger::view::View;
 use orchestra_events::task::event::{Budget, Harness};
 use orchestra_events::task::{Refusal, TaskResource, TaskStatus};
 use orchestra_events::{Actor, StoreError, TaskId};
@@ -19,6 +23,8 @@ pub struct NewTask {
     pub model: String,
     /// Which agent does it.
     pub harness: Harness,
+    /// Program and arguments of the harness `command`.
+    pub command: Vec<String>,
     /// Whose task it is.
     pub team: String,
     /// The project within the team.
@@ -96,6 +102,9 @@ pub enum ServiceError {
         /// Where it stands.
         status: Option<TaskStatus>,
     },
+    /// A cap is met already: the first model call would not fit.
+    #[error("{0}")]
+    Exhausted(Box<Exhausted>),
     /// A queue is full; trying again helps.
     #[error("the server is busy; try again")]
     Busy,
@@ -112,6 +121,17 @@ pub enum ServiceError {
 pub struct Delta {
     /// The words.
     pub text: String,
+}
+
+/// What can be asked of budgets.
+#[async_trait]
+pub trait BudgetService: Send + Sync + 'static {
+    /// A scope's caps and where they stand.
+    async fn budget(&self, scope: &Scope) -> Result<View, ServiceError>;
+    /// The team's own, and those of all its scopes that have caps.
+    async fn budgets(&self, team: &str) -> Result<Vec<View>, ServiceError>;
+    /// Gives a scope caps in place of those it had.
+    async fn set_budget(&self, scope: &Scope, budget: ScopeBudget, actor: Actor) -> Result<View, ServiceError>;
 }
 
 /// What can be asked of tasks.

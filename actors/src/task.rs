@@ -6,7 +6,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use jiff::Timestamp;
 use orchestra_events::task::command::Then;
-use orchestra_events::task::{Command, Step, decide, next_step};
+use orchestra_events::task::{Command, Step, Task, decide, next_step};
 use orchestra_events::{Actor as Who, EventStore, Failure, FailureCode, StoreError, TaskId};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -52,6 +52,8 @@ pub struct TaskActor {
     /// Outcomes in a row that the state had no use for.
     refused: u32,
     running: Option<CancellationToken>,
+    /// The step that is being done can be left in its middle and gone on with by the next process.
+    can_be_left: bool,
     timer: Option<SpawnHandle>,
     farewell: Option<Farewell>,
     departure: Departure,
@@ -87,6 +89,46 @@ pub struct Work;
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Outcome(Option<Command>);
+
+/// Something that a step says before it has come to its end.
+#[derive(Message)]
+#[rtype(result = "Result<(), JournalError>")]
+struct Meanwhile(Command);
+
+/// Asks for the task as it stands.
+#[derive(Message)]
+#[rtype(result = "Option<Arc<Task>>")]
+struct Look;
+
+/// How a step that goes on for long records what happens meanwhile: the way to its task's actor.
+#[derive(Clone)]
+pub struct Recorder {
+    meanwhile: Recipient<Meanwhile>,
+    look: Recipient<Look>,
+}
+
+/// Why something was not recorded.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum NotRecorded {
+    /// The task has no use for it, or the store does not take it.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The task's actor is gone: another one has the task, or nobody.
+    #[error("the task's actor is gone")]
+    Gone,
+}
+
+impl Recorder {
+    /// Records it. Waits while the actor's mailbox is full.
+    pub async fn record(&self, command: Command) -> Result<(), NotRecorded> {
+        Ok(self.meanwhile.send(Meanwhile(command)).await.map_err(|_| NotRecorded::Gone)??)
+    }
+
+    /// The task as it stands.
+    pub async fn task(&self) -> Result<Arc<Task>, NotRecorded> {
+        self.look.send(Look).await.ok().flatten().ok_or(NotRecorded::Gone)
+    }
+}
 
 /// Finish what is being done, begin nothing, and go.
 #[derive(Message)]
@@ -124,6 +166,7 @@ impl TaskActor {
             draining: false,
             refused: 0,
             running: None,
+            can_be_left: false,
             timer: None,
             farewell: Some(farewell),
             departure: Departure::Died,
@@ -175,10 +218,13 @@ impl TaskActor {
         let Some(loaded) = &self.loaded else { return };
         let cancel = CancellationToken::new();
         self.running = Some(cancel.clone());
+        self.can_be_left = matches!(step, Step::RunHarness);
         let (id, task, workshop) = (self.id, Arc::clone(&loaded.task), Arc::clone(&self.workshop));
         let span = tracing::info_span!("step", task = %id, step = step.name());
         // A task of its own, so that a panic in a step is an outcome and not the end of the actor.
-        let work = actix_rt::spawn(async move { workshop.perform(id, &task, step, cancel).await }.instrument(span));
+        let recorder = Recorder { meanwhile: ctx.address().recipient(), look: ctx.address().recipient() };
+        let work =
+            actix_rt::spawn(async move { workshop.perform(id, &task, step, recorder, cancel).await }.instrument(span));
         let outcome = async move {
             work.await.unwrap_or_else(|error| {
                 tracing::error!(task = %id, %error, "a step died");
@@ -276,6 +322,22 @@ impl Handler<Ask> for TaskActor {
     }
 }
 
+impl Handler<Meanwhile> for TaskActor {
+    type Result = AtomicResponse<Self, Result<(), JournalError>>;
+
+    fn handle(&mut self, Meanwhile(command): Meanwhile, _ctx: &mut Self::Context) -> Self::Result {
+        AtomicResponse::new(Box::pin(Self::record(command, Who::system("task"))))
+    }
+}
+
+impl Handler<Look> for TaskActor {
+    type Result = MessageResult<Look>;
+
+    fn handle(&mut self, _: Look, _ctx: &mut Self::Context) -> Self::Result {
+        MessageResult(self.loaded.as_ref().map(|loaded| Arc::clone(&loaded.task)))
+    }
+}
+
 impl Handler<Work> for TaskActor {
     type Result = ();
 
@@ -290,6 +352,11 @@ impl Handler<Drain> for TaskActor {
 
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) {
         self.draining = true;
+        if self.can_be_left
+            && let Some(running) = &self.running
+        {
+            running.cancel();
+        }
         self.proceed(ctx);
     }
 }
@@ -320,6 +387,11 @@ impl Handler<Outcome> for TaskActor {
             Err(JournalError::Refused(refusal)) if actor.refused < MOST_REFUSED => {
                 tracing::debug!(task = %actor.id, %refusal, "a step's outcome came too late");
                 actor.refused += 1;
+                if let Some(loaded) = &actor.loaded {
+                    let (id, task, workshop) = (actor.id, Arc::clone(&loaded.task), Arc::clone(&actor.workshop));
+                    // Before what is next: money that was set aside for nothing may be needed for it.
+                    ctx.wait(async move { workshop.discarded(id, &task, &command).await }.into_actor(actor));
+                }
                 actor.proceed(ctx);
             }
             Err(JournalError::Store(StoreError::WrongExpectedRevision { .. })) => {}

@@ -4,6 +4,9 @@
 //! each returns the command that says what came of it.
 
 mod agent;
+mod harness;
+mod meter;
+pub mod money;
 mod repository;
 
 use std::path::PathBuf;
@@ -18,6 +21,7 @@ use orchestra_events::task::event::{CredentialKind, SandboxEnd};
 use orchestra_events::task::state::{Checkout, Ending, Task};
 use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
 use orchestra_runtime::forge::Forges;
+use orchestra_runtime::gateway::Gateway;
 use orchestra_runtime::git::Git;
 use orchestra_runtime::model::{ModelClient, Models};
 use orchestra_runtime::sandbox::{Limits, Sandbox, SandboxError, SandboxSpec, Sandboxes};
@@ -25,9 +29,12 @@ use orchestra_runtime::vault::Vault;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::allowed::AllowedModels;
 use crate::calls::CallMarks;
+use crate::ledger::Ledgers;
 use crate::policy::RetryPolicy;
 use crate::speech::Speech;
+use crate::task::Recorder;
 
 /// Everything the steps are done with.
 pub struct Workshop {
@@ -45,6 +52,12 @@ pub struct Workshop {
     pub model_client: Arc<dyn ModelClient>,
     /// The callers' secrets.
     pub vault: Arc<Vault>,
+    /// The teams' money.
+    pub ledgers: Ledgers,
+    /// What stands between harnesses and their models.
+    pub gateway: Arc<Gateway>,
+    /// Which models the teams may use.
+    pub allowed_models: AllowedModels,
     /// Which calls were sent.
     pub calls: CallMarks,
     /// What is being said.
@@ -78,14 +91,32 @@ const TEARDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Workshop {
     /// Does one step. `None`: it was cancelled, or has nothing to say.
-    pub async fn perform(&self, id: TaskId, task: &Task, step: Step, cancel: CancellationToken) -> Option<Command> {
-        if let Some(missing) = self.missing(id, task, &step) {
+    pub async fn perform(
+        &self,
+        id: TaskId,
+        task: &Arc<Task>,
+        step: Step,
+        recorder: Recorder,
+        cancel: CancellationToken,
+    ) -> Option<Command> {
+        // What was sent before a crash is booked first, with or without a key: it holds back other people's money.
+        let sent = match &step {
+            Step::AskModel(open) => self.calls.is_marked(id, open.call).await.unwrap_or(false),
+            Step::RunHarness => {
+                if let Err(failed) = self.abandon_lost(id, task, &recorder).await {
+                    return Some(failed.command(self, task));
+                }
+                false
+            }
+            _ => false,
+        };
+        if !sent && let Some(missing) = self.missing(id, task, &step) {
             return Some(Command::RequireCredentials { missing, failure: None });
         }
         let done = match step {
             Step::WaitForClaim => return Some(Command::Claim { node: self.node.clone() }),
             Step::Begin => return Some(Command::Begin { now: Timestamp::now() }),
-            Step::ReserveModel => self.reserve(task).await,
+            Step::ReserveModel => self.reserve(id, task).await,
             Step::AskModel(open) => return Some(self.ask(id, task, &open, cancel).await),
             Step::AbandonModel(open) => return Some(self.abandon(id, task, &open).await),
             Step::CallTool(tool) => return Some(Command::CallTool { tool_call: tool.id }),
@@ -93,6 +124,14 @@ impl Workshop {
             Step::InterruptTool(tool) => return Some(agent::interrupted(tool)),
             Step::Clone => self.unless(cancel, task, self.clone_repository(id, task)).await?,
             Step::StartSandbox(checkout) => self.unless(cancel, task, self.start_sandbox(task, &checkout)).await?,
+            Step::BeginHarness(_) => return Some(Command::BeginHarness),
+            Step::RunHarness => {
+                let ran = self.run_harness(id, task, &recorder, &cancel).await;
+                if cancel.is_cancelled() {
+                    return None;
+                }
+                ran
+            }
             Step::Commit(checkout) => self.unless(cancel, task, self.commit(id, task, &checkout)).await?,
             Step::StopSandbox(sandbox, reason) => self.stop_sandbox(sandbox, reason).await,
             Step::Push(commit) => self.push(id, task, &commit).await,
@@ -129,7 +168,9 @@ impl Workshop {
         let git = || (task.spec.caller_brings_git_token && self.vault.git(id).is_none()).then_some(CredentialKind::Git);
         let missing: Vec<_> = match step {
             Step::Begin => model().into_iter().chain(git()).collect(),
-            Step::ReserveModel | Step::AskModel(_) => model().into_iter().collect(),
+            Step::ReserveModel | Step::AskModel(_) | Step::BeginHarness(_) | Step::RunHarness => {
+                model().into_iter().collect()
+            }
             Step::Clone | Step::Push(_) => git().into_iter().collect(),
             Step::WaitForClaim
             | Step::WaitForCredentials
@@ -209,7 +250,8 @@ impl Workshop {
         self.forget_repository(sandbox).await;
         self.calls.clear_all(id).await;
         self.vault.forget(id);
-        Command::Finish(ending)
+        let refund = self.refund(id, task, &ending).await;
+        Command::Finish { ending, refund }
     }
 
     /// The sandboxes whose repositories lie on this host.

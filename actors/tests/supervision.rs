@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use orchestra_actors::allowed::AllowedModels;
 use orchestra_actors::calls::CallMarks;
 use orchestra_actors::journal::new_events;
+use orchestra_actors::ledger::Ledgers;
 use orchestra_actors::policy::RetryPolicy;
 use orchestra_actors::speech::Speech;
 use orchestra_actors::workshop::Workshop;
@@ -27,6 +29,7 @@ use orchestra_events::{
     TaskId,
 };
 use orchestra_runtime::forge::{ForgeConfig, ForgeKind, Forges};
+use orchestra_runtime::gateway::{Gateway, GatewayPolicy};
 use orchestra_runtime::git::{Git, GitConfig};
 use orchestra_runtime::model::{Models, ProviderConfig, Timeouts};
 use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig};
@@ -127,7 +130,10 @@ async fn house(trouble: Trouble) -> House {
         git: Git::new(GitConfig::new(std::env::current_exe().unwrap())),
         forges: Forges::new(BTreeMap::from([("local".to_owned(), local)]), "local"),
         model_client: Arc::clone(&models) as _,
+        gateway: Arc::new(Gateway::new(Arc::clone(&models), GatewayPolicy::default())),
         models,
+        ledgers: Ledgers::start(Arc::clone(&store)),
+        allowed_models: AllowedModels::default(),
         vault: Arc::new(Vault::new()),
         calls: CallMarks::open(at("calls")).unwrap(),
         speech: Speech::default(),
@@ -150,6 +156,7 @@ impl House {
             task: "Do it".into(),
             model: "claude-sonnet-4-6".into(),
             harness: Harness::Builtin,
+            command: Vec::new(),
             team: "platform".into(),
             project: None,
             environment: None,

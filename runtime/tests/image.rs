@@ -220,7 +220,7 @@ fn the_default_image_builds_and_the_second_time_is_instant() {
     let dir = std::env::var_os("ORCHESTRA_IMAGES").map(PathBuf::from);
     let dir = dir.unwrap_or_else(|| Path::new(&std::env::var_os("HOME").unwrap()).join(".cache/orchestra/images"));
     let store = ImageStore::new(dir);
-    let options = BuildOptions { name: "default".into(), packages: Vec::new() };
+    let options = BuildOptions { name: "default".into(), ..BuildOptions::default() };
     let seen = Mutex::new(Vec::<Progress>::new());
     let image = store.build(&options, &|step| seen.lock().unwrap().push(step)).unwrap();
     let seen = seen.into_inner().unwrap();

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
-use orchestra_runtime::image::{BuildOptions, Image as Built, ImageStore, Progress};
+use orchestra_runtime::image::{AgentVersion, BuildOptions, Image as Built, ImageStore, Progress};
 
 use super::{ConfigArguments, say};
 
@@ -21,6 +21,12 @@ pub enum Image {
         /// A Debian package on top; may be given more than once
         #[arg(long = "package", value_name = "PACKAGE")]
         packages: Vec<String>,
+        /// Command line agents to put into it, from the npm registry: codex, opencode, claude-code, each also as NAME@VERSION
+        #[arg(long = "with", value_name = "AGENT", value_delimiter = ',')]
+        agents: Vec<AgentVersion>,
+        /// An image to derive it from, instead of installing Debian; takes seconds and next to no space
+        #[arg(long, value_name = "IMAGE", requires = "agents", conflicts_with = "packages")]
+        from: Option<String>,
         #[command(flatten)]
         folder: Folder,
     },
@@ -100,7 +106,7 @@ pub async fn ensure(folder: &Path) -> anyhow::Result<()> {
     let store = ImageStore::new(folder.to_path_buf());
     if store.resolve("default").is_err() {
         say("The sandbox image is made once; this takes some minutes.");
-        describe(&build(store, BuildOptions { name: "default".to_owned(), packages: Vec::new() }).await?);
+        describe(&build(store, BuildOptions { name: "default".to_owned(), ..BuildOptions::default() }).await?);
     }
     Ok(())
 }
@@ -116,8 +122,8 @@ fn describe(image: &Built) {
 impl Image {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Self::Build { name, packages, folder } => {
-                describe(&build(folder.store()?, BuildOptions { name, packages }).await?);
+            Self::Build { name, packages, agents, from, folder } => {
+                describe(&build(folder.store()?, BuildOptions { name, packages, from, agents }).await?);
             }
             Self::Pull { reference, name, folder } => {
                 let bar = bar();

@@ -22,6 +22,12 @@ pub struct Run {
     /// The model
     #[arg(long, default_value = "claude-sonnet-4-6")]
     model: String,
+    /// Who does it: builtin, claude-code, codex or opencode
+    #[arg(long)]
+    harness: Option<String>,
+    /// The sandbox image
+    #[arg(long)]
+    image: Option<String>,
     /// The team it is for
     #[arg(long, default_value = "default")]
     team: String,
@@ -71,7 +77,9 @@ impl Run {
             let cap: Value = serde_json::from_str(&cap.to_string())?;
             body["budget"] = json!({ "maxUsd": cap });
         }
-        for (name, value) in [("base", &self.base), ("branch", &self.branch)] {
+        let texts =
+            [("base", &self.base), ("branch", &self.branch), ("harness", &self.harness), ("image", &self.image)];
+        for (name, value) in texts {
             if let Some(value) = value {
                 body[name] = json!(value);
             }

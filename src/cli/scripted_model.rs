@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::scripted_model::{read_script, serve};
 
-/// Serve Anthropic Messages and OpenAI Chat Completions from a script
+/// Serve Anthropic Messages, OpenAI Chat Completions and OpenAI Responses from a script
 #[derive(clap::Args)]
 pub struct ScriptedModel {
     /// Address and port, on loopback

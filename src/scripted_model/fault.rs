@@ -7,9 +7,10 @@ use actix_web::body::BodyStream;
 use actix_web::http::StatusCode;
 use actix_web::web::Bytes;
 use futures_util::{StreamExt as _, stream};
+use serde_json::Value;
 
 use super::script::{Asked, Fault, FaultKind, Played};
-use super::{Dialect, MAX_HANG, events, stream_of};
+use super::{Dialect, MAX_HANG, events, responses, say, stream_of};
 
 /// What follows the first half of a stream.
 enum After {
@@ -34,7 +35,6 @@ pub(super) async fn answer(fault: &Fault, dialect: Dialect, played: &Played, ask
         half.truncate((half.len() / 2).max(1));
         half
     };
-    let error_event = || format!("event: error\ndata: {}\n\n", error(529));
     match fault.kind {
         FaultKind::Status => {
             let status = fault.status.unwrap_or(500);
@@ -59,20 +59,24 @@ pub(super) async fn answer(fault: &Fault, dialect: Dialect, played: &Played, ask
             events(half, None)
         }
         FaultKind::Empty => events(Vec::new(), None),
-        FaultKind::ErrorFirst => events(vec![error_event()], None),
+        FaultKind::ErrorFirst => events(vec![error_event(dialect, message, error(529), true)], None),
         FaultKind::ErrorEvent => {
             let mut half = half();
-            half.push(error_event());
+            half.push(error_event(dialect, message, error(529), false));
             events(half, None)
         }
         FaultKind::NoUsage => {
             let uncounted = Played { count: false, ..played.clone() };
-            if asked.stream {
-                events(dialect.stream(&uncounted, asked), None)
-            } else {
-                HttpResponse::Ok().json(dialect.json(&uncounted, asked))
-            }
+            say(dialect, &uncounted, asked, None)
         }
+    }
+}
+
+/// An error in the middle of a stream that began with status 200, or in place of its first event.
+fn error_event(dialect: Dialect, message: &str, error: Value, first: bool) -> String {
+    match dialect {
+        Dialect::Anthropic | Dialect::OpenaiChat => format!("event: error\ndata: {error}\n\n"),
+        Dialect::OpenaiResponses => responses::overloaded(message, first),
     }
 }
 

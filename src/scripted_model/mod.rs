@@ -1,13 +1,14 @@
 //! A model provider that follows a script: for demonstrations and for tests of the whole house, without a key or a cent.
 //!
-//! It speaks Anthropic's Messages and OpenAI's Chat Completions, streamed and not, and fails on demand in every way a
-//! provider can. The turn to play follows from the request alone, so it may be restarted at any moment.
+//! It speaks Anthropic's Messages, OpenAI's Chat Completions and OpenAI's Responses, streamed and not, and fails on demand
+//! in every way a provider can. The turn to play follows from the request alone, so it may be restarted at any moment.
 //! `docs/scripted-model.md` describes the script.
 
 mod anthropic;
 mod fault;
 mod openai;
 mod record;
+mod responses;
 mod script;
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,8 @@ pub enum Dialect {
     Anthropic,
     /// `/v1/chat/completions`.
     OpenaiChat,
+    /// `/v1/responses`.
+    OpenaiResponses,
 }
 
 impl Dialect {
@@ -53,6 +56,7 @@ impl Dialect {
         match self {
             Self::Anthropic => anthropic::stream(played, asked),
             Self::OpenaiChat => openai::stream(played, asked),
+            Self::OpenaiResponses => responses::stream(played, asked),
         }
     }
 
@@ -60,13 +64,14 @@ impl Dialect {
         match self {
             Self::Anthropic => anthropic::json(played, asked),
             Self::OpenaiChat => openai::json(played, asked),
+            Self::OpenaiResponses => responses::json(played, asked),
         }
     }
 
     fn error(self, status: u16, message: &str) -> Value {
         match self {
             Self::Anthropic => anthropic::error(status, message),
-            Self::OpenaiChat => openai::error(status, message),
+            Self::OpenaiChat | Self::OpenaiResponses => openai::error(status, message),
         }
     }
 }
@@ -99,8 +104,11 @@ pub fn start(
             .app_data(Data::clone(&state))
             .app_data(PayloadConfig::new(MAX_BODY))
             .route("/v1/messages", web::post().to(messages))
+            .route("/v1/messages/count_tokens", web::post().to(count_tokens))
             .route("/v1/chat/completions", web::post().to(chat))
+            .route("/v1/responses", web::post().to(respond))
             .route("/requests", web::get().to(requests))
+            .route("/totals", web::get().to(totals))
     })
     .workers(2)
     .shutdown_timeout(1)
@@ -128,12 +136,25 @@ async fn requests(state: Data<State>) -> HttpResponse {
     HttpResponse::Ok().json(state.records.all())
 }
 
+async fn totals(state: Data<State>) -> HttpResponse {
+    HttpResponse::Ok().json(state.records.totals())
+}
+
+/// A count costs nothing, so it is not among the requests.
+async fn count_tokens(body: Bytes) -> HttpResponse {
+    HttpResponse::Ok().json(serde_json::json!({ "input_tokens": script::tokens(body.len()) }))
+}
+
 async fn messages(request: HttpRequest, body: Bytes, state: Data<State>) -> HttpResponse {
     answer(Dialect::Anthropic, &request, &body, &state).await
 }
 
 async fn chat(request: HttpRequest, body: Bytes, state: Data<State>) -> HttpResponse {
     answer(Dialect::OpenaiChat, &request, &body, &state).await
+}
+
+async fn respond(request: HttpRequest, body: Bytes, state: Data<State>) -> HttpResponse {
+    answer(Dialect::OpenaiResponses, &request, &body, &state).await
 }
 
 async fn answer(dialect: Dialect, request: &HttpRequest, body: &Bytes, state: &State) -> HttpResponse {
@@ -144,9 +165,14 @@ async fn answer(dialect: Dialect, request: &HttpRequest, body: &Bytes, state: &S
         |status: StatusCode, message: &str| HttpResponse::build(status).json(dialect.error(status.as_u16(), message));
     let Some(asked) = Asked::read(body) else {
         state.records.add(RequestRecord::new(dialect, body, key));
-        return refuse(StatusCode::BAD_REQUEST, "the body is not a JSON object with messages");
+        return refuse(StatusCode::BAD_REQUEST, "the body is not a JSON object with messages or input");
     };
     let record = RequestRecord { model: asked.model.clone(), ..RequestRecord::new(dialect, body, key) };
+    if asked.for_title {
+        let played = Played::aside(&asked, body.len());
+        state.records.add(RequestRecord { usage: Some(played.usage), ..record });
+        return say(dialect, &played, &asked, None);
+    }
     let Some((name, conversation)) = state.script.find(&asked.first_message) else {
         state.records.add(record);
         return refuse(StatusCode::NOT_FOUND, "no script matches the first message");
@@ -167,11 +193,15 @@ async fn answer(dialect: Dialect, request: &HttpRequest, body: &Bytes, state: &S
     if let Some(fault) = fault {
         return fault::answer(fault, dialect, &played, &asked).await;
     }
+    say(dialect, &played, &asked, turn.pace_ms.map(Duration::from_millis))
+}
+
+/// The whole of an answer, as it was asked for.
+fn say(dialect: Dialect, played: &Played, asked: &Asked, pace: Option<Duration>) -> HttpResponse {
     if asked.stream {
-        let pace = turn.pace_ms.map(Duration::from_millis);
-        events(dialect.stream(&played, &asked), pace)
+        events(dialect.stream(played, asked), pace)
     } else {
-        HttpResponse::Ok().json(dialect.json(&played, &asked))
+        HttpResponse::Ok().json(dialect.json(played, asked))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What was asked: kept for `GET /requests`, and appended to a file when there is one. Keys only by their hash.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -17,6 +17,9 @@ use super::script::{Asked, FaultKind};
 
 /// The last so many requests are kept in memory; the file has them all.
 const MAX_RECORDS: usize = 100_000;
+
+/// Models whose totals are kept.
+const MAX_MODELS: usize = 1_000;
 
 /// One request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -44,6 +47,55 @@ pub struct RequestRecord {
     pub key_sha256: Option<String>,
 }
 
+/// What was asked and what a provider would bill for it, since the start; unlike the list of requests it never forgets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Totals {
+    /// By the model that the request named.
+    pub models: BTreeMap<String, ModelTotals>,
+}
+
+/// One model's part of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelTotals {
+    /// Requests, answered or not.
+    pub calls: u64,
+    /// Those that a provider would bill.
+    pub billed_calls: u64,
+    /// What it would bill them at.
+    pub billed: Usage,
+    /// Those that were answered without a fault, and so told what they are billed at.
+    pub reported_calls: u64,
+    /// What they told.
+    pub reported: Usage,
+}
+
+fn add(sum: &mut Usage, more: &Usage) {
+    for (sum, more) in [
+        (&mut sum.input_tokens, more.input_tokens),
+        (&mut sum.output_tokens, more.output_tokens),
+        (&mut sum.cache_read_tokens, more.cache_read_tokens),
+        (&mut sum.cache_write5m_tokens, more.cache_write5m_tokens),
+        (&mut sum.cache_write1h_tokens, more.cache_write1h_tokens),
+    ] {
+        *sum = sum.saturating_add(more);
+    }
+}
+
+impl ModelTotals {
+    fn count(&mut self, record: &RequestRecord) {
+        self.calls += 1;
+        let Some(usage) = &record.usage else { return };
+        self.billed_calls += 1;
+        add(&mut self.billed, usage);
+        if record.fault.is_none() {
+            self.reported_calls += 1;
+            add(&mut self.reported, usage);
+        }
+    }
+}
+
 fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -69,6 +121,7 @@ impl RequestRecord {
 /// Every request so far.
 pub(super) struct Records {
     kept: Mutex<VecDeque<RequestRecord>>,
+    totals: Mutex<Totals>,
     log: Option<Mutex<File>>,
     /// How often a conversation (by its first message) has come to a turn that fails.
     met: Mutex<HashMap<(String, usize), u64>>,
@@ -84,7 +137,8 @@ impl Records {
             let file = OpenOptions::new().create(true).append(true).open(&path);
             file.with_context(|| format!("cannot append to {}", path.display())).map(Mutex::new)
         };
-        Ok(Self { kept: Mutex::default(), log: log.map(open).transpose()?, met: Mutex::default() })
+        let log = log.map(open).transpose()?;
+        Ok(Self { kept: Mutex::default(), totals: Mutex::default(), log, met: Mutex::default() })
     }
 
     /// Keeps a request. It is in the file before it is answered.
@@ -95,6 +149,12 @@ impl Records {
                 tracing::warn!(%error, "the scripted model cannot write its log");
             }
         }
+        let mut totals = locked(&self.totals);
+        // Names are the client's: a mistaken client cannot fill the memory with them.
+        if totals.models.len() < MAX_MODELS || totals.models.contains_key(&record.model) {
+            totals.models.entry(record.model.clone()).or_default().count(&record);
+        }
+        drop(totals);
         let mut kept = locked(&self.kept);
         if kept.len() == MAX_RECORDS {
             kept.pop_front();
@@ -104,6 +164,10 @@ impl Records {
 
     pub fn all(&self) -> Vec<RequestRecord> {
         locked(&self.kept).iter().cloned().collect()
+    }
+
+    pub fn totals(&self) -> Totals {
+        locked(&self.totals).clone()
     }
 
     /// Whether the fault of this turn still happens to this conversation.

@@ -146,26 +146,107 @@ pub struct Asked {
     pub stream: bool,
     pub include_usage: bool,
     pub max_tokens: u64,
+    /// What the user said before the model said anything. Some clients put a message of their own before it.
     pub first_message: String,
+    /// How often the model has spoken already.
     pub turn: usize,
+    /// Whether the client asks for a title of the conversation, beside it.
+    pub for_title: bool,
+    /// The tools that a call names in another way than most, in the Responses dialect.
+    pub special_tools: Vec<SpecialTool>,
+}
+
+/// A tool of the Responses dialect whose input is text, or that is in a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpecialTool {
+    pub name: String,
+    pub namespace: Option<String>,
+    pub takes_text: bool,
+}
+
+/// Most tools of a request that are looked at.
+const MAX_TOOLS: usize = 1_000;
+
+fn special_tools(body: &Value) -> Vec<SpecialTool> {
+    let lists = body["input"].as_array().into_iter().flatten().map(|item| &item["tools"]);
+    let tools = lists.chain([&body["tools"]]).filter_map(Value::as_array).flatten();
+    let mut found = Vec::new();
+    for tool in tools.take(MAX_TOOLS) {
+        let named = tool["name"].as_str().filter(|_| tool["type"] == "namespace");
+        let within =
+            tool["tools"].as_array().filter(|_| named.is_some()).map_or(std::slice::from_ref(tool), Vec::as_slice);
+        for tool in within.iter().take(MAX_TOOLS) {
+            let takes_text = tool["type"] == "custom" && tool["input_schema"].is_null();
+            if let Some(name) = tool["name"].as_str().filter(|_| takes_text || named.is_some()) {
+                found.push(SpecialTool { name: name.to_owned(), namespace: named.map(str::to_owned), takes_text });
+            }
+        }
+    }
+    found
 }
 
 impl Asked {
-    /// Reads either dialect; they agree on everything that is looked at.
+    /// Reads any dialect; Anthropic's and the older one of OpenAI agree on everything that is looked at.
     pub fn read(body: &[u8]) -> Option<Self> {
         let body: Value = serde_json::from_slice(body).ok()?;
-        let messages = body.get("messages")?.as_array()?;
-        let of = |role: &'static str| messages.iter().filter(move |message| message["role"] == role);
         let number = |name: &str| body.get(name).and_then(Value::as_u64);
+        let limit = ["max_completion_tokens", "max_output_tokens", "max_tokens"].iter().find_map(|name| number(name));
+        let (first_message, turn) = match (&body["messages"], &body["input"]) {
+            (Value::Array(messages), _) => (first_message(messages), spoken(messages)),
+            (_, Value::Array(items)) => (opening(items), spoken_items(items)),
+            (_, Value::String(text)) => (text.clone(), 0),
+            _ => return None,
+        };
         Some(Self {
             model: body.get("model").and_then(Value::as_str).unwrap_or_default().to_owned(),
             stream: body["stream"] == true,
             include_usage: body["stream_options"]["include_usage"] == true,
-            max_tokens: number("max_completion_tokens").or(number("max_tokens")).unwrap_or(u64::MAX),
-            first_message: of("user").next().map(|message| words(&message["content"])).unwrap_or_default(),
-            turn: of("assistant").count(),
+            max_tokens: limit.unwrap_or(u64::MAX),
+            first_message,
+            turn,
+            for_title: body["tools"].as_array().is_none_or(Vec::is_empty) && system(&body).contains(TITLE),
+            special_tools: special_tools(&body),
         })
     }
+}
+
+/// What the system prompt of a request for a title says, in every client that makes one.
+const TITLE: &str = "title generator";
+
+/// The system prompt, wherever the dialect has it.
+fn system(body: &Value) -> String {
+    let said = |message: &&Value| matches!(message["role"].as_str(), Some("system" | "developer"));
+    let among = body["messages"].as_array().or(body["input"].as_array()).into_iter().flatten().filter(said);
+    let within = among.map(|message| words(&message["content"]));
+    let apart = [words(&body["system"]), words(&body["instructions"])];
+    apart.into_iter().chain(within).collect::<Vec<_>>().join("\n")
+}
+
+fn first_message(messages: &[Value]) -> String {
+    let first = messages.iter().find(|message| message["role"] == "user");
+    first.map(|message| words(&message["content"])).unwrap_or_default()
+}
+
+fn spoken(messages: &[Value]) -> usize {
+    messages.iter().filter(|message| message["role"] == "assistant").count()
+}
+
+/// Whether an item of the Responses dialect is the model's. One answer is one or several of them in a row.
+fn is_models(item: &Value) -> bool {
+    let kind = item["type"].as_str().unwrap_or("message");
+    item["role"] == "assistant" || kind == "reasoning" || (kind.ends_with("_call") && item["role"].is_null())
+}
+
+/// All that the user's side said before the model: some clients open with a message about the machine.
+fn opening(items: &[Value]) -> String {
+    let before = items.iter().take_while(|item| !is_models(item));
+    let users = before.filter(|item| item["role"] == "user");
+    users.map(|item| words(&item["content"])).collect::<Vec<_>>().join("\n")
+}
+
+fn spoken_items(items: &[Value]) -> usize {
+    let models: Vec<bool> = items.iter().map(is_models).collect();
+    usize::from(models.first() == Some(&true)) + models.windows(2).filter(|two| !two[0] && two[1]).count()
 }
 
 fn words(content: &Value) -> String {
@@ -188,11 +269,17 @@ pub struct Played {
 }
 
 /// Four bytes make a token.
-fn tokens(bytes: usize) -> u64 {
+pub fn tokens(bytes: usize) -> u64 {
     bytes.div_ceil(4) as u64
 }
 
 impl Played {
+    /// The answer to a question that no script is about.
+    pub fn aside(asked: &Asked, body_bytes: usize) -> Self {
+        let turn = Turn { text: Some("A task for the scripted model".into()), ..Turn::default() };
+        Self::new(&turn, asked, body_bytes)
+    }
+
     /// Plays a turn. Like any provider it keeps to the request's output limit: what does not fit is cut off.
     pub fn new(turn: &Turn, asked: &Asked, body_bytes: usize) -> Self {
         let said = |part: &Option<String>| part.as_ref().map_or(0, String::len);

@@ -233,6 +233,24 @@ impl House {
         }
     }
 
+    /// Every event so far of a stream that has no page of its own, from the whole log.
+    pub async fn log_of(&self, stream: &str) -> Vec<Value> {
+        // The log has no end: what is there by now is up to its head.
+        let head = self.api.get("/readyz").await.1["head"].as_u64().unwrap();
+        let mut frames = self.api.follow("/v1/events", Some(0)).await;
+        let mut events = Vec::new();
+        while let Some(frame) = frames.next().await {
+            let position = frame.id.unwrap();
+            if frame.data["stream"] == stream {
+                events.push(frame.data);
+            }
+            if position >= head {
+                break;
+            }
+        }
+        events
+    }
+
     /// What is left on this machine of this house's sandboxes. Empty when all is well.
     pub fn traces(&self) -> Vec<String> {
         traces(&self.data())

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use orchestra_actors::TaskService;
+use orchestra_actors::{BudgetService, TaskService};
 use orchestra_events::EventStore;
 use orchestra_events::projections::ReadModels;
 use tokio::sync::Semaphore;
@@ -23,6 +23,8 @@ pub const READ_YOUR_WRITES: Duration = Duration::from_secs(3);
 pub struct App {
     /// What can be asked of tasks.
     pub tasks: Arc<dyn TaskService>,
+    /// What can be asked of budgets.
+    pub budgets: Arc<dyn BudgetService>,
     /// The log.
     pub store: Arc<dyn EventStore>,
     /// What is folded from it.
@@ -43,12 +45,14 @@ impl App {
     /// An application without metrics.
     pub fn new(
         tasks: Arc<dyn TaskService>,
+        budgets: Arc<dyn BudgetService>,
         store: Arc<dyn EventStore>,
         read: Arc<ReadModels>,
         keys: Arc<KeyRing>,
     ) -> Self {
         Self {
             tasks,
+            budgets,
             store,
             read,
             keys,

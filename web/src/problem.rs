@@ -9,10 +9,14 @@ use orchestra_actors::FieldError;
 use orchestra_actors::service::ServiceError;
 use orchestra_events::StoreError;
 use orchestra_events::key::Scope;
+use orchestra_events::ledger::Exhausted;
+use orchestra_events::ledger::scope::ParseScopeError;
 use orchestra_events::projections::ReadModelError;
 use orchestra_events::task::Refusal;
 use serde::Serialize;
 use utoipa::ToSchema;
+
+use crate::api::resource::ExhaustedView;
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $status:ident, $title:literal;)*) => {
@@ -67,6 +71,8 @@ codes! {
     NotFound = "not-found", NOT_FOUND, "There is no such thing";
     /// The path knows other methods.
     MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, "This path does not know that method";
+    /// A cap is met.
+    BudgetExceeded = "budget-exceeded", PAYMENT_REQUIRED, "A budget is used up";
     /// The task's state does not allow it.
     Conflict = "conflict", CONFLICT, "The task's state does not allow that";
     /// The same idempotency key with another body.
@@ -100,6 +106,8 @@ pub struct Problem {
     pub detail: String,
     /// The fields that do not do.
     pub errors: Vec<Field>,
+    /// The cap that is met.
+    pub budget: Option<Box<Exhausted>>,
 }
 
 /// How a problem looks outside.
@@ -120,12 +128,15 @@ pub struct ProblemBody<'a> {
     /// The fields that do not do.
     #[serde(skip_serializing_if = "<[Field]>::is_empty")]
     errors: &'a [Field],
+    /// The cap that is met.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget: Option<ExhaustedView>,
 }
 
 impl Problem {
     /// A problem.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), errors: Vec::new() }
+        Self { code, detail: detail.into(), errors: Vec::new(), budget: None }
     }
 
     /// The answer.
@@ -137,6 +148,7 @@ impl Problem {
             code: self.code.as_str(),
             detail: &self.detail,
             errors: &self.errors,
+            budget: self.budget.as_deref().cloned().map(ExhaustedView::from),
         };
         let json = serde_json::to_string(&body).unwrap_or_default();
         let mut response = HttpResponse::build(self.code.status());
@@ -159,12 +171,12 @@ impl Problem {
             1 => "One field does not do; `errors` says which and why. Nothing was stored.".to_owned(),
             count => format!("{count} fields do not do; `errors` says which and why. Nothing was stored."),
         };
-        Self { code: Code::InvalidRequest, detail, errors }
+        Self { errors, ..Self::new(Code::InvalidRequest, detail) }
     }
 
     /// Query parameters that do not do.
     pub fn invalid_query(errors: Vec<Field>) -> Self {
-        Self { code: Code::InvalidQuery, detail: "Mend the parameters that `errors` names.".to_owned(), errors }
+        Self { errors, ..Self::new(Code::InvalidQuery, "Mend the parameters that `errors` names.") }
     }
 
     /// Nobody was named.
@@ -191,6 +203,17 @@ impl Problem {
             Code::CrossSiteRequest,
             "A browser session may change things only from this server's own pages. Use an API key from elsewhere.",
         )
+    }
+
+    /// A cap is met.
+    pub fn budget_exceeded(exhausted: Exhausted) -> Self {
+        let detail = format!("The task was not taken: {exhausted}. Raise the budget, or wait until it is whole again.");
+        Self { budget: Some(Box::new(exhausted)), ..Self::new(Code::BudgetExceeded, detail) }
+    }
+
+    /// A text in a path that names no scope.
+    pub fn no_such_scope(error: &ParseScopeError) -> Self {
+        Self::new(Code::NotFound, format!("{error}."))
     }
 
     /// There is no such task for this caller.
@@ -300,6 +323,7 @@ impl From<ServiceError> for Problem {
                     status.map_or_else(String::new, |status| format!(" Its status is `{}`.", status.as_str()));
                 Self::new(Code::Conflict, format!("Nothing was done: {refusal}.{standing}"))
             }
+            ServiceError::Exhausted(exhausted) => Self::budget_exceeded(*exhausted),
             ServiceError::Busy => Self::overloaded("A queue is full."),
             ServiceError::Store(error) => error.into(),
             ServiceError::Internal(what) => Self::internal(what),

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use orchestra_events::blob::{Content, INLINE_LIMIT};
-use orchestra_events::ledger::Remaining;
+use orchestra_events::ledger::Quote;
 use orchestra_events::task::command::{Charge, Command, Then};
 use orchestra_events::task::conversation::{Block, Turn, Usage, UserPart};
-use orchestra_events::task::event::{CredentialKind, ToolOutcome};
+use orchestra_events::task::event::{CredentialKind, Harness, ToolOutcome};
 use orchestra_events::task::state::{OpenCall, Task, ToolUse};
 use orchestra_events::task::step::{MAX_CALLS, out_of_calls};
-use orchestra_events::{CallId, Failure, FailureCode, NanoUsd, TaskId};
+use orchestra_events::{Failure, FailureCode, TaskId};
 use orchestra_runtime::agent::{End, plan_tool, render_output, system_prompt, tool_specs};
 use orchestra_runtime::model::{
     Charge as Charged, FaultClass, ModelFailure, ModelReply, ModelRequest, ResolvedModel, input_bound, quote,
@@ -17,7 +17,6 @@ use orchestra_runtime::model::{
 use orchestra_runtime::sandbox::{Exec, Exit, SandboxError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::{Failed, Workshop};
 
@@ -40,7 +39,7 @@ pub(super) fn interrupted(tool: ToolUse) -> Command {
 }
 
 impl Workshop {
-    fn resolved(&self, task: &Task) -> Result<ResolvedModel, Failed> {
+    pub(super) fn resolved(&self, task: &Task) -> Result<ResolvedModel, Failed> {
         // Checked at submission; the operator may have changed the configuration since.
         self.models
             .resolve(&task.spec.model)
@@ -90,7 +89,7 @@ impl Workshop {
     }
 
     /// Moves content that is too large for an event to the blob store.
-    async fn store(&self, content: &mut Content) -> Result<(), Failed> {
+    pub(super) async fn store(&self, content: &mut Content) -> Result<(), Failed> {
         if let Content::Inline(text) = content
             && text.len() > INLINE_LIMIT
         {
@@ -101,7 +100,7 @@ impl Workshop {
     }
 
     /// Sets the money for the next call aside, with as much output as still fits.
-    pub(super) async fn reserve(&self, task: &Task) -> Result<Command, Failed> {
+    pub(super) async fn reserve(&self, id: TaskId, task: &Task) -> Result<Command, Failed> {
         let Some(attempt) = task.current() else { return Err(internal("The attempt is gone.")) };
         if attempt.calls >= MAX_CALLS {
             return Err(Failed::new(out_of_calls()));
@@ -123,36 +122,31 @@ impl Workshop {
             _ => None,
         };
         let bound = input_bound(bytes(&request)?, previous);
-        let remaining = Remaining { nano_usd: task.dollars_left(), tokens: task.tokens_left() };
-        let price = &request.model.price;
-        let Some(fitted) = quote(price, ModelRequest::CACHE_WRITES, bound, WANTED_OUTPUT).fit(remaining) else {
-            return Err(Failed::new(over_budget(task)));
-        };
-        Ok(Command::ReserveModel {
-            call: CallId::from_uuid(Uuid::now_v7()),
-            reserved: fitted.nano_usd,
-            reserved_tokens: fitted.tokens,
-            max_output_tokens: fitted.max_output_tokens,
-        })
+        let quote = quote(&request.model.price, ModelRequest::CACHE_WRITES, bound, WANTED_OUTPUT);
+        self.set_aside(id, task, &request.model, quote).await
     }
 
     /// Asks the model under a reservation that stands. Whatever happens, the answer settles it.
     pub(super) async fn ask(&self, id: TaskId, task: &Task, open: &OpenCall, cancel: CancellationToken) -> Command {
         match self.calls.is_marked(id, open.call).await {
             // An earlier process sent it; its answer is lost, its price is not known.
-            Ok(true) => return self.unconfirmed(task, open, "The server was restarted while the model answered."),
+            Ok(true) => {
+                return self.unconfirmed(task, open, "The server was restarted while the model answered.").await;
+            }
             Ok(false) => {}
-            Err(error) => return self.not_sent(task, open, internal(format!("The call's mark: {error}.")).failure),
+            Err(error) => {
+                return self.not_sent(task, open, internal(format!("The call's mark: {error}.")).failure).await;
+            }
         }
         let Some(attempt) = task.current() else {
-            return self.not_sent(task, open, internal("The attempt is gone.").failure);
+            return self.not_sent(task, open, internal("The attempt is gone.").failure).await;
         };
         let request = match self.request(task, &attempt.conversation, open.max_output_tokens).await {
             Ok(request) => request,
-            Err(failed) => return self.not_sent(task, open, failed.failure),
+            Err(failed) => return self.not_sent(task, open, failed.failure).await,
         };
         if let Err(error) = self.calls.mark(id, open.call).await {
-            return self.not_sent(task, open, internal(format!("The call's mark: {error}.")).failure);
+            return self.not_sent(task, open, internal(format!("The call's mark: {error}.")).failure).await;
         }
         let (deltas, mut heard) = mpsc::channel::<String>(DELTA_BACKLOG);
         let speech = self.speech.clone();
@@ -167,15 +161,11 @@ impl Workshop {
         let (answer, ()) = tokio::join!(before(deadline, call), show);
         match answer {
             Some(Ok(reply)) => self.reply(task, open, &request.model, reply).await,
-            Some(Err(failure)) => self.refused(id, task, open, &request.model, failure),
+            Some(Err(failure)) => self.refused(id, task, open, &request.model, failure).await,
             None => {
                 let failure = past_deadline(task);
-                Command::RecordModelFailure {
-                    call: open.call,
-                    charge: Some(bound_charge(open)),
-                    failure,
-                    then: Then::GiveUp,
-                }
+                let charge = self.end_call(task, open, Some(bound_charge(open))).await;
+                Command::RecordModelFailure { call: open.call, charge, failure, then: Then::GiveUp }
             }
         }
     }
@@ -192,6 +182,9 @@ impl Workshop {
             tracing::error!(call = %open.call, cost = %charge.cost, reserved = %open.reserved, "a call cost more than its bound");
             metrics::counter!("orchestra_bound_violations_total").increment(1);
         }
+        let Some(charge) = self.end_call(task, open, Some(charge)).await else {
+            unreachable!("a charge that is booked is a charge")
+        };
         for block in &mut reply.content {
             if let Block::Text { text } | Block::Thinking { text, .. } = block
                 && let Err(failed) = self.store(text).await
@@ -208,7 +201,7 @@ impl Workshop {
         Command::RecordReply { call: open.call, charge, content: reply.content, stop_reason: reply.stop_reason }
     }
 
-    fn refused(
+    async fn refused(
         &self,
         id: TaskId,
         task: &Task,
@@ -226,6 +219,7 @@ impl Workshop {
             }),
             Charged::Unknown => Some(bound_charge(open)),
         };
+        let charge = self.end_call(task, open, charge).await;
         let callers_key = self.vault.model(id).is_some();
         let then = match failed.class {
             FaultClass::Auth if callers_key => Then::AskFor(vec![CredentialKind::Model]),
@@ -234,26 +228,35 @@ impl Workshop {
         Command::RecordModelFailure { call: open.call, charge, failure: *failed.failure, then }
     }
 
-    fn unconfirmed(&self, task: &Task, open: &OpenCall, message: &str) -> Command {
+    async fn unconfirmed(&self, task: &Task, open: &OpenCall, message: &str) -> Command {
         let failure = Failure::new(FailureCode::NetworkDropped, message);
         let then = self.then(task, &failure, None);
-        Command::RecordModelFailure { call: open.call, charge: Some(bound_charge(open)), failure, then }
+        let charge = self.end_lost_call(task, open, Some(bound_charge(open))).await;
+        Command::RecordModelFailure { call: open.call, charge, failure, then }
     }
 
-    fn not_sent(&self, task: &Task, open: &OpenCall, failure: Failure) -> Command {
+    async fn not_sent(&self, task: &Task, open: &OpenCall, failure: Failure) -> Command {
         let then = self.then(task, &failure, None);
-        Command::RecordModelFailure { call: open.call, charge: None, failure, then }
+        let charge = self.end_call(task, open, None).await;
+        Command::RecordModelFailure { call: open.call, charge, failure, then }
     }
 
     /// Settles a call that nobody waits for: in full if it may have been sent, not at all if it was not.
     pub(super) async fn abandon(&self, id: TaskId, task: &Task, open: &OpenCall) -> Command {
-        let sent = self.calls.is_marked(id, open.call).await.unwrap_or(true);
+        let by_harness = task.spec.harness != Harness::Builtin;
+        // The gateway sends a call as soon as its money is set aside; the built-in agent marks it first.
+        let sent = by_harness || self.calls.is_marked(id, open.call).await.unwrap_or(true);
         let failure = if task.cancel_requested {
             Failure::new(FailureCode::Cancelled, "The task was cancelled while the model answered.")
         } else {
             Failure::new(FailureCode::NetworkDropped, "Nobody waits for this answer any more.")
         };
-        let charge = sent.then(|| bound_charge(open));
+        let charge = self.end_lost_call(task, open, sent.then(|| bound_charge(open))).await;
+        if by_harness {
+            let model = task.spec.model.clone();
+            let failure = Some(failure);
+            return Command::RecordCallEnd { call: open.call, model, charge, stop_reason: None, failure };
+        }
         Command::RecordModelFailure { call: open.call, charge, failure, then: Then::GiveUp }
     }
 
@@ -368,22 +371,14 @@ pub(super) async fn before<T>(deadline: Option<jiff::Timestamp>, work: impl Futu
     tokio::time::timeout(Duration::try_from(left).unwrap_or_default(), work).await.ok()
 }
 
-fn over_budget(task: &Task) -> Failure {
-    let spent = task.spent.cost;
-    let message = match (task.spec.budget.max_nano_usd, task.spec.budget.max_tokens) {
-        (Some(cap), _) if task.dollars_left().is_some_and(|left| left <= NanoUsd::ZERO) => {
-            format!("The task has spent its whole budget: ${spent} of ${cap}.")
-        }
-        (Some(cap), None) => {
-            format!("The next model call does not fit into the task's budget: ${spent} of ${cap} is spent.")
-        }
-        (_, Some(tokens)) => {
-            let used = task.spent.usage.total();
-            format!(
-                "The next model call does not fit into the task's budget: {used} of {tokens} tokens are used, ${spent} spent."
-            )
-        }
-        (None, None) => format!("The next model call does not fit; ${spent} is spent."),
-    };
-    Failure::new(FailureCode::BudgetExceeded, message)
+/// What the first call of a task of the built-in agent can cost.
+pub(super) fn first_quote(model: &ResolvedModel, text: &str) -> Quote {
+    let tools = serde_json::to_string(&tool_specs().iter().map(|tool| &tool.input_schema).collect::<Vec<_>>());
+    let bytes = system_prompt().len() + text.len() + tools.map_or(0, |tools| tools.len());
+    quote(&model.price, ModelRequest::CACHE_WRITES, input_bound(bytes as u64, None), WANTED_OUTPUT)
+}
+
+/// The least that any call about this text can cost.
+pub(super) fn least_quote(model: &ResolvedModel, text: &str) -> Quote {
+    quote(&model.price, ModelRequest::CACHE_WRITES, input_bound(text.len() as u64, None), WANTED_OUTPUT)
 }

@@ -33,6 +33,10 @@ scopes! {
     TasksRead = "tasks:read";
     /// Cancel tasks.
     TasksCancel = "tasks:cancel";
+    /// Read budgets and where they stand.
+    BudgetsRead = "budgets:read";
+    /// Set budgets.
+    BudgetsWrite = "budgets:write";
     /// Read usage.
     UsageRead = "usage:read";
     /// Read the global event log of the key's team.

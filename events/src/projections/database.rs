@@ -44,9 +44,12 @@ impl Database {
         writer.pragma_update(None, "journal_mode", "wal")?;
         // What a power cut takes away is folded again from the log.
         writer.pragma_update(None, "synchronous", "normal")?;
-        Migrations::new(vec![M::up(include_str!("../../../migrations/1001_read_models.sql"))])
-            .to_latest(&mut writer)
-            .map_err(|error| ReadModelError::Failed(error.to_string()))?;
+        Migrations::new(vec![
+            M::up(include_str!("../../../migrations/1001_read_models.sql")),
+            M::up(include_str!("../../../migrations/1002_refunds.sql")),
+        ])
+        .to_latest(&mut writer)
+        .map_err(|error| ReadModelError::Failed(error.to_string()))?;
         let path: PathBuf = path.to_owned();
         let readers = (0..READERS)
             .map(|_| {

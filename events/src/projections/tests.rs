@@ -30,6 +30,7 @@ fn created() -> TaskEvent {
         task: "Mend it".to_owned(),
         model: "m".to_owned(),
         harness: Harness::Builtin,
+        command: Vec::new(),
         team: "platform".to_owned(),
         project: None,
         environment: None,
@@ -55,6 +56,7 @@ fn charged(tokens: u64, nanos: i64) -> TaskEvent {
         cost_nano_usd: NanoUsd::from_nanos(nanos),
         confirmed: true,
         price: "test".to_owned(),
+        stop_reason: None,
     }
 }
 

@@ -108,6 +108,15 @@ pub struct UsageGroup {
     pub cache_write_tokens: u64,
     /// What it cost.
     pub cost: NanoUsd,
+    /// What of it is not billed.
+    pub refunded: NanoUsd,
+}
+
+impl UsageGroup {
+    /// What is billed.
+    pub fn billable(&self) -> NanoUsd {
+        self.cost.saturating_sub(self.refunded)
+    }
 }
 
 /// A report.
@@ -127,12 +136,16 @@ pub(super) fn apply(
     envelope: &Envelope,
     event: &TaskEvent,
 ) -> Folded {
-    let (tasks, usage, cost, charged_model) = match event {
-        TaskEvent::Created(_) => (1, Usage::default(), NanoUsd::ZERO, None),
-        TaskEvent::TokensCharged { usage, cost_nano_usd, model, .. } => (0, *usage, *cost_nano_usd, Some(model)),
+    let none = NanoUsd::ZERO;
+    let (tasks, usage, cost, refunded, charged_model) = match event {
+        TaskEvent::Created(_) => (1, Usage::default(), none, none, None),
+        TaskEvent::TokensCharged { usage, cost_nano_usd, model, .. } => (0, *usage, *cost_nano_usd, none, Some(model)),
+        // Booked under the task's own model, whichever of its calls it pays back.
+        TaskEvent::RefundGranted { nano_usd, .. } => (0, Usage::default(), none, *nano_usd, None),
         _ => return Ok(Ok(())),
     };
-    let plausible = usage.total() <= MAX_TOKENS_PER_CALL && cost.nanos().unsigned_abs() <= MAX_NANO_USD_PER_CALL as u64;
+    let most = MAX_NANO_USD_PER_CALL.unsigned_abs();
+    let plausible = usage.total() <= MAX_TOKENS_PER_CALL && cost.nanos().unsigned_abs() <= most;
     if !plausible {
         return Ok(Err(Odd::Implausible));
     }
@@ -146,14 +159,15 @@ pub(super) fn apply(
     let count = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
     let text = |part: &Option<String>| part.clone().unwrap_or_default();
     let mut statement = transaction.prepare_cached(
-        "INSERT INTO usage VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+        "INSERT INTO usage VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
          ON CONFLICT DO UPDATE SET
              tasks = tasks + excluded.tasks,
              input_tokens = input_tokens + excluded.input_tokens,
              output_tokens = output_tokens + excluded.output_tokens,
              cache_read_tokens = cache_read_tokens + excluded.cache_read_tokens,
              cache_write_tokens = cache_write_tokens + excluded.cache_write_tokens,
-             cost_nano_usd = cost_nano_usd + excluded.cost_nano_usd",
+             cost_nano_usd = cost_nano_usd + excluded.cost_nano_usd,
+             refunded_nano_usd = refunded_nano_usd + excluded.refunded_nano_usd",
     )?;
     statement.execute(rusqlite::params![
         day,
@@ -169,6 +183,7 @@ pub(super) fn apply(
         count(usage.cache_read_tokens),
         count(usage.cache_write_tokens()),
         cost.nanos(),
+        refunded.nanos(),
     ])?;
     Ok(Ok(()))
 }
@@ -196,7 +211,7 @@ pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<Usag
     };
     let sql = format!(
         "SELECT {columns} SUM(tasks), SUM(input_tokens), SUM(output_tokens), SUM(cache_read_tokens),
-             SUM(cache_write_tokens), SUM(cost_nano_usd), COUNT(*)
+             SUM(cache_write_tokens), SUM(cost_nano_usd), SUM(refunded_nano_usd), COUNT(*)
          FROM usage WHERE {} {grouping} LIMIT {}",
         clauses.join(" AND "),
         MAX_GROUPS + 1,
@@ -206,7 +221,7 @@ pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<Usag
     let mut report = UsageReport::default();
     let width = query.group_by.len();
     while let Some(row) = rows.next()? {
-        if row.get::<_, i64>(width + 6)? == 0 {
+        if row.get::<_, i64>(width + 7)? == 0 {
             continue;
         }
         let sum = |index: usize| row.get::<_, i64>(width + index);
@@ -222,6 +237,7 @@ pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<Usag
             cache_read_tokens: sum(3)?.unsigned_abs(),
             cache_write_tokens: sum(4)?.unsigned_abs(),
             cost: NanoUsd::from_nanos(sum(5)?),
+            refunded: NanoUsd::from_nanos(sum(6)?),
         });
     }
     if report.groups.len() > MAX_GROUPS {
@@ -234,6 +250,7 @@ pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<Usag
         report.total.cache_read_tokens += group.cache_read_tokens;
         report.total.cache_write_tokens += group.cache_write_tokens;
         report.total.cost += group.cost;
+        report.total.refunded += group.refunded;
     }
     Ok(report)
 }

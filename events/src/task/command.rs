@@ -4,8 +4,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::conversation::{Block, StopReason, Usage};
-use super::event::{CredentialKind, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
-use super::state::{AgentTurn, Attempt, Ending, OpenCall, Phase, Task, ToolProgress};
+use super::event::{CredentialKind, Harness, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
+use super::state::{AgentTurn, Attempt, Ending, LastCall, OpenCall, Phase, Task, ToolProgress};
 use super::step::{MAX_CALLS, Step, planned_step};
 use crate::blob::{BlobRef, Content};
 use crate::failure::{Failure, FailureCode};
@@ -158,7 +158,108 @@ pub enum Command {
     /// Start again.
     Retry,
     /// Say how it ended.
-    Finish(Ending),
+    Finish {
+        /// How.
+        ending: Ending,
+        /// Of what the attempt cost, what is not billed.
+        refund: NanoUsd,
+    },
+    /// The harness's program is about to run.
+    BeginHarness,
+    /// The harness's program said something.
+    RecordHarnessOutput {
+        /// The run.
+        run: u32,
+        /// Bytes of its log that this covers, with all before.
+        offset: u64,
+        /// The session that can be gone on with.
+        session: Option<String>,
+        /// What it said and did.
+        said: Vec<HarnessWord>,
+    },
+    /// The harness's program has ended.
+    RecordHarnessEnd {
+        /// The run.
+        run: u32,
+        /// Its exit code.
+        exit_code: Option<i32>,
+        /// How long it ran.
+        duration_ms: u64,
+        /// Why it did not do its work, and what the policy makes of it.
+        failed: Option<(Failure, Then)>,
+    },
+    /// Money is set aside for a model call of the harness.
+    RecordCall {
+        /// The call.
+        open: OpenCall,
+        /// The model.
+        model: String,
+    },
+    /// An attempt of a call of the harness is made again.
+    RecordRetry {
+        /// The call.
+        call: CallId,
+        /// The attempt that failed.
+        attempt: u32,
+        /// How.
+        class: String,
+        /// The wait before the next.
+        wait_ms: u64,
+    },
+    /// A model call of the harness has ended.
+    RecordCallEnd {
+        /// The call.
+        call: CallId,
+        /// The model.
+        model: String,
+        /// What it cost, if anything.
+        charge: Option<Charge>,
+        /// Why the model stopped.
+        stop_reason: Option<StopReason>,
+        /// Why the reply did not come whole.
+        failure: Option<Failure>,
+    },
+}
+
+/// Something a harness said or did.
+#[derive(Debug, Clone, PartialEq)]
+pub enum HarnessWord {
+    /// Words.
+    Message(Content),
+    /// It is about to use a tool of its own.
+    ToolCalled {
+        /// Its id of the call.
+        tool_call: String,
+        /// The tool.
+        name: String,
+        /// Its input.
+        input: Value,
+    },
+    /// The tool answered.
+    ToolFinished {
+        /// Its id of the call.
+        tool_call: String,
+        /// How.
+        outcome: ToolOutcome,
+        /// What it answered.
+        output: Content,
+        /// Bytes that are not in `output`.
+        omitted_bytes: u64,
+    },
+}
+
+impl HarnessWord {
+    fn event(self) -> TaskEvent {
+        match self {
+            Self::Message(text) => {
+                TaskEvent::Message { call: None, content: vec![Block::Text { text }], stop_reason: None }
+            }
+            Self::ToolCalled { tool_call, name, input } => TaskEvent::ToolCalled { tool_call, name, input },
+            Self::ToolFinished { tool_call, outcome, output, omitted_bytes } => {
+                TaskEvent::ToolFinished { tool_call, outcome, output, duration_ms: 0, omitted_bytes }
+            }
+        }
+    }
 }
 
 /// The cost of a model call.
@@ -254,6 +355,7 @@ fn charged(task: &Task, call: CallId, charge: Charge) -> TaskEvent {
         cost_nano_usd: charge.cost,
         confirmed: charge.confirmed,
         price: charge.price,
+        stop_reason: None,
     }
 }
 
@@ -336,6 +438,115 @@ fn deadline(task: &Task, now: Timestamp) -> Timestamp {
     now.checked_add(limit).unwrap_or(Timestamp::MAX)
 }
 
+/// What a harness did, or the gateway for it: none of it is a step, all of it happened.
+fn by_harness(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
+    let attempt = match &task.phase {
+        Phase::AwaitingCredentials(_, Some(attempt)) => attempt,
+        _ => working(task)?,
+    };
+    let harness = &attempt.harness;
+    match command {
+        Command::RecordHarnessOutput { run, offset, session, said } => {
+            // What was recorded before a crash is read again after it.
+            if run != harness.run || !harness.running || offset <= harness.offset {
+                return Err(Refusal::MovedOn);
+            }
+            let mut events: Vec<_> = said.into_iter().map(HarnessWord::event).collect();
+            events.push(TaskEvent::HarnessRead { run, offset, session });
+            Ok(events)
+        }
+        Command::RecordHarnessEnd { run, exit_code, duration_ms, failed } => {
+            if run != harness.run || !harness.running {
+                return Err(Refusal::MovedOn);
+            }
+            let mut events = vec![TaskEvent::HarnessFinished { run, exit_code, duration_ms, done: failed.is_none() }];
+            if let Some((failure, then)) = failed {
+                events.extend(followed_by(task, TaskEvent::StepFailed { failure: failure.clone() }, &failure, then));
+            }
+            Ok(events)
+        }
+        Command::RecordCall { open, model } => {
+            if harness.open.contains_key(&open.call) {
+                return Ok(Vec::new());
+            }
+            Ok(vec![TaskEvent::ModelCalled {
+                call: open.call,
+                model,
+                reserved_nano_usd: open.reserved,
+                reserved_tokens: open.reserved_tokens,
+                max_output_tokens: open.max_output_tokens,
+            }])
+        }
+        Command::RecordRetry { call, attempt, class, wait_ms } => {
+            Ok(vec![TaskEvent::CallRetried { call, attempt, class, wait_ms }])
+        }
+        Command::RecordCallEnd { call, model, charge, stop_reason, failure } => {
+            if !harness.open.contains_key(&call) {
+                return Ok(Vec::new());
+            }
+            let mut events = Vec::new();
+            if let Some(charge) = charge {
+                events.push(TaskEvent::TokensCharged {
+                    call,
+                    model,
+                    usage: charge.usage,
+                    cost_nano_usd: charge.cost,
+                    confirmed: charge.confirmed,
+                    price: charge.price,
+                    stop_reason,
+                });
+            }
+            match failure {
+                Some(failure) => events.push(TaskEvent::ModelCallFailed { call, failure }),
+                // Given back without a word: the call closes all the same.
+                None if events.is_empty() => {
+                    let message = "The model call was given up before it cost anything.";
+                    let failure = Failure::new(FailureCode::Cancelled, message);
+                    events.push(TaskEvent::ModelCallFailed { call, failure });
+                }
+                None => {}
+            }
+            Ok(events)
+        }
+        _ => Err(Refusal::MovedOn),
+    }
+}
+
+/// How a harness's run ended, judged by how its last model call did and never by its exit code: command line agents
+/// end with 0 after errors, and with 1 after work well done.
+pub fn verdict(task: &Task, exit_code: Option<i32>) -> Result<(), Failure> {
+    let Some(attempt) = task.current() else { return Ok(()) };
+    let harness = task.spec.harness.as_str();
+    let how = exit_code.map_or_else(|| "was killed".to_owned(), |code| format!("ended with code {code}"));
+    let truncated = |message: &str| Err(Failure::new(FailureCode::ModelTruncated, message));
+    match &attempt.harness.last_call {
+        Some(LastCall::Failed(failure)) => Err(failure.clone()),
+        Some(LastCall::Stopped(stop)) => match stop {
+            StopReason::EndTurn => Ok(()),
+            StopReason::MaxTokens => truncated("The agent stopped because a reply reached its output limit."),
+            StopReason::Pause => truncated("The agent stopped in the middle of a turn that the provider had paused."),
+            StopReason::Refusal => {
+                Err(Failure::new(FailureCode::ModelTruncated, "The model declined to go on.").with_retryable(false))
+            }
+            StopReason::ContextWindow => Err(Failure::new(
+                FailureCode::ModelTruncated,
+                "The conversation no longer fits into the model's context window.",
+            )
+            .with_retryable(false)),
+            StopReason::ToolUse => Err(Failure::new(
+                FailureCode::HarnessFailed,
+                format!("The program of {harness} {how} while the model waited for a tool."),
+            )
+            .with_retryable(true)),
+        },
+        None if task.spec.harness == Harness::Command && exit_code == Some(0) => Ok(()),
+        None => Err(Failure::new(
+            FailureCode::HarnessFailed,
+            format!("The program of {harness} {how} without an answer from a model."),
+        )),
+    }
+}
+
 fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
     if let Phase::Ended(ending) = &task.phase {
         // Nothing is owed here: no attempt ends before its open call is settled.
@@ -343,6 +554,18 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
     }
     let next = planned_step(task);
     match command {
+        Command::BeginHarness => match next {
+            Step::BeginHarness(resumes) => {
+                let run = working(task)?.harness.run + 1;
+                Ok(vec![TaskEvent::HarnessStarted { run, resumes }])
+            }
+            _ => Err(Refusal::MovedOn),
+        },
+        Command::RecordHarnessOutput { .. }
+        | Command::RecordHarnessEnd { .. }
+        | Command::RecordCall { .. }
+        | Command::RecordRetry { .. }
+        | Command::RecordCallEnd { .. } => by_harness(task, command),
         Command::Claim { node } if next == Step::WaitForClaim => Ok(vec![TaskEvent::Claimed { node }]),
         Command::Begin { now } if next == Step::Begin => {
             Ok(vec![TaskEvent::AttemptStarted { attempt: task.attempt + 1, deadline: deadline(task, now) }])
@@ -375,7 +598,10 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
         }
         Command::RecordReply { call, charge, content, stop_reason } => {
             open_call(task, call)?;
-            let mut events = vec![charged(task, call, charge), TaskEvent::Message { call, content, stop_reason }];
+            let mut events = vec![
+                charged(task, call, charge),
+                TaskEvent::Message { call: Some(call), content, stop_reason: Some(stop_reason) },
+            ];
             let stopped = match stop_reason {
                 StopReason::Refusal => Some("The model declined to go on."),
                 StopReason::ContextWindow => Some("The conversation no longer fits into the model's context window."),
@@ -450,11 +676,20 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
             Phase::AwaitingCredentials(known, _) if *known == missing => Ok(Vec::new()),
             _ => Ok(vec![TaskEvent::CredentialsRequired { missing, failure }]),
         },
-        Command::Finish(ending) if next == Step::Finish(ending.clone()) => Ok(vec![match ending {
-            Ending::Succeeded => TaskEvent::Succeeded {},
-            Ending::Cancelled => TaskEvent::Cancelled {},
-            Ending::Failed(failure) => TaskEvent::Failed { failure, attempt: task.attempt },
-        }]),
+        Command::Finish { ending, refund } if next == Step::Finish(ending.clone()) => {
+            let granted = match &ending {
+                Ending::Failed(failure) if refund > NanoUsd::ZERO => {
+                    Some(TaskEvent::RefundGranted { nano_usd: refund, reason: failure.code })
+                }
+                Ending::Failed(_) | Ending::Succeeded | Ending::Cancelled => None,
+            };
+            let ended = match ending {
+                Ending::Succeeded => TaskEvent::Succeeded {},
+                Ending::Cancelled => TaskEvent::Cancelled {},
+                Ending::Failed(failure) => TaskEvent::Failed { failure, attempt: task.attempt },
+            };
+            Ok(granted.into_iter().chain([ended]).collect())
+        }
         _ => Err(Refusal::MovedOn),
     }
 }

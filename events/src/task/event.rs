@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::conversation::{Block, StopReason, Usage};
 use crate::blob::{BlobRef, Content};
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureCode};
 use crate::id::{CallId, CommitId, SandboxId};
 use crate::money::NanoUsd;
 use crate::repo::RepoRef;
@@ -28,6 +28,9 @@ pub struct TaskSpec {
     pub model: String,
     /// Which agent does it.
     pub harness: Harness,
+    /// Program and arguments of [`Harness::Command`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
     /// Whose task it is.
     pub team: String,
     /// The project within the team.
@@ -213,15 +216,20 @@ pub enum TaskEvent {
         confirmed: bool,
         /// Which row of which price table was applied.
         price: String,
+        /// Why the model stopped, where the reply itself is not recorded: a harness keeps its own conversation.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stop_reason: Option<StopReason>,
     },
-    /// The model spoke.
+    /// The agent spoke.
     Message {
-        /// The call it answers.
-        call: CallId,
+        /// The model call it answers; absent when a harness says it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        call: Option<CallId>,
         /// What it said.
         content: Vec<Block>,
-        /// Why it stopped.
-        stop_reason: StopReason,
+        /// Why the model stopped; absent when a harness says it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stop_reason: Option<StopReason>,
     },
     /// A model call brought no answer; nothing was charged for it unless `tokens-charged` says so.
     ModelCallFailed {
@@ -229,6 +237,48 @@ pub enum TaskEvent {
         call: CallId,
         /// What went wrong.
         failure: Failure,
+    },
+    /// An attempt of a model call failed before anything of it was passed on, and is made again.
+    CallRetried {
+        /// The call.
+        call: CallId,
+        /// The attempt that failed, counted from 1.
+        attempt: u32,
+        /// How: `rate-limited`, `overloaded`, `server-error`, `connect`, `reset` …
+        class: String,
+        /// The wait before the next attempt, in milliseconds.
+        wait_ms: u64,
+    },
+    /// The harness's program is about to run.
+    HarnessStarted {
+        /// Which run of this attempt, counted from 1.
+        run: u32,
+        /// The session of the program that this run goes on with.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resumes: Option<String>,
+    },
+    /// The harness's output was read up to here. What it said stands beside this as `message`, `tool-called` and
+    /// `tool-finished`.
+    HarnessRead {
+        /// The run.
+        run: u32,
+        /// Bytes of its log that are recorded.
+        offset: u64,
+        /// The name under which the program can go on with this session.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<String>,
+    },
+    /// The harness's program has ended. Whether it did its work does not follow from its exit code.
+    HarnessFinished {
+        /// The run.
+        run: u32,
+        /// Its exit code; absent when a signal or a limit ended it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
+        /// How long it ran, in milliseconds.
+        duration_ms: u64,
+        /// The agent came to its end; otherwise the failure that follows says why not.
+        done: bool,
     },
     /// The agent is about to run a tool.
     ToolCalled {
@@ -331,6 +381,14 @@ pub enum TaskEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         deadline: Option<Timestamp>,
     },
+    /// What the attempt cost is not billed: it failed for a reason that is the provider's or ours. The cost itself
+    /// stays in the books.
+    RefundGranted {
+        /// How much.
+        nano_usd: NanoUsd,
+        /// For which failure.
+        reason: FailureCode,
+    },
     /// Somebody wants it stopped.
     CancelRequested {
         /// In their words.
@@ -387,6 +445,10 @@ impl TaskEvent {
             Self::TokensCharged { .. } => "tokens-charged",
             Self::Message { .. } => "message",
             Self::ModelCallFailed { .. } => "model-call-failed",
+            Self::CallRetried { .. } => "call-retried",
+            Self::HarnessStarted { .. } => "harness-started",
+            Self::HarnessRead { .. } => "harness-read",
+            Self::HarnessFinished { .. } => "harness-finished",
             Self::ToolCalled { .. } => "tool-called",
             Self::ToolFinished { .. } => "tool-finished",
             Self::Steered { .. } => "steered",
@@ -398,6 +460,7 @@ impl TaskEvent {
             Self::RetryScheduled { .. } => "retry-scheduled",
             Self::CredentialsRequired { .. } => "credentials-required",
             Self::CredentialsSupplied { .. } => "credentials-supplied",
+            Self::RefundGranted { .. } => "refund-granted",
             Self::CancelRequested { .. } => "cancel-requested",
             Self::Cancelled {} => "cancelled",
             Self::Failed { .. } => "failed",
@@ -427,6 +490,10 @@ impl TaskEvent {
         "tokens-charged",
         "message",
         "model-call-failed",
+        "call-retried",
+        "harness-started",
+        "harness-read",
+        "harness-finished",
         "tool-called",
         "tool-finished",
         "steered",
@@ -438,6 +505,7 @@ impl TaskEvent {
         "retry-scheduled",
         "credentials-required",
         "credentials-supplied",
+        "refund-granted",
         "cancel-requested",
         "cancelled",
         "failed",

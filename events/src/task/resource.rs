@@ -1,5 +1,7 @@
 //! The task as the outside sees it, folded from the same events as the state that decides.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -9,7 +11,7 @@ use super::event::{TaskEvent, TaskSpec};
 use crate::blob::{BlobRef, Content};
 use crate::envelope::{Envelope, Position, Revision};
 use crate::failure::Failure;
-use crate::id::{CommitId, SandboxId, TaskId};
+use crate::id::{CallId, CommitId, SandboxId, TaskId};
 use crate::money::NanoUsd;
 
 /// Where a task stands, in one word.
@@ -83,8 +85,10 @@ pub struct TaskResource {
     pub usage: Usage,
     /// Dollars of all attempts.
     pub cost: NanoUsd,
-    /// Dollars reserved for the call that is open now.
-    pub reserved: NanoUsd,
+    /// What of it is not billed.
+    pub refunded: NanoUsd,
+    /// The model calls that are open now, with what is reserved for each.
+    pub open_calls: BTreeMap<CallId, NanoUsd>,
     /// The branch the work started from, once known.
     pub base: Option<String>,
     /// Where that branch stood.
@@ -139,7 +143,8 @@ impl TaskResource {
                 spec: spec.as_ref().clone(),
                 usage: Usage::default(),
                 cost: NanoUsd::ZERO,
-                reserved: NanoUsd::ZERO,
+                refunded: NanoUsd::ZERO,
+                open_calls: BTreeMap::new(),
                 base: spec.base.clone(),
                 base_commit: None,
                 commits: Vec::new(),
@@ -171,7 +176,17 @@ impl TaskResource {
     fn end(&mut self, status: TaskStatus, time: Timestamp, reason: impl Into<String>) {
         self.to(status, reason);
         self.finished_at = Some(time);
-        self.reserved = NanoUsd::ZERO;
+        self.open_calls.clear();
+    }
+
+    /// Dollars reserved for the calls that are open now.
+    pub fn reserved(&self) -> NanoUsd {
+        self.open_calls.values().copied().sum()
+    }
+
+    /// What is billed: the cost less what was refunded.
+    pub fn billable(&self) -> NanoUsd {
+        self.cost.saturating_sub(self.refunded)
     }
 
     fn apply(&mut self, time: Timestamp, event: &TaskEvent) {
@@ -201,13 +216,13 @@ impl TaskResource {
                 self.sandbox = Some(*sandbox);
                 self.to(Status::Running, "the sandbox is up");
             }
-            TaskEvent::ModelCalled { model, reserved_nano_usd, .. } => {
-                self.reserved = *reserved_nano_usd;
+            TaskEvent::ModelCalled { call, model, reserved_nano_usd, .. } => {
+                self.open_calls.insert(*call, *reserved_nano_usd);
                 self.failure = None;
                 self.to(Status::Running, format!("asking {model}"));
             }
-            TaskEvent::TokensCharged { usage, cost_nano_usd, .. } => {
-                self.reserved = NanoUsd::ZERO;
+            TaskEvent::TokensCharged { call, usage, cost_nano_usd, .. } => {
+                self.open_calls.remove(call);
                 self.usage += *usage;
                 self.cost += *cost_nano_usd;
             }
@@ -216,13 +231,25 @@ impl TaskResource {
                     self.to(Status::Running, words);
                 }
             }
-            TaskEvent::ModelCallFailed { failure, .. } => {
-                self.reserved = NanoUsd::ZERO;
+            TaskEvent::ModelCallFailed { call, failure } => {
+                self.open_calls.remove(call);
                 self.failure = Some((failure.clone(), self.attempt));
             }
             TaskEvent::StepFailed { failure } => self.failure = Some((failure.clone(), self.attempt)),
             TaskEvent::ToolCalled { name, input, .. } => self.to(Status::Running, activity(name, input)),
-            TaskEvent::ToolFinished { .. } | TaskEvent::Steered { .. } => {}
+            TaskEvent::CallRetried { class, wait_ms, .. } => {
+                let seconds = wait_ms.div_ceil(1_000);
+                self.reason = format!("the model call failed ({class}): again in {seconds} s");
+            }
+            TaskEvent::HarnessStarted { .. } => {
+                self.failure = None;
+                self.to(Status::Running, format!("{} is at work", self.spec.harness.as_str()));
+            }
+            TaskEvent::RefundGranted { nano_usd, .. } => self.refunded += *nano_usd,
+            TaskEvent::HarnessRead { .. }
+            | TaskEvent::HarnessFinished { .. }
+            | TaskEvent::ToolFinished { .. }
+            | TaskEvent::Steered { .. } => {}
             TaskEvent::Committed { commit, files, insertions, deletions, diff, .. } => {
                 self.commits = vec![commit.clone()];
                 self.stat = Some((*files, *insertions, *deletions));

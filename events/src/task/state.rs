@@ -1,12 +1,13 @@
 //! What is known about a task: the fold of its events. Total: whatever happened is taken in.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::Value;
 
 use super::conversation::{Block, StopReason, Turn, Usage, UserPart};
-use super::event::{CredentialKind, TaskEvent, TaskSpec};
+use super::event::{CredentialKind, Harness, TaskEvent, TaskSpec};
 use crate::blob::Content;
 use crate::failure::Failure;
 use crate::id::{CallId, CommitId, SandboxId};
@@ -14,6 +15,9 @@ use crate::money::NanoUsd;
 
 /// What the model is told when its reply reached the output limit in the middle of a sentence.
 const CONTINUE: &str = "Your reply reached its output limit. Go on from where it ended.";
+
+/// What a harness is told when it goes on with its session and nobody has said anything new.
+const CONTINUE_SESSION: &str = "You were interrupted. Look at what is done already, and finish the task.";
 
 /// A task as its events tell it.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +30,8 @@ pub struct Task {
     pub attempt: u32,
     /// What all attempts have cost.
     pub spent: Spent,
+    /// What of it is not billed.
+    pub refunded: NanoUsd,
     /// A cancel was asked for in this attempt.
     pub cancel_requested: bool,
     /// Steps that failed in a row without one that worked in between.
@@ -81,6 +87,10 @@ pub struct Attempt {
     pub commit: Option<Commit>,
     /// The branch holds the commit.
     pub pushed: bool,
+    /// The program that does the work, unless the built-in agent does.
+    pub harness: HarnessRun,
+    /// What this attempt has cost.
+    pub cost: NanoUsd,
     /// What ends the attempt, once its sandbox is gone.
     pub failure: Option<Failure>,
     /// Not before this time.
@@ -123,6 +133,36 @@ pub enum AgentTurn {
     },
     /// The model said what it had to say.
     Done,
+}
+
+/// How far a harness has come with its attempt.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct HarnessRun {
+    /// Which run this is, counted from 1; 0 before the first.
+    pub run: u32,
+    /// The program runs, or ran when its sandbox was last heard of.
+    pub running: bool,
+    /// What the run was started with.
+    pub prompt: String,
+    /// The session that the run goes on with.
+    pub resumes: Option<String>,
+    /// The session that a later run can go on with.
+    pub session: Option<String>,
+    /// Bytes of the run's log that are recorded.
+    pub offset: u64,
+    /// Its model calls whose outcome is not known.
+    pub open: BTreeMap<CallId, OpenCall>,
+    /// How its latest model call ended.
+    pub last_call: Option<LastCall>,
+}
+
+/// How a model call ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LastCall {
+    /// The reply came whole.
+    Stopped(StopReason),
+    /// It did not.
+    Failed(Failure),
 }
 
 /// How far the first waiting tool has come.
@@ -186,9 +226,20 @@ impl Attempt {
             calls: 0,
             commit: None,
             pushed: false,
+            harness: HarnessRun::default(),
+            cost: NanoUsd::ZERO,
             failure: None,
             wait_until: None,
         }
+    }
+
+    /// Every model call whose outcome is not known.
+    pub fn open_calls(&self) -> impl Iterator<Item = &OpenCall> {
+        let asked = match &self.turn {
+            AgentTurn::Asked(open) => Some(open),
+            AgentTurn::Model | AgentTurn::Tools { .. } | AgentTurn::Done => None,
+        };
+        asked.into_iter().chain(self.harness.open.values())
     }
 
     fn say(&mut self, part: UserPart) {
@@ -267,12 +318,12 @@ impl Task {
         }
     }
 
-    /// What the open model call, if there is one, holds back.
+    /// What the open model calls hold back.
     pub fn reserved(&self) -> (NanoUsd, u64) {
-        match self.current().map(|attempt| &attempt.turn) {
-            Some(AgentTurn::Asked(open)) => (open.reserved, open.reserved_tokens),
-            _ => (NanoUsd::ZERO, 0),
-        }
+        let open = self.current().into_iter().flat_map(Attempt::open_calls);
+        open.fold((NanoUsd::ZERO, 0), |(dollars, tokens), call| {
+            (dollars + call.reserved, tokens.saturating_add(call.reserved_tokens))
+        })
     }
 
     /// Dollars that are neither spent nor reserved; `None` without a cap.
@@ -297,6 +348,7 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
                 phase: Phase::Queued,
                 attempt: 0,
                 spent: Spent::default(),
+                refunded: NanoUsd::ZERO,
                 cancel_requested: false,
                 failures: 0,
             }),
@@ -358,18 +410,23 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
                 task.phase = Phase::Working(attempt);
             }
         }
+        TaskEvent::RefundGranted { nano_usd, .. } => task.refunded += *nano_usd,
         TaskEvent::Cancelled {} => task.phase = Phase::Ended(Ending::Cancelled),
         TaskEvent::Failed { failure, .. } => task.phase = Phase::Ended(Ending::Failed(failure.clone())),
         TaskEvent::Succeeded {} => task.phase = Phase::Ended(Ending::Succeeded),
-        TaskEvent::TokensCharged { call, usage, cost_nano_usd, confirmed, .. } => {
+        TaskEvent::TokensCharged { call, usage, cost_nano_usd, confirmed, stop_reason, .. } => {
             task.spent.cost += *cost_nano_usd;
             if *confirmed {
                 task.spent.usage += *usage;
             } else {
                 task.spent.unconfirmed_tokens = task.spent.unconfirmed_tokens.saturating_add(usage.total());
             }
+            let stopped = *stop_reason;
             if let Some(attempt) = task.current_mut() {
-                if *confirmed {
+                attempt.cost += *cost_nano_usd;
+                if attempt.harness.open.remove(call).is_some() {
+                    attempt.harness.last_call = stopped.map(LastCall::Stopped).or(attempt.harness.last_call.take());
+                } else if *confirmed {
                     attempt.counted = Some((usage.context(), attempt.conversation.len()));
                 }
                 // The charge closes the reservation; `message` or `model-call-failed` says what the call brought.
@@ -383,6 +440,10 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
         | TaskEvent::ModelCalled { .. }
         | TaskEvent::Message { .. }
         | TaskEvent::ModelCallFailed { .. }
+        | TaskEvent::CallRetried { .. }
+        | TaskEvent::HarnessStarted { .. }
+        | TaskEvent::HarnessRead { .. }
+        | TaskEvent::HarnessFinished { .. }
         | TaskEvent::ToolCalled { .. }
         | TaskEvent::ToolFinished { .. }
         | TaskEvent::Steered { .. }
@@ -392,18 +453,87 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
         | TaskEvent::SandboxStopped { .. }
         | TaskEvent::StepFailed { .. }
         | TaskEvent::RetryScheduled { .. } => {
+            let by_harness = task.spec.harness != Harness::Builtin;
             match event {
-                TaskEvent::StepFailed { .. } | TaskEvent::ModelCallFailed { .. } => task.failures += 1,
-                TaskEvent::RetryScheduled { .. } | TaskEvent::Steered { .. } | TaskEvent::ModelCalled { .. } => {}
+                TaskEvent::StepFailed { .. } => task.failures += 1,
+                TaskEvent::ModelCallFailed { .. } if !by_harness => task.failures += 1,
+                TaskEvent::RetryScheduled { .. }
+                | TaskEvent::Steered { .. }
+                | TaskEvent::ModelCalled { .. }
+                | TaskEvent::ModelCallFailed { .. }
+                | TaskEvent::CallRetried { .. } => {}
+                // Every run of a harness gets somewhere before it fails; that alone is no reason to let it fail for ever.
+                TaskEvent::SandboxStarted { .. } if by_harness => {}
+                TaskEvent::HarnessStarted { .. }
+                | TaskEvent::HarnessRead { .. }
+                | TaskEvent::HarnessFinished { .. } => {}
+                TaskEvent::Message { .. } | TaskEvent::ToolCalled { .. } | TaskEvent::ToolFinished { .. }
+                    if by_harness => {}
                 _ => task.failures = 0,
             }
             let spec = Arc::clone(&task.spec);
             if let Some(attempt) = task.current_mut() {
-                evolve_attempt(attempt, &spec.task, event);
+                if spec.harness == Harness::Builtin || !evolve_harness(attempt, &spec.task, event) {
+                    evolve_attempt(attempt, &spec.task, event);
+                }
             }
         }
     }
     Some(task)
+}
+
+/// What the events of a harness mean that mean something else for the built-in agent. `false`: nothing of its own.
+fn evolve_harness(attempt: &mut Attempt, text: &str, event: &TaskEvent) -> bool {
+    let harness = &mut attempt.harness;
+    match event {
+        TaskEvent::ModelCalled { call, reserved_nano_usd, reserved_tokens, max_output_tokens, .. } => {
+            attempt.calls += 1;
+            let open = OpenCall {
+                call: *call,
+                reserved: *reserved_nano_usd,
+                reserved_tokens: *reserved_tokens,
+                max_output_tokens: *max_output_tokens,
+            };
+            harness.open.insert(*call, open);
+        }
+        TaskEvent::ModelCallFailed { call, failure } => {
+            harness.open.remove(call);
+            harness.last_call = Some(LastCall::Failed(failure.clone()));
+        }
+        TaskEvent::HarnessStarted { run, resumes } => {
+            let mut prompt = std::mem::take(&mut attempt.unheard).join("\n\n");
+            if resumes.is_none() {
+                let more = if prompt.is_empty() { String::new() } else { format!("\n\n{prompt}") };
+                prompt = format!("{text}{more}");
+            } else if prompt.is_empty() {
+                CONTINUE_SESSION.clone_into(&mut prompt);
+            }
+            attempt.wait_until = None;
+            harness.run = *run;
+            harness.running = true;
+            harness.prompt = prompt;
+            harness.resumes.clone_from(resumes);
+            harness.offset = 0;
+            harness.last_call = None;
+        }
+        TaskEvent::HarnessRead { offset, session, .. } => {
+            harness.offset = *offset;
+            if session.is_some() {
+                harness.session.clone_from(session);
+            }
+        }
+        TaskEvent::HarnessFinished { done, .. } => {
+            harness.running = false;
+            attempt.turn = if *done && attempt.unheard.is_empty() { AgentTurn::Done } else { AgentTurn::Model };
+        }
+        TaskEvent::SandboxStopped { .. } => {
+            attempt.sandbox = None;
+            harness.running = false;
+        }
+        TaskEvent::Message { .. } | TaskEvent::ToolCalled { .. } | TaskEvent::ToolFinished { .. } => {}
+        _ => return false,
+    }
+    true
 }
 
 fn evolve_attempt(attempt: &mut Attempt, text: &str, event: &TaskEvent) {
@@ -434,7 +564,9 @@ fn evolve_attempt(attempt: &mut Attempt, text: &str, event: &TaskEvent) {
                 max_output_tokens: *max_output_tokens,
             });
         }
-        TaskEvent::Message { content, stop_reason, .. } => attempt.message(content, *stop_reason),
+        TaskEvent::Message { content, stop_reason, .. } => {
+            attempt.message(content, stop_reason.unwrap_or(StopReason::EndTurn));
+        }
         TaskEvent::ModelCallFailed { call, failure } => {
             if matches!(&attempt.turn, AgentTurn::Asked(open) if open.call == *call) {
                 attempt.turn = AgentTurn::Model;
@@ -466,7 +598,12 @@ fn evolve_attempt(attempt: &mut Attempt, text: &str, event: &TaskEvent) {
             attempt.commit = Some(Commit { id: commit.clone(), diff: diff.clone() });
         }
         TaskEvent::Pushed { .. } => attempt.pushed = true,
-        TaskEvent::PullRequestOpened { .. } => {}
+        TaskEvent::PullRequestOpened { .. }
+        | TaskEvent::CallRetried { .. }
+        | TaskEvent::HarnessStarted { .. }
+        | TaskEvent::HarnessRead { .. }
+        | TaskEvent::HarnessFinished { .. }
+        | TaskEvent::RefundGranted { .. } => {}
         TaskEvent::Created(_)
         | TaskEvent::Queued {}
         | TaskEvent::Claimed { .. }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::event::SandboxEnd;
+use super::event::{Harness, SandboxEnd};
 use super::state::{AgentTurn, Attempt, Checkout, Commit, Ending, OpenCall, Phase, Task, ToolProgress, ToolUse};
 use crate::failure::{Failure, FailureCode};
 use crate::id::SandboxId;
@@ -34,6 +34,10 @@ pub enum Step {
     RunTool(ToolUse),
     /// Tell the model that the tool's answer was lost.
     InterruptTool(ToolUse),
+    /// Record that the harness's program is about to run, going on with this session if there is one.
+    BeginHarness(Option<String>),
+    /// Run it, or go on reading the run that has begun.
+    RunHarness,
     /// Turn the workspace into a commit.
     Commit(Checkout),
     /// Stop the machine.
@@ -75,10 +79,10 @@ pub fn planned_step(task: &Task) -> Step {
             Some(failure) if !task.cancel_requested => (SandboxEnd::Failed, Ending::Failed(failure.clone())),
             _ => (SandboxEnd::Cancelled, Ending::Cancelled),
         };
-        return match (&attempt.turn, attempt.sandbox) {
-            (AgentTurn::Asked(open), _) => Step::AbandonModel(open.clone()),
-            (_, Some(sandbox)) => Step::StopSandbox(sandbox, end),
-            (_, None) => Step::Finish(ending),
+        return match (attempt.open_calls().next(), attempt.sandbox) {
+            (Some(open), _) => Step::AbandonModel(open.clone()),
+            (None, Some(sandbox)) => Step::StopSandbox(sandbox, end),
+            (None, None) => Step::Finish(ending),
         };
     }
     let Some(checkout) = &attempt.checkout else { return Step::Clone };
@@ -96,8 +100,17 @@ pub fn planned_step(task: &Task) -> Step {
     if attempt.sandbox.is_none() {
         return Step::StartSandbox(checkout.clone());
     }
+    let harness = &attempt.harness;
     match &attempt.turn {
         AgentTurn::Asked(open) => Step::AskModel(open.clone()),
+        AgentTurn::Model if task.spec.harness != Harness::Builtin => {
+            match (harness.running, harness.open.values().next()) {
+                (true, _) => Step::RunHarness,
+                // What a sandbox that was lost had under way.
+                (false, Some(open)) => Step::AbandonModel(open.clone()),
+                (false, None) => Step::BeginHarness(harness.session.clone()),
+            }
+        }
         AgentTurn::Model => Step::ReserveModel,
         AgentTurn::Tools { waiting, first } => match (waiting.first(), first) {
             (Some(tool), ToolProgress::Waiting) => Step::CallTool(tool.clone()),
@@ -131,6 +144,8 @@ impl Step {
             Self::CallTool(_) => "call-tool",
             Self::RunTool(_) => "run-tool",
             Self::InterruptTool(_) => "interrupt-tool",
+            Self::BeginHarness(_) => "begin-harness",
+            Self::RunHarness => "run-harness",
             Self::Commit(_) => "commit",
             Self::StopSandbox(..) => "stop-sandbox",
             Self::Push(_) => "push",

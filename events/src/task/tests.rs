@@ -5,10 +5,10 @@ use proptest::prelude::*;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::command::{Charge, Command, Refusal, Then, decide};
+use super::command::{Charge, Command, HarnessWord, Refusal, Then, decide, verdict};
 use super::conversation::{Block, StopReason, Turn, Usage};
 use super::event::{Budget, CredentialKind, Harness, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
-use super::state::{Ending, Task, evolve};
+use super::state::{Ending, OpenCall, Task, evolve};
 use super::step::{Step, next_step};
 use crate::blob::{BlobRef, Content};
 use crate::failure::{Failure, FailureCode};
@@ -38,6 +38,7 @@ fn spec() -> TaskSpec {
         task: "Fix the typo".into(),
         model: "claude-sonnet-4-6".into(),
         harness: Harness::Builtin,
+        command: Vec::new(),
         team: "platform".into(),
         project: None,
         environment: None,
@@ -177,7 +178,7 @@ fn from_a_sentence_to_a_pushed_branch() {
         .when(Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Finished })
         .expect("sandbox stopped");
     story.when(Command::RecordPush { outcome: PushOutcome::Pushed }).expect("push");
-    story.when(Command::Finish(Ending::Succeeded)).expect("finish");
+    story.when(Command::Finish { ending: Ending::Succeeded, refund: NanoUsd::ZERO }).expect("finish");
     assert_eq!(story.next(), Step::Rest);
     assert_eq!(
         story.kinds.join(" "),
@@ -300,7 +301,7 @@ fn cancelling_settles_and_stops_whatever_is_held() {
         .expect("settled");
     assert_eq!(story.next(), Step::StopSandbox(sandbox(), SandboxEnd::Cancelled));
     story.when(Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Cancelled }).expect("stopped");
-    story.when(Command::Finish(Ending::Cancelled)).expect("finish");
+    story.when(Command::Finish { ending: Ending::Cancelled, refund: NanoUsd::ZERO }).expect("finish");
     assert_eq!(story.kinds.last(), Some(&"cancelled"));
     assert_eq!(story.when(Command::Cancel { reason: None }), Err(Refusal::Ended("been cancelled")));
 }
@@ -324,7 +325,7 @@ fn a_push_that_a_cancel_could_not_stop_is_on_record() {
     story.when(Command::Cancel { reason: None }).expect("cancel");
     story.when(push.clone()).expect("the branch has moved all the same");
     assert_eq!(story.when(push), Err(Refusal::MovedOn));
-    story.when(Command::Finish(Ending::Cancelled)).expect("finish");
+    story.when(Command::Finish { ending: Ending::Cancelled, refund: NanoUsd::ZERO }).expect("finish");
     assert_eq!(story.kinds[story.kinds.len() - 3..], ["cancel-requested", "pushed", "cancelled"]);
 }
 
@@ -355,7 +356,7 @@ fn a_retry_begins_a_new_attempt_with_what_is_left_of_the_budget() {
     assert_eq!(story.when(Command::Retry), Err(Refusal::StillOpen));
     story.when(Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Failed }).expect("stopped");
     let Step::Finish(ending) = story.next() else { panic!("{:?}", story.next()) };
-    story.when(Command::Finish(ending)).expect("failed");
+    story.when(Command::Finish { ending, refund: NanoUsd::ZERO }).expect("failed");
     story.when(Command::Retry).expect("retry");
     story.when(Command::Claim { node: "n".into() }).expect("claim");
     story.when(Command::Begin { now: now() }).expect("begin");
@@ -371,9 +372,44 @@ fn nothing_but_create_comes_first() {
     assert_eq!(story.when(Command::Create(Box::new(spec()))), Err(Refusal::Exists));
 }
 
+fn call_end(call: CallId, charge: Option<Charge>, stop_reason: Option<StopReason>) -> Command {
+    let failure = stop_reason.is_none().then(|| failure(FailureCode::NetworkDropped));
+    Command::RecordCallEnd { call, model: "m".into(), charge, stop_reason, failure }
+}
+
+/// What may happen while a harness runs, one thing at a time.
+fn run_harness(task: &Task, number: u128, luck: u8, price: i64, then: Then) -> Command {
+    let run = &task.current().expect("it runs").harness;
+    match (luck % 16, run.open.values().next()) {
+        (0, _) => Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Lost },
+        (1..=3, _) => Command::RecordHarnessOutput {
+            run: run.run,
+            offset: run.offset + 10,
+            session: Some("s".into()),
+            said: vec![HarnessWord::Message(Content::Inline("Hm.".into()))],
+        },
+        (4..=7, Some(open)) => {
+            let stop = (luck % 2 == 0).then_some(StopReason::EndTurn);
+            call_end(open.call, Some(charge(open.reserved.nanos().min(price))), stop)
+        }
+        (8..=9, Some(open)) => call_end(open.call, None, None),
+        (10..=13, _) if task.dollars_left().is_some_and(|left| left >= NanoUsd::from_nanos(200)) => {
+            let reserved = NanoUsd::from_nanos(200);
+            let open = OpenCall { call: call(number), reserved, reserved_tokens: 5, max_output_tokens: 5 };
+            Command::RecordCall { open, model: "m".into() }
+        }
+        (_, Some(open)) => call_end(open.call, None, Some(StopReason::ToolUse)),
+        (_, None) => {
+            let failed = verdict(task, Some(0)).err().map(|failure| (failure, then));
+            Command::RecordHarnessEnd { run: run.run, exit_code: Some(0), duration_ms: 1, failed }
+        }
+    }
+}
+
 /// Does whatever the step asks for, with luck and prices drawn at random, until the task rests.
-fn drive(luck: &[(u8, u16)]) -> Story {
-    let mut story = Story::new();
+fn drive(harness: Harness, luck: &[(u8, u16)]) -> Story {
+    let mut story = Story { task: None, kinds: Vec::new() };
+    story.when(Command::Create(Box::new(TaskSpec { harness, ..spec() }))).expect("created");
     for (turn, (luck, price)) in luck.iter().cycle().take(10_000).enumerate() {
         let number = turn as u128;
         let failed = failure(FailureCode::NetworkDropped);
@@ -395,6 +431,13 @@ fn drive(luck: &[(u8, u16)]) -> Story {
             Step::ReserveModel => reserve(number, i64::from(*price % 300)),
             Step::Clone => Command::RecordClone { base: "main".into(), commit: oid('a'), sandbox: sandbox() },
             Step::StartSandbox(_) => Command::RecordSandbox { sandbox: sandbox(), start_ms: 1 },
+            Step::BeginHarness(_) => Command::BeginHarness,
+            Step::RunHarness => {
+                // Shifted as time goes by: luck that repeats itself would never let a run end.
+                let luck = luck.wrapping_add((turn / 16) as u8);
+                run_harness(story.task(), number, luck, i64::from(*price), then)
+            }
+            Step::AbandonModel(open) if harness != Harness::Builtin => call_end(open.call, Some(charge(7)), None),
             Step::AskModel(open) | Step::AbandonModel(open) if luck % 4 == 0 || story.task().cancel_requested => {
                 Command::RecordModelFailure {
                     call: open.call,
@@ -417,7 +460,7 @@ fn drive(luck: &[(u8, u16)]) -> Story {
             Step::Commit(_) => commit(),
             Step::StopSandbox(sandbox, reason) => Command::RecordSandboxStopped { sandbox, reason },
             Step::Push(_) => Command::RecordPush { outcome: PushOutcome::Pushed },
-            Step::Finish(ending) => Command::Finish(ending),
+            Step::Finish(ending) => Command::Finish { ending, refund: NanoUsd::ZERO },
         };
         match story.when(command) {
             Ok(_) => {}
@@ -435,8 +478,8 @@ fn drive(luck: &[(u8, u16)]) -> Story {
 
 proptest! {
     #[test]
-    fn whatever_the_luck_every_task_ends_within_its_budget(luck in proptest::collection::vec(any::<(u8, u16)>(), 1..60)) {
-        let story = drive(&luck);
+    fn whatever_the_luck_every_task_ends_within_its_budget(harness in any::<bool>(), luck in proptest::collection::vec(any::<(u8, u16)>(), 1..60)) {
+        let story = drive(if harness { Harness::Codex } else { Harness::Builtin }, &luck);
         let ends = story.kinds.iter().filter(|kind| ["succeeded", "failed", "cancelled"].contains(kind)).count();
         prop_assert_eq!(ends, 1);
         prop_assert_eq!(story.task().reserved().0, NanoUsd::ZERO);

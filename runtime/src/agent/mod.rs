@@ -3,6 +3,7 @@
 //! Everything here is pure. The loop itself is the task's own fold (what happened decides what is next); this is the
 //! part of it that knows tools and words.
 
+pub mod harness;
 mod output;
 mod prompt;
 mod tools;

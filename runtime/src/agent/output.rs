@@ -85,7 +85,7 @@ fn with_note(text: String, end: End) -> String {
 }
 
 /// The bytes as text for a reader: UTF-8 where it is, no terminal sequences, no control characters.
-fn plain(bytes: &[u8]) -> String {
+pub(super) fn plain(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut out = String::with_capacity(text.len());
     let mut rest = &*text;

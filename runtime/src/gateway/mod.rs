@@ -33,6 +33,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::meter::Meter;
@@ -45,7 +46,8 @@ use errors::Shape;
 pub use server::{MAX_BODY_BYTES, MAX_CALLS, MAX_CONNECTIONS, MAX_HEADER_BYTES};
 
 /// What becomes of a call whose caller has gone away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Abandoned {
     /// The reply is read to its end, so that what it cost is exact. It is paid for either way.
     ReadToEnd,

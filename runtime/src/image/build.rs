@@ -1,15 +1,15 @@
-//! Builds an image: Debian, the tools an agent expects, and Node.js from the npm registry where there is a client.
+//! Builds an image: Debian, the tools an agent expects, Node.js from the npm registry where there is a client, and the
+//! command line agents that were asked for.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use flate2::read::GzDecoder;
 use sha2::{Digest, Sha256};
 
+use super::agents::AgentVersion;
 use super::debian::{self, Sources};
-use super::{Image, ImageError, ImageStore, Manifest, Progress, check_name, furnish, unpack};
+use super::{Image, ImageError, ImageStore, Manifest, Progress, check_name, derive, furnish, npm, unpack};
 
 /// Raised when a build does something else with the same inputs.
 const RECIPE: u32 = 1;
@@ -28,11 +28,20 @@ pub struct BuildOptions {
     pub name: String,
     /// Debian packages beyond those that every image has.
     pub packages: Vec<String>,
+    /// The image that it is derived from; Debian is installed when absent.
+    pub from: Option<String>,
+    /// Command line agents that are put into it.
+    pub agents: Vec<AgentVersion>,
 }
 
-fn has_npm() -> bool {
-    let asked = Command::new("npm").arg("--version").stdin(Stdio::null()).output();
-    asked.is_ok_and(|output| output.status.success())
+/// Says how far the whole of a build is.
+type Say<'a> = &'a dyn Fn(&'static str, f64, &str);
+
+/// The part of a build that is over when the base is there: nearly all, for agents are a matter of seconds.
+const BASE_SHARE: f64 = 0.8;
+
+fn digest(inputs: &str) -> String {
+    Sha256::digest(inputs).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Letters of a Debian package name; nothing that mmdebstrap could take for an option or a second package.
@@ -43,52 +52,17 @@ fn check_package(name: &str) -> Result<(), ImageError> {
     if fits { Ok(()) } else { Err(ImageError::Program { program: "mmdebstrap", detail: detail() }) }
 }
 
-/// Fetches a package from the npm registry as an archive.
-fn npm_pack(package: &str, work: &Path) -> Result<PathBuf, ImageError> {
-    let failed = |detail: String| ImageError::Program { program: "npm", detail };
-    let output = Command::new("npm")
-        .args(["pack", package, "--silent", "--ignore-scripts", "--pack-destination"])
-        .arg(work)
-        .current_dir(work)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| failed(error.to_string()))?;
-    if !output.status.success() {
-        return Err(failed(format!("npm pack {package}: {}", String::from_utf8_lossy(&output.stderr).trim())));
-    }
-    let said = String::from_utf8_lossy(&output.stdout);
-    let name = said.lines().map(str::trim).rfind(|line| line.ends_with(".tgz"));
-    let name = name.ok_or_else(|| failed(format!("npm pack {package} named no file")))?;
-    let path = work.join(Path::new(name).file_name().unwrap_or_default());
-    if path.is_file() { Ok(path) } else { Err(failed(format!("npm pack {package} left no {}", path.display()))) }
-}
-
-/// Puts the files of an npm archive that are below `from` into `to` of the root file system.
-fn unpack_npm(archive: &Path, rootfs: &Path, from: &str, to: &str) -> Result<(), ImageError> {
-    let reading = || ImageError::io("reading", archive);
-    let root = unpack::Root::open(rootfs).map_err(ImageError::io("opening", rootfs))?;
-    let mut tar = tar::Archive::new(GzDecoder::new(File::open(archive).map_err(reading())?));
-    for entry in tar.entries().map_err(reading())? {
-        let mut entry = entry.map_err(reading())?;
-        let path = entry.path().map_err(reading())?.into_owned();
-        let Ok(rest) = path.strip_prefix(from) else { continue };
-        if entry.header().entry_type().is_file() {
-            let mode = if entry.header().mode().unwrap_or(0) & 0o100 != 0 { 0o755 } else { 0o644 };
-            let at = if rest.as_os_str().is_empty() { PathBuf::from(to) } else { Path::new(to).join(rest) };
-            root.write_file(&at, mode, &mut entry as &mut dyn Read).map_err(reading())?;
-        }
-    }
-    Ok(())
-}
-
 fn add_node(rootfs: &Path, work: &Path, progress: &dyn Fn(f64, &str)) -> Result<(), ImageError> {
     progress(0.0, "fetching node");
-    let node = npm_pack(NODE, work)?;
+    let node = npm::fetch(NODE, work)?;
     progress(0.5, "fetching npm");
-    let npm = npm_pack(NPM, work)?;
+    let npm = npm::fetch(NPM, work)?;
     progress(0.7, "unpacking node and npm");
-    unpack_npm(&node, rootfs, "package/bin/node", "usr/local/bin/node")?;
-    unpack_npm(&npm, rootfs, "package", "usr/local/lib/node_modules/npm")?;
+    npm::unpack(&node, rootfs, |path| {
+        (path == Path::new("package/bin/node")).then(|| PathBuf::from("usr/local/bin/node"))
+    })?;
+    let modules = Path::new("usr/local/lib/node_modules/npm");
+    npm::unpack(&npm, rootfs, |path| path.strip_prefix("package").ok().map(|rest| modules.join(rest)))?;
     let root = unpack::Root::open(rootfs).map_err(ImageError::io("opening", rootfs))?;
     for (name, script) in [("npm", "npm-cli.js"), ("npx", "npx-cli.js")] {
         let target = PathBuf::from("../lib/node_modules/npm/bin").join(script);
@@ -108,10 +82,35 @@ impl ImageStore {
             progress(Progress { phase, fraction, detail: detail.to_owned() });
         };
         say("looking at the host", 0.0, "");
+        let share = if options.agents.is_empty() { 1.0 } else { BASE_SHARE };
+        let base = |phase, fraction: f64, detail: &str| say(phase, fraction * share, detail);
+        let stored = match &options.from {
+            Some(from) if options.packages.is_empty() => self.stored(from)?,
+            Some(from) => {
+                let detail = format!("packages cannot be added to {from}; build an image with them first");
+                return Err(ImageError::Program { program: "mmdebstrap", detail });
+            }
+            None => self.debian(&options.packages, &base)?,
+        };
+        let stored = if options.agents.is_empty() {
+            stored
+        } else {
+            let name = options.from.as_ref().unwrap_or(&options.name);
+            self.with_agents(&stored, name, &options.agents, &|phase, fraction, detail| {
+                say(phase, share + fraction * (1.0 - share), detail);
+            })?
+        };
+        self.link(&options.name, &stored)?;
+        say("done", 1.0, "");
+        self.read(&options.name)
+    }
+
+    /// Debian with these packages and what every image has, without a name.
+    fn debian(&self, more: &[String], say: Say<'_>) -> Result<PathBuf, ImageError> {
         let sources = Sources::of_host();
-        let npm = has_npm();
+        let npm = npm::is_there();
         let mut packages: Vec<String> = PACKAGES.iter().map(|name| (*name).to_owned()).collect();
-        packages.extend(options.packages.iter().cloned());
+        packages.extend(more.iter().cloned());
         if !npm {
             packages.extend(DEBIAN_NODE.iter().map(|name| (*name).to_owned()));
         }
@@ -119,14 +118,12 @@ impl ImageStore {
         packages.dedup();
         packages.iter().try_for_each(|name| check_package(name))?;
         let node = if npm { format!("{NODE} {NPM}") } else { DEBIAN_NODE.join(" ") };
-        let inputs = format!("{RECIPE}\n{}\n{}\n{node}", sources.fingerprint(), packages.join(" "));
-        let inputs: String = Sha256::digest(inputs).iter().map(|byte| format!("{byte:02x}")).collect();
-        if let Some(image) = self.known(&options.name, &inputs)? {
-            say("done", 1.0, "nothing has changed since the last build");
-            return Ok(image);
+        let inputs = digest(&format!("{RECIPE}\n{}\n{}\n{node}", sources.fingerprint(), packages.join(" ")));
+        if let Some(stored) = self.known(&inputs) {
+            return Ok(stored);
         }
         let source = format!("Debian {} with {}; node: {node}", sources.suite, packages.join(", "));
-        self.store_new(&options.name, source, inputs, |work, rootfs| {
+        self.store_new(About { source, inputs, agents: BTreeMap::new() }, |work, rootfs| {
             debian::bootstrap(&sources, &packages, work, rootfs, &|fraction, line| {
                 say("installing Debian packages", 0.01 + 0.8 * fraction, line);
             })?;
@@ -136,45 +133,67 @@ impl ImageStore {
             say("preparing", 0.97, "");
             Ok(())
         })
-        .inspect(|_| say("done", 1.0, ""))
     }
 
-    /// An image of the same inputs, under this name from now on.
-    pub(super) fn known(&self, name: &str, inputs: &str) -> Result<Option<Image>, ImageError> {
-        let stored = self.store().join(&inputs[..inputs.len().min(32)]);
-        if !stored.join("manifest.json").exists() {
-            return Ok(None);
+    /// A stored image with these agents on top, without a name.
+    fn with_agents(
+        &self,
+        base: &Path,
+        name: &str,
+        agents: &[AgentVersion],
+        say: Say<'_>,
+    ) -> Result<PathBuf, ImageError> {
+        let below = Self::manifest(base, name)?;
+        let listed: Vec<String> = agents.iter().map(AgentVersion::fingerprint).collect();
+        let inputs = digest(&format!("{RECIPE}\n{}\n{}", below.inputs, listed.join("\n")));
+        if let Some(stored) = self.known(&inputs) {
+            return Ok(stored);
         }
-        self.link(name, &stored)?;
-        self.read(name).map(Some)
+        let names: Vec<String> = agents.iter().map(ToString::to_string).collect();
+        let source = format!("{}; agents: {}", below.source, names.join(", "));
+        let mut versions = below.agents;
+        versions.extend(agents.iter().map(|agent| (agent.harness().as_str().to_owned(), agent.version().to_owned())));
+        self.store_new(About { source, inputs, agents: versions }, |work, rootfs| {
+            say("deriving", 0.0, "");
+            derive::derive(&base.join("rootfs"), rootfs)?;
+            for (done, agent) in agents.iter().enumerate() {
+                agent.install(rootfs, work, &|fraction, what| {
+                    say("adding agents", 0.05 + 0.9 * (done as f64 + fraction) / agents.len() as f64, what);
+                })?;
+            }
+            Ok(())
+        })
     }
 
-    /// Makes a root file system in a private place, and gives it its name once it is whole.
+    /// A stored image of the same inputs.
+    pub(super) fn known(&self, inputs: &str) -> Option<PathBuf> {
+        let stored = self.store().join(&inputs[..inputs.len().min(32)]);
+        stored.join("manifest.json").exists().then_some(stored)
+    }
+
+    /// Makes a root file system in a private place, and stores it once it is whole.
     pub(super) fn store_new(
         &self,
-        name: &str,
-        source: String,
-        inputs: String,
+        about: About,
         fill: impl FnOnce(&Path, &Path) -> Result<(), ImageError>,
-    ) -> Result<Image, ImageError> {
+    ) -> Result<PathBuf, ImageError> {
         let store = self.store();
         fs::create_dir_all(&store).map_err(ImageError::io("making", &store))?;
         let partial = store.join(format!(".partial-{}", uuid::Uuid::now_v7()));
         fs::create_dir(&partial).map_err(ImageError::io("making", &partial))?;
-        let done = self.fill_and_name(name, source, inputs, &partial, fill);
+        let done = self.fill_and_store(about, &partial, fill);
         // What failed is removed; what succeeded has been moved away but for its scraps.
         let _ = fs::remove_dir_all(&partial);
         done
     }
 
-    fn fill_and_name(
+    fn fill_and_store(
         &self,
-        name: &str,
-        source: String,
-        inputs: String,
+        about: About,
         partial: &Path,
         fill: impl FnOnce(&Path, &Path) -> Result<(), ImageError>,
-    ) -> Result<Image, ImageError> {
+    ) -> Result<PathBuf, ImageError> {
+        let About { source, inputs, agents } = about;
         let home = partial.join("image");
         let rootfs = home.join("rootfs");
         fs::create_dir(&home).map_err(ImageError::io("making", &home))?;
@@ -183,7 +202,7 @@ impl ImageStore {
         let (bytes, entries) = furnish::measure(&rootfs)?;
         let stored = self.store().join(&inputs[..inputs.len().min(32)]);
         let created = jiff::Timestamp::now().to_string();
-        let manifest = Manifest { source, inputs, created, bytes, entries };
+        let manifest = Manifest { source, inputs, created, bytes, entries, agents };
         let text = serde_json::to_vec_pretty(&manifest).expect("a manifest has string keys");
         let file = home.join("manifest.json");
         fs::write(&file, text).map_err(ImageError::io("writing", &file))?;
@@ -193,9 +212,15 @@ impl ImageStore {
             Err(_) if stored.join("manifest.json").exists() => {}
             Err(error) => return Err(ImageError::io("storing", &stored)(error)),
         }
-        self.link(name, &stored)?;
-        self.read(name)
+        Ok(stored)
     }
+}
+
+/// What a new image's manifest says of where it comes from.
+pub(super) struct About {
+    pub source: String,
+    pub inputs: String,
+    pub agents: BTreeMap<String, String>,
 }
 
 #[cfg(test)]

@@ -33,6 +33,14 @@ pub enum ImageError {
         /// Its last words.
         detail: String,
     },
+    /// A command line agent cannot be put into the image.
+    #[error("{agent} cannot be installed: {detail}")]
+    Agent {
+        /// Which, in which version.
+        agent: String,
+        /// Why not.
+        detail: String,
+    },
     /// The registry, or what it sent.
     #[error("{reference} cannot be pulled: {detail}")]
     Pull {

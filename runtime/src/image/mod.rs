@@ -3,18 +3,23 @@
 //! `{dir}/<name>` is a symbolic link to `{dir}/.store/<digest>`, which holds `rootfs/` and `manifest.json`. A new
 //! version is complete before the link moves, and sandboxes that run on the old one keep it.
 
+mod agents;
 mod build;
 mod debian;
+mod derive;
 mod error;
 mod furnish;
+mod npm;
 mod pull;
 mod unpack;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use agents::AgentVersion;
 pub use build::BuildOptions;
 pub use error::ImageError;
 
@@ -46,6 +51,9 @@ pub struct Manifest {
     pub bytes: u64,
     /// How many files, directories and links it has.
     pub entries: u64,
+    /// The command line agents in it, by the name of their harness, with their versions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub agents: BTreeMap<String, String>,
 }
 
 /// An image that is there.
@@ -84,17 +92,37 @@ impl ImageStore {
         self.dir.join(".store")
     }
 
-    fn read(&self, name: &str) -> Result<Image, ImageError> {
+    /// Where the named image is stored.
+    fn stored(&self, name: &str) -> Result<PathBuf, ImageError> {
+        check_name(name)?;
         let missing = |_| ImageError::Missing { name: name.to_owned(), dir: self.dir.clone() };
-        let home = fs::canonicalize(self.dir.join(name)).map_err(missing)?;
+        fs::canonicalize(self.dir.join(name)).map_err(missing)
+    }
+
+    /// What the image that is stored here, and asked for under this name, is made of.
+    fn manifest(home: &Path, name: &str) -> Result<Manifest, ImageError> {
         let damaged = |detail: String| ImageError::Damaged { name: name.to_owned(), detail };
         let manifest = fs::read(home.join("manifest.json")).map_err(|error| damaged(error.to_string()))?;
-        let manifest = serde_json::from_slice(&manifest).map_err(|error| damaged(error.to_string()))?;
+        serde_json::from_slice(&manifest).map_err(|error| damaged(error.to_string()))
+    }
+
+    fn read(&self, name: &str) -> Result<Image, ImageError> {
+        let home = self.stored(name)?;
+        let manifest = Self::manifest(&home, name)?;
         let rootfs = home.join("rootfs");
         if !rootfs.is_dir() {
-            return Err(damaged("its root file system is missing".into()));
+            let detail = "its root file system is missing".into();
+            return Err(ImageError::Damaged { name: name.to_owned(), detail });
         }
         Ok(Image { name: name.to_owned(), rootfs, manifest })
+    }
+
+    /// The named image.
+    ///
+    /// # Errors
+    /// When there is none, or it is damaged.
+    pub fn find(&self, name: &str) -> Result<Image, ImageError> {
+        self.read(name)
     }
 
     /// The root file system of the named image.
@@ -102,7 +130,6 @@ impl ImageStore {
     /// # Errors
     /// When there is none, or it is damaged.
     pub fn resolve(&self, name: &str) -> Result<PathBuf, ImageError> {
-        check_name(name)?;
         self.read(name).map(|image| image.rootfs)
     }
 

@@ -1,5 +1,6 @@
 //! Pulls an image from any registry that speaks the OCI distribution protocol.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
 use std::net::IpAddr;
@@ -14,6 +15,7 @@ use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 use sha2::{Digest, Sha256};
 
+use super::build::About;
 use super::unpack::{Allowance, Root};
 use super::{Image, ImageError, ImageStore, Progress, check_name};
 
@@ -129,9 +131,10 @@ impl ImageStore {
         if inputs.len() != 64 || !inputs.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(failed(format!("{digest} is not a SHA-256 digest")));
         }
-        if let Some(image) = self.known(name, &inputs)? {
+        if let Some(stored) = self.known(&inputs) {
+            self.link(name, &stored)?;
             say("done", 1.0, "already here".into());
-            return Ok(image);
+            return self.read(name);
         }
         if manifest.layers.len() > MAX_LAYERS {
             return Err(failed(format!("it has {} layers; at most {MAX_LAYERS} are taken", manifest.layers.len())));
@@ -158,10 +161,10 @@ impl ImageStore {
             Ok(files) => {
                 let source = format!("{}/{}@{digest}", parsed.resolve_registry(), parsed.repository());
                 let store = self.clone();
-                let (name, reference) = (name.to_owned(), reference.to_owned());
+                let reference = reference.to_owned();
                 say("unpacking", 0.7, format!("{} layers", files.len()));
                 let work = move || {
-                    store.store_new(&name, source, inputs, |_, rootfs| {
+                    store.store_new(About { source, inputs, agents: BTreeMap::new() }, |_, rootfs| {
                         unpack(&files, rootfs, &|_| {})
                             .map_err(|error| ImageError::Pull { reference, detail: error.to_string() })
                     })
@@ -172,7 +175,9 @@ impl ImageStore {
             Err(error) => Err(error),
         };
         let _ = fs::remove_dir_all(&folder);
-        stored.inspect(|_| say("done", 1.0, String::new()))
+        self.link(name, &stored?)?;
+        say("done", 1.0, String::new());
+        self.read(name)
     }
 }
 

@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 
 /// Most entries of one image.
@@ -69,6 +69,13 @@ impl Root {
     /// Opens a directory as the root of everything that follows.
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Self { fd: open(path, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())? })
+    }
+
+    /// Whether there is a file at this path, links resolved within the root.
+    pub fn has_file(&self, path: &Path) -> bool {
+        let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve);
+        openat2(&self.fd, path, how).and_then(|fd| fstat(&fd)).is_ok_and(|stat| kind(&stat) == SFlag::S_IFREG)
     }
 
     fn open_dir(&self, path: &Path) -> nix::Result<OwnedFd> {

@@ -66,6 +66,27 @@ impl FaultClass {
         }
     }
 
+    /// Its stable name in events.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RateLimited => "rate-limited",
+            Self::SpendLimit => "spend-limit",
+            Self::Overloaded => "overloaded",
+            Self::ServerError => "server-error",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Reset => "reset",
+            Self::FirstByteTimeout => "first-byte-timeout",
+            Self::IdleTimeout => "idle-timeout",
+            Self::Truncated => "truncated",
+            Self::Malformed => "malformed",
+            Self::Auth => "auth",
+            Self::Rejected => "rejected",
+            Self::Cancelled => "cancelled",
+            Self::Unsupported => "unsupported",
+        }
+    }
+
     const fn code(self) -> FailureCode {
         match self {
             Self::RateLimited | Self::SpendLimit => FailureCode::ModelRateLimited,

@@ -7,7 +7,7 @@ use actix_web::http::Method;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpResponse, Route, web};
 
-use super::{docs, events, health, openapi, task_actions, tasks, usage};
+use super::{budgets, docs, events, health, openapi, task_actions, tasks, usage};
 use crate::problem::Problem;
 
 /// One method of one path.
@@ -36,6 +36,9 @@ pub fn endpoints() -> Vec<Endpoint> {
     add(Method::PUT, "/v1/tasks/{id}/credentials", web::route().to(task_actions::credentials));
     add(Method::GET, "/v1/tasks/{id}/diff", web::route().to(task_actions::diff));
     add(Method::GET, "/v1/events", web::route().to(events::of_log));
+    add(Method::GET, "/v1/budgets", web::route().to(budgets::list));
+    add(Method::GET, "/v1/budgets/{scope}", web::route().to(budgets::get));
+    add(Method::PUT, "/v1/budgets/{scope}", web::route().to(budgets::put));
     add(Method::GET, "/v1/usage", web::route().to(usage::report));
     add(Method::GET, "/openapi.json", web::route().to(openapi::openapi_json));
     add(Method::GET, "/docs", web::route().to(docs::index));
@@ -56,7 +59,9 @@ pub fn configure(cfg: &mut web::ServiceConfig) {
         routes.push(endpoint.route);
     }
     for (path, (methods, routes)) in paths {
-        let resource = routes.into_iter().fold(web::resource(path), |resource, route| resource.route(route));
+        // A scope has slashes of its own.
+        let pattern = path.replace("{scope}", "{scope:.+}");
+        let resource = routes.into_iter().fold(web::resource(pattern), |resource, route| resource.route(route));
         let allow = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
         cfg.service(resource.default_service(web::route().to(move || {
             let allow = allow.clone();

@@ -1,6 +1,7 @@
 //! The REST interface, one file per resource.
 
 pub mod body;
+pub mod budgets;
 pub mod docs;
 pub mod endpoints;
 pub mod error_pages;

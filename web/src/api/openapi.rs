@@ -38,8 +38,11 @@ pub struct TaskRequest {
     /// The branch to push to; made from the task's words when absent.
     #[schema(max_length = 244)]
     branch: Option<String>,
-    /// `builtin`.
+    /// `builtin`, `claude-code`, `codex`, `opencode` or `command`.
     harness: Option<String>,
+    /// Program and arguments, with the harness `command`.
+    #[schema(min_items = 1, max_items = 64)]
+    command: Option<Vec<String>>,
     #[schema(max_length = 200)]
     image: Option<String>,
     #[schema(minimum = 1, maximum = 86400)]
@@ -57,6 +60,29 @@ pub struct TaskRequest {
 pub struct BudgetRequest {
     max_usd: Option<Usd>,
     #[schema(minimum = 1)]
+    max_tokens: Option<u64>,
+}
+
+/// The caps of a scope; every part is optional.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[allow(dead_code, reason = "described, never built")]
+pub struct ScopeBudgetRequest {
+    per_task: Option<CapRequest>,
+    per_day: Option<CapRequest>,
+    per_month: Option<CapRequest>,
+    /// Whose midnight begins a day, such as `Europe/Zurich`; the team's when absent, of a team UTC.
+    #[schema(max_length = 64)]
+    time_zone: Option<String>,
+}
+
+/// A cap. 0 lets nothing through.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[allow(dead_code, reason = "described, never built")]
+pub struct CapRequest {
+    max_usd: Option<Usd>,
+    #[schema(minimum = 0)]
     max_tokens: Option<u64>,
 }
 
@@ -216,6 +242,9 @@ impl Modify for Bearer {
         super::task_actions::message,
         super::task_actions::credentials,
         super::task_actions::diff,
+        super::budgets::list,
+        super::budgets::get,
+        super::budgets::put,
         super::usage::report,
         super::health::healthz,
         super::health::readyz,

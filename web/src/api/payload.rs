@@ -24,8 +24,10 @@ pub const MAX_METADATA_NAME: usize = 100;
 pub const MAX_METADATA_BYTES: usize = 8 * 1024;
 /// The largest cap on tokens; more than any task can use.
 pub const MAX_BUDGET_TOKENS: u64 = 1_000_000_000_000;
-/// The harnesses that the interface names and this version does not run.
-const LATER_HARNESSES: [&str; 4] = ["claude-code", "codex", "opencode", "command"];
+/// Most words of a command.
+pub const MAX_COMMAND_WORDS: usize = 64;
+/// Longest word of a command, in bytes.
+pub const MAX_COMMAND_WORD: usize = 8 * 1024;
 /// The fields that the interface names and this version does not act on.
 const LATER_FIELDS: [&str; 4] = ["repos", "retry", "egress", "pullRequest"];
 
@@ -48,18 +50,39 @@ fn budget(body: &mut Object, faults: &mut Faults) -> Budget {
 }
 
 fn harness(body: &mut Object, faults: &mut Faults) -> Harness {
-    let verdict = |text: &str| match text {
-        "builtin" => Ok(()),
-        later if LATER_HARNESSES.contains(&later) => {
-            Err("this server runs only the `builtin` harness so far; leave the field out".to_owned())
-        }
-        other => Err(match nearest(other, ["builtin"].into_iter().chain(LATER_HARNESSES)) {
+    let named = |text: &str| Harness::ALL.into_iter().find(|harness| harness.as_str() == text);
+    let verdict = |text: &str| match named(text) {
+        Some(_) => Ok(()),
+        None => Err(match nearest(text, Harness::ALL.map(Harness::as_str)) {
             Some(known) => format!("no such harness; did you mean `{known}`?"),
-            None => "no such harness; use `builtin`".to_owned(),
+            None => format!("no such harness; there are {}", Harness::ALL.map(Harness::as_str).join(", ")),
         }),
     };
-    body.text("harness", verdict, faults);
-    Harness::Builtin
+    body.text("harness", verdict, faults).and_then(|text| named(&text)).unwrap_or(Harness::Builtin)
+}
+
+/// Program and arguments of the harness `command`; nobody else has any.
+fn command(body: &mut Object, harness: Harness, faults: &mut Faults) -> Vec<String> {
+    let pointer = step("", "command");
+    let Some(raw) = body.take("command", faults) else {
+        if harness == Harness::Command {
+            faults.add(pointer, "is required with the harness `command`: the program and its arguments, as a list");
+        }
+        return Vec::new();
+    };
+    if harness != Harness::Command {
+        faults.add(pointer, "goes with the harness `command` alone; leave it out");
+        return Vec::new();
+    }
+    let words: Vec<String> = serde_json::from_str(raw.get()).unwrap_or_default();
+    let fits = |word: &String| word.len() <= MAX_COMMAND_WORD && !word.contains('\0');
+    if words.is_empty() || words.len() > MAX_COMMAND_WORDS || words[0].is_empty() || !words.iter().all(fits) {
+        faults.add(
+            pointer,
+            format!("expected 1 to {MAX_COMMAND_WORDS} texts of at most {MAX_COMMAND_WORD} bytes, the program first"),
+        );
+    }
+    words
 }
 
 fn metadata(body: &mut Object, faults: &mut Faults) -> Map<String, Value> {
@@ -147,11 +170,13 @@ pub fn new_task(raw: &RawValue, caller: &Caller) -> Result<NewTask, Problem> {
             required(&mut body, "team", rules::name, &mut faults, "is required: whose task is it?")
         }
     };
+    let harness = harness(&mut body, &mut faults);
     let new = NewTask {
         repo,
         task,
         model,
-        harness: harness(&mut body, &mut faults),
+        harness,
+        command: command(&mut body, harness, &mut faults),
         project: body.text("project", rules::name, &mut faults),
         environment: body.text("environment", rules::name, &mut faults),
         task_type: body.text("taskType", rules::name, &mut faults),
@@ -193,6 +218,7 @@ pub fn request_hash(new: &NewTask) -> String {
         new.task,
         new.model,
         new.harness,
+        new.command,
         new.team,
         new.project,
         new.environment,

@@ -1,6 +1,7 @@
 //! The task as JSON: the shape that the contract fixes, money exact to the nano-dollar.
 
 use orchestra_events::NanoUsd;
+use orchestra_events::ledger::{Amounts, Exhausted};
 use orchestra_events::task::TaskResource;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -71,8 +72,64 @@ pub struct FailureView {
     hint: String,
     /// Whether doing the same again may succeed.
     retryable: bool,
+    /// The cap that was met, where it is a budget that refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget: Option<ExhaustedView>,
     /// In which attempt.
     attempt: u32,
+}
+
+/// The cap that a model call does not fit under: its dollars, or its tokens.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Exhausted)]
+pub struct ExhaustedView {
+    /// Whose cap: `team:platform`, `project:platform/infra`, … or `task:task_…` for the task's own.
+    scope: String,
+    /// task, day or month.
+    period: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spent_usd: Option<Usd>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reserved_usd: Option<Usd>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cap_usd: Option<Usd>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spent_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reserved_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cap_tokens: Option<u64>,
+    /// When the cap is whole again; absent for a task's, which never is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = "date-time")]
+    resets_at: Option<String>,
+}
+
+impl From<Exhausted> for ExhaustedView {
+    fn from(exhausted: Exhausted) -> Self {
+        let (mut usd, mut tokens) = ([None; 3], [None; 3]);
+        match exhausted.amounts {
+            Amounts::Dollars { spent_nano_usd, reserved_nano_usd, cap_nano_usd } => {
+                usd = [spent_nano_usd, reserved_nano_usd, cap_nano_usd].map(|amount| Some(Usd(amount)));
+            }
+            Amounts::Tokens { spent_tokens, reserved_tokens, cap_tokens } => {
+                tokens = [spent_tokens, reserved_tokens, cap_tokens].map(Some);
+            }
+        }
+        let ([spent_usd, reserved_usd, cap_usd], [spent_tokens, reserved_tokens, cap_tokens]) = (usd, tokens);
+        Self {
+            scope: exhausted.scope,
+            period: exhausted.period.as_str(),
+            spent_usd,
+            reserved_usd,
+            cap_usd,
+            spent_tokens,
+            reserved_tokens,
+            cap_tokens,
+            resets_at: exhausted.resets_at.map(|time| time.to_string()),
+        }
+    }
 }
 
 /// Where to go from here.
@@ -142,6 +199,7 @@ impl From<TaskResource> for TaskView {
             page: format!("/tasks/{}", task.id),
             this,
         };
+        let billable = task.billable();
         Self {
             id: task.id.to_string(),
             status: task.status.as_str(),
@@ -165,8 +223,7 @@ impl From<TaskResource> for TaskView {
                 cache_read_tokens: task.usage.cache_read_tokens,
                 cache_write_tokens: task.usage.cache_write_tokens(),
                 cost_usd: Usd(task.cost),
-                // Nothing is refunded or marked up yet, so the team is charged what the provider charges.
-                billable_usd: Usd(task.cost),
+                billable_usd: Usd(billable),
             },
             branch: task.spec.branch,
             base: task.base,
@@ -182,6 +239,7 @@ impl From<TaskResource> for TaskView {
                 message: failure.message,
                 hint: failure.hint,
                 retryable: failure.retryable,
+                budget: failure.budget.map(|exhausted| ExhaustedView::from(*exhausted)),
                 attempt,
             }),
             campaign: None,

@@ -34,8 +34,7 @@ impl Serialize for Line<'_> {
         map.serialize_entry("cacheReadTokens", &group.cache_read_tokens)?;
         map.serialize_entry("cacheWriteTokens", &group.cache_write_tokens)?;
         map.serialize_entry("costUsd", &Usd(group.cost))?;
-        // Nothing is refunded or marked up yet, so the team is charged what the provider charges.
-        map.serialize_entry("billableUsd", &Usd(group.cost))?;
+        map.serialize_entry("billableUsd", &Usd(group.billable()))?;
         map.end()
     }
 }
@@ -63,7 +62,7 @@ fn csv(group_by: &[Dimension], groups: &[UsageGroup]) -> String {
         let counts =
             [group.tasks, group.input_tokens, group.output_tokens, group.cache_read_tokens, group.cache_write_tokens];
         cells.extend(counts.map(|count| count.to_string()));
-        cells.extend([group.cost.to_string(), group.cost.to_string()]);
+        cells.extend([group.cost.to_string(), group.billable().to_string()]);
         text += &cells.join(",");
         text += "\r\n";
     }

@@ -127,7 +127,7 @@ pub struct BudgetBar {
 impl BudgetBar {
     /// The bar of a task.
     pub fn of(task: &TaskResource) -> Self {
-        Self::new(task.cost, task.reserved, task.spec.budget.max_nano_usd)
+        Self::new(task.cost, task.reserved(), task.spec.budget.max_nano_usd)
     }
 
     /// A bar. Without a cap it has no length to speak of, and only the words count.

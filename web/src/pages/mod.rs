@@ -5,6 +5,7 @@
 
 pub mod actions;
 pub mod assets;
+pub mod budgets;
 pub mod diff;
 pub mod docs;
 pub mod error;
@@ -67,6 +68,7 @@ pub fn configure(cfg: &mut web::ServiceConfig) {
             .default_service(web::route().to(nothing_here)),
     );
     cfg.service(web::resource("/").app_data(query.clone()).route(web::get().to(tasks::show)));
+    cfg.service(web::resource("/budgets").app_data(query.clone()).route(web::get().to(budgets::show)));
     cfg.service(web::resource("/live/tasks").app_data(query.clone()).route(web::get().to(live::list::stream)));
     cfg.service(
         web::resource("/sign-in")

@@ -39,6 +39,7 @@ pub fn spec() -> TaskSpec {
         task: format!("Bump the provider {HOSTILE}\nand update breaking calls"),
         model: HOSTILE.to_owned(),
         harness: Harness::Builtin,
+        command: Vec::new(),
         team: HOSTILE.to_owned(),
         project: Some("infra".to_owned()),
         environment: None,
@@ -68,7 +69,11 @@ pub fn tasks() -> Vec<TaskResource> {
             spec: spec(),
             usage: Usage { input_tokens: 12_000, output_tokens: 900, cache_read_tokens: 40_000, ..Usage::default() },
             cost: NanoUsd::from_nanos(421_700_000),
-            reserved: if status.is_final() { NanoUsd::ZERO } else { NanoUsd::from_nanos(50_000_000) },
+            refunded: NanoUsd::ZERO,
+            open_calls: (!status.is_final())
+                .then(|| (CallId::from_uuid(Uuid::from_u128(1)), NanoUsd::from_nanos(50_000_000)))
+                .into_iter()
+                .collect(),
             base: Some(HOSTILE.to_owned()),
             base_commit: Some(commit()),
             commits: vec![commit()],
@@ -120,9 +125,10 @@ pub fn events() -> Vec<TaskEvent> {
             cost_nano_usd: NanoUsd::from_nanos(19_500_000),
             confirmed: false,
             price: "sample".to_owned(),
+            stop_reason: None,
         },
         TaskEvent::Message {
-            call,
+            call: Some(call),
             content: vec![
                 Block::Thinking { text: inline(HOSTILE), signature: None },
                 Block::Text {
@@ -130,14 +136,19 @@ pub fn events() -> Vec<TaskEvent> {
                 },
                 Block::ToolUse { id: "t1".to_owned(), name: words(), input: json!({}), malformed: None },
             ],
-            stop_reason: StopReason::ToolUse,
+            stop_reason: Some(StopReason::ToolUse),
         },
         TaskEvent::Message {
-            call,
+            call: Some(call),
             content: vec![Block::Text { text: Content::Blob(blob.clone()) }],
-            stop_reason: StopReason::MaxTokens,
+            stop_reason: Some(StopReason::MaxTokens),
         },
         TaskEvent::ModelCallFailed { call, failure: failure.clone() },
+        TaskEvent::CallRetried { call, attempt: 1, class: words(), wait_ms: 700 },
+        TaskEvent::HarnessStarted { run: 2, resumes: Some(words()) },
+        TaskEvent::HarnessRead { run: 2, offset: 4_096, session: Some(words()) },
+        TaskEvent::HarnessFinished { run: 2, exit_code: Some(1), duration_ms: 81_000, done: false },
+        TaskEvent::RefundGranted { nano_usd: NanoUsd::from_nanos(19_500_000), reason: FailureCode::ModelOverloaded },
         TaskEvent::ToolCalled {
             tool_call: words(),
             name: "bash".to_owned(),

@@ -203,10 +203,36 @@ impl TimelineRow {
                     if *confirmed { "" } else { " The provider’s count was lost: the reservation was charged." };
                 self.say(Tone::Quiet, "Cost", format!("{cost} for {read} tokens read and {written} written.{lost}"));
             }
-            TaskEvent::Message { content, stop_reason, .. } => self.message(task, content, *stop_reason),
+            TaskEvent::Message { content, stop_reason, .. } => {
+                self.message(task, content, stop_reason.unwrap_or(StopReason::EndTurn))
+            }
             TaskEvent::ModelCallFailed { failure, .. } => {
                 self.say(Tone::Bad, "Model", "The model did not answer.");
                 self.failure = Some(FailureBox::new(failure));
+            }
+            TaskEvent::CallRetried { attempt, class, wait_ms, .. } => {
+                let wait = format::milliseconds(*wait_ms);
+                self.say(
+                    Tone::Waiting,
+                    "Retry",
+                    format!("Model call {attempt} failed ({class}). Trying again in {wait}."),
+                );
+            }
+            TaskEvent::HarnessStarted { run, resumes } => {
+                let how = if resumes.is_some() { ", going on with its session" } else { "" };
+                self.say(Tone::Quiet, "Agent", format!("Run {run} of the agent’s program began{how}."));
+            }
+            TaskEvent::HarnessRead { offset, .. } => {
+                self.say(Tone::Quiet, "Agent", format!("Read {} of what it says.", format::bytes(*offset)));
+            }
+            TaskEvent::HarnessFinished { run, exit_code, duration_ms, done } => {
+                let (tone, took) = (if *done { Tone::Good } else { Tone::Bad }, format::milliseconds(*duration_ms));
+                let how = exit_code.map_or_else(|| "was ended".to_owned(), |code| format!("ended with code {code}"));
+                self.say(tone, "Agent", format!("Run {run} of the agent’s program {how} after {took}."));
+            }
+            TaskEvent::RefundGranted { nano_usd, reason } => {
+                let amount = format::usd(*nano_usd);
+                self.say(Tone::Good, "Cost", format!("{amount} are not billed: the attempt failed with {reason}."));
             }
             TaskEvent::ToolCalled { name, input, .. } => {
                 self.say(Tone::Tool, name, capitalised(&activity(name, input)));

@@ -1,5 +1,8 @@
 //! A whole application in memory: the real store, projector, key ring and routes; a task service without a runtime.
 
+#[path = "../support/budgets.rs"]
+mod budgets;
+
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -12,6 +15,7 @@ use actix_web::test::TestRequest;
 use actix_web::web::Bytes;
 use actix_web::{test, web};
 use async_trait::async_trait;
+use budgets::Budgets;
 use jiff::Timestamp;
 use orchestra_actors::service::ServiceError;
 use orchestra_actors::{Credentials, Delta, NewTask, Submitted, TaskService};
@@ -146,6 +150,7 @@ impl TaskService for Service {
             task: new.task,
             model: new.model,
             harness: new.harness,
+            command: new.command.clone(),
             team: new.team,
             project: new.project,
             environment: new.environment,
@@ -257,7 +262,7 @@ impl Server {
         let log: Arc<dyn EventStore> = store.clone();
         actix_web::rt::spawn(project(Arc::clone(&log), Arc::clone(&read), cancel.clone().cancelled_owned()));
         actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&log), cancel.clone().cancelled_owned()));
-        let app = web::Data::new(App::new(service.clone(), log, read, keys));
+        let app = web::Data::new(App::new(service.clone(), Arc::new(Budgets::default()), log, read, keys));
         let admin = admin.expose_secret().to_owned();
         Self { app, store, service, admin, _stop: cancel.drop_guard(), _folder: folder }
     }

@@ -33,6 +33,7 @@ async fn seeded() -> (Server, Usage, NanoUsd) {
             cost_nano_usd: NanoUsd::from_nanos(i64::try_from(number).expect("small") * 1_000_000_007 + 1),
             confirmed: true,
             price: "test".to_owned(),
+            stop_reason: None,
         };
         if let TaskEvent::TokensCharged { usage: used, cost_nano_usd, .. } = &charge {
             usage += *used;

@@ -1,11 +1,15 @@
 //! A task service without actors: every command goes through the domain's own `decide`, and a script plays the agent.
 
+#[path = "../support/budgets.rs"]
+mod budgets;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use budgets::Budgets;
 use jiff::Timestamp;
 use orchestra_actors::service::ServiceError;
 use orchestra_actors::{Credentials, Delta, NewTask, Submitted, TaskService};
@@ -152,7 +156,8 @@ impl World {
         let keys = Arc::new(KeyRing::load(&*store).await.expect("keys"));
         tokio::spawn(projections::project(store.clone(), read.clone(), std::future::pending()));
         tokio::spawn(keys.clone().follow(store.clone(), std::future::pending()));
-        let app = App::new(service.clone(), store, read, keys.clone()).with_dashboard(dashboard);
+        let app = App::new(service.clone(), Arc::new(Budgets::default()), store, read, keys.clone())
+            .with_dashboard(dashboard);
         Self { service, app: actix_web::web::Data::new(app), keys, admin }
     }
 
@@ -184,6 +189,7 @@ impl World {
             task: task.to_owned(),
             model: model.to_owned(),
             harness: Harness::Builtin,
+            command: Vec::new(),
             team: team.to_owned(),
             project: Some("infra".to_owned()),
             environment: None,
@@ -267,7 +273,7 @@ impl World {
         service.step(id, record).await;
         service.step(id, Command::RecordSandboxStopped { sandbox, reason: SandboxEnd::Finished }).await;
         service.step(id, Command::RecordPush { outcome: PushOutcome::Pushed }).await;
-        service.step(id, Command::Finish(Ending::Succeeded)).await;
+        service.step(id, Command::Finish { ending: Ending::Succeeded, refund: NanoUsd::ZERO }).await;
     }
 
     /// The whole upgrade, at a pace.
@@ -315,7 +321,7 @@ impl World {
         if let Some(sandbox) = sandbox {
             service.step(id, Command::RecordSandboxStopped { sandbox, reason: SandboxEnd::Failed }).await;
         }
-        service.step(id, Command::Finish(Ending::Failed(failure))).await;
+        service.step(id, Command::Finish { ending: Ending::Failed(failure), refund: NanoUsd::ZERO }).await;
     }
 
     /// A list as a team has it: something in every state. The last one is at work and waits to be played on.

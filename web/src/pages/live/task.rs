@@ -113,7 +113,7 @@ impl TaskStream {
             shown.diff = current.task.diff.as_ref().map(|diff| diff.sha256.clone());
         }
         Self {
-            mid_sentence: current.task.reserved > NanoUsd::ZERO,
+            mid_sentence: current.task.reserved() > NanoUsd::ZERO,
             events: Subscription::stream(app.store.clone(), StreamName::task(id), after),
             app,
             visitor,
