@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::clock::Clock;
 use super::super::{Gateway, GatewayPolicy, Session};
+use crate::http::HttpClient;
 use crate::meter::{Ask, Meter, MeterError, Reservation, Retried, Settlement};
 use crate::model::{Dialect, Models, PriceRow, ProviderConfig, Timeouts};
 
@@ -406,11 +407,7 @@ impl Default for Plan {
             cap: None,
             over: false,
             policy: GatewayPolicy::default(),
-            timeouts: Timeouts {
-                first_byte: Duration::from_millis(400),
-                idle: Duration::from_millis(400),
-                ..Timeouts::default()
-            },
+            timeouts: Timeouts::default(),
             allowed: |_| true,
             local: Vec::new(),
             deadline: None,
@@ -460,7 +457,9 @@ impl House {
             config("keyless", Dialect::OpenaiChat, None, vec![row(r#"{"model": "m", "input": 1, "output": 1}"#)]),
             config("local", Dialect::OpenaiChat, None, plan.local.clone()),
         ];
-        let models = Arc::new(Models::new(configs, plan.timeouts).expect("configuration"));
+        let mut models = Models::new(configs, plan.timeouts).expect("configuration");
+        models.share(&gateways_client());
+        let models = Arc::new(models);
         let session_model = models.resolve(plan.model).expect("known model");
         let clock = Arc::<TestClock>::default();
         let gateway = Arc::new(Gateway::with_clock(models, plan.policy, Arc::clone(&clock) as Arc<dyn Clock>));
@@ -472,19 +471,13 @@ impl House {
             allowed: Arc::new(plan.allowed),
             deadline: plan.deadline,
         };
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(30))
-            .pool_max_idle_per_host(0)
-            .build()
-            .expect("client");
         let mut house = Self {
             provider,
             ledger,
             clock,
             gateway,
             url: String::new(),
-            client,
+            client: testers_client(),
             stop: CancellationToken::new(),
             served: None,
             session,
@@ -509,12 +502,20 @@ impl House {
     }
 
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Got {
+        self.send_and_see(request, |_| {}).await
+    }
+
+    /// `see` is shown every piece as it comes.
+    pub async fn send_and_see(&self, request: reqwest::RequestBuilder, mut see: impl FnMut(&[u8])) -> Got {
         let mut response = request.send().await.expect("an answer");
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let (mut body, mut clean) = (Vec::new(), false);
         loop {
             match response.chunk().await {
-                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                Ok(Some(chunk)) => {
+                    body.extend_from_slice(&chunk);
+                    see(&body);
+                }
                 Ok(None) => {
                     clean = true;
                     break;
@@ -529,6 +530,24 @@ impl House {
     pub fn asked(&self) -> Vec<Asked> {
         self.provider.asked.lock().expect("log").clone()
     }
+}
+
+/// Built once: it takes longer than most tests. No connection is kept, because each test has a runtime of its own.
+fn gateways_client() -> HttpClient {
+    static CLIENT: OnceLock<HttpClient> = OnceLock::new();
+    let settings = |client: reqwest::ClientBuilder| {
+        client.redirect(reqwest::redirect::Policy::none()).no_proxy().tcp_nodelay(true).pool_max_idle_per_host(0)
+    };
+    CLIENT.get_or_init(|| HttpClient::new(settings)).clone()
+}
+
+fn testers_client() -> reqwest::Client {
+    static CLIENT: OnceLock<reqwest::Client> = OnceLock::new();
+    let build = || {
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).pool_max_idle_per_host(0);
+        client.build().expect("client")
+    };
+    CLIENT.get_or_init(build).clone()
 }
 
 pub fn row(json: &str) -> PriceRow {
