@@ -1,7 +1,7 @@
 //! The stage: provider, ledger, clock and client.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -115,6 +115,8 @@ impl Asked {
 pub struct Provider {
     pub url: String,
     pub asked: Arc<Mutex<Vec<Asked>>>,
+    /// Rings at each request.
+    pub came: Arc<Notify>,
     /// Rings when a caller has left a connection that the script left open.
     pub left: Arc<Notify>,
     task: JoinHandle<()>,
@@ -150,16 +152,19 @@ impl Provider {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let url = format!("http://{}", listener.local_addr().expect("address"));
         let (asked, left) = (Arc::<Mutex<Vec<Asked>>>::default(), Arc::<Notify>::default());
+        let came = Arc::<Notify>::default();
+        let coming = Arc::clone(&came);
         let script: Arc<Mutex<VecDeque<Act>>> = Arc::new(Mutex::new(script.into()));
         let (log, leaving) = (Arc::clone(&asked), Arc::clone(&left));
         let task = tokio::spawn(async move {
             loop {
                 let (socket, _) = listener.accept().await.expect("client");
                 socket.set_nodelay(true).expect("socket");
-                tokio::spawn(play(socket, Arc::clone(&script), Arc::clone(&log), Arc::clone(&leaving)));
+                let (script, log) = (Arc::clone(&script), Arc::clone(&log));
+                tokio::spawn(play(socket, script, log, Arc::clone(&coming), Arc::clone(&leaving)));
             }
         });
-        Self { url, asked, left, task }
+        Self { url, asked, came, left, task }
     }
 }
 
@@ -167,6 +172,7 @@ async fn play(
     mut socket: TcpStream,
     script: Arc<Mutex<VecDeque<Act>>>,
     log: Arc<Mutex<Vec<Asked>>>,
+    came: Arc<Notify>,
     left: Arc<Notify>,
 ) {
     let Some(request) = read_request(&mut socket).await else { return };
@@ -175,6 +181,7 @@ async fn play(
         let mut script = script.lock().expect("script");
         if script.len() > 1 { script.pop_front().expect("an act") } else { script[0].clone() }
     };
+    came.notify_one();
     for step in act.steps {
         match step {
             Step::Bytes(bytes) => {
@@ -245,17 +252,25 @@ impl Ledger {
         self.entries().into_iter().filter_map(retried).collect()
     }
 
+    async fn until(&self, holds: impl Fn() -> bool) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if holds() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Until the ledger was told of something.
+    pub async fn has(&self, wanted: fn(&Entry) -> bool) {
+        self.until(|| self.log.lock().expect("log").iter().any(wanted)).await;
+    }
+
     /// Until nothing is open any more, and something was reserved.
     pub async fn closed(&self) {
-        let closed = async {
-            loop {
-                let changed = self.changed.notified();
-                if !self.entries().is_empty() && self.open.lock().expect("open").is_empty() {
-                    return;
-                }
-                changed.await;
-            }
-        };
+        let closed = self.until(|| !self.entries().is_empty() && self.open.lock().expect("open").is_empty());
         tokio::time::timeout(Duration::from_secs(20), closed).await.expect("every call is settled or released");
     }
 
@@ -329,11 +344,17 @@ impl Meter for Ledger {
 pub struct TestClock {
     pub slept: Mutex<Vec<Duration>>,
     elapsed: AtomicU64,
+    still: AtomicBool,
 }
 
 pub const NOW: &str = "2026-12-24T10:00:00Z";
 
 impl TestClock {
+    /// From now on, no wait comes to its end.
+    pub fn stand_still(&self) {
+        self.still.store(true, Ordering::SeqCst);
+    }
+
     pub fn waits(&self) -> Vec<u64> {
         let slept = self.slept.lock().expect("slept");
         slept.iter().map(|wait| u64::try_from(wait.as_millis()).expect("short")).collect()
@@ -356,6 +377,9 @@ impl Clock for TestClock {
     }
 
     async fn sleep(&self, wait: Duration) {
+        if self.still.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         self.slept.lock().expect("slept").push(wait);
         self.elapsed.fetch_add(u64::try_from(wait.as_nanos()).expect("short"), Ordering::SeqCst);
         tokio::task::yield_now().await;
@@ -577,14 +601,6 @@ impl Speaks {
         match self {
             Self::Messages => "claude-sonnet-4-6",
             Self::Chat | Self::Responses => "gpt-5",
-        }
-    }
-
-    /// Output is dearer than this many nano-dollars.
-    pub const fn output_nanos(self) -> i64 {
-        match self {
-            Self::Messages => 15_000,
-            Self::Chat | Self::Responses => 10_000,
         }
     }
 
