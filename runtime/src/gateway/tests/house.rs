@@ -1,8 +1,8 @@
 //! The stage: provider, ledger, clock and client.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::clock::Clock;
 use super::super::{Gateway, GatewayPolicy, Session};
+use crate::http::HttpClient;
 use crate::meter::{Ask, Meter, MeterError, Reservation, Retried, Settlement};
 use crate::model::{Dialect, Models, PriceRow, ProviderConfig, Timeouts};
 
@@ -114,6 +115,8 @@ impl Asked {
 pub struct Provider {
     pub url: String,
     pub asked: Arc<Mutex<Vec<Asked>>>,
+    /// Rings at each request.
+    pub came: Arc<Notify>,
     /// Rings when a caller has left a connection that the script left open.
     pub left: Arc<Notify>,
     task: JoinHandle<()>,
@@ -149,16 +152,19 @@ impl Provider {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let url = format!("http://{}", listener.local_addr().expect("address"));
         let (asked, left) = (Arc::<Mutex<Vec<Asked>>>::default(), Arc::<Notify>::default());
+        let came = Arc::<Notify>::default();
+        let coming = Arc::clone(&came);
         let script: Arc<Mutex<VecDeque<Act>>> = Arc::new(Mutex::new(script.into()));
         let (log, leaving) = (Arc::clone(&asked), Arc::clone(&left));
         let task = tokio::spawn(async move {
             loop {
                 let (socket, _) = listener.accept().await.expect("client");
                 socket.set_nodelay(true).expect("socket");
-                tokio::spawn(play(socket, Arc::clone(&script), Arc::clone(&log), Arc::clone(&leaving)));
+                let (script, log) = (Arc::clone(&script), Arc::clone(&log));
+                tokio::spawn(play(socket, script, log, Arc::clone(&coming), Arc::clone(&leaving)));
             }
         });
-        Self { url, asked, left, task }
+        Self { url, asked, came, left, task }
     }
 }
 
@@ -166,6 +172,7 @@ async fn play(
     mut socket: TcpStream,
     script: Arc<Mutex<VecDeque<Act>>>,
     log: Arc<Mutex<Vec<Asked>>>,
+    came: Arc<Notify>,
     left: Arc<Notify>,
 ) {
     let Some(request) = read_request(&mut socket).await else { return };
@@ -174,6 +181,7 @@ async fn play(
         let mut script = script.lock().expect("script");
         if script.len() > 1 { script.pop_front().expect("an act") } else { script[0].clone() }
     };
+    came.notify_one();
     for step in act.steps {
         match step {
             Step::Bytes(bytes) => {
@@ -244,17 +252,25 @@ impl Ledger {
         self.entries().into_iter().filter_map(retried).collect()
     }
 
+    async fn until(&self, holds: impl Fn() -> bool) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if holds() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Until the ledger was told of something.
+    pub async fn has(&self, wanted: fn(&Entry) -> bool) {
+        self.until(|| self.log.lock().expect("log").iter().any(wanted)).await;
+    }
+
     /// Until nothing is open any more, and something was reserved.
     pub async fn closed(&self) {
-        let closed = async {
-            loop {
-                let changed = self.changed.notified();
-                if !self.entries().is_empty() && self.open.lock().expect("open").is_empty() {
-                    return;
-                }
-                changed.await;
-            }
-        };
+        let closed = self.until(|| !self.entries().is_empty() && self.open.lock().expect("open").is_empty());
         tokio::time::timeout(Duration::from_secs(20), closed).await.expect("every call is settled or released");
     }
 
@@ -328,11 +344,17 @@ impl Meter for Ledger {
 pub struct TestClock {
     pub slept: Mutex<Vec<Duration>>,
     elapsed: AtomicU64,
+    still: AtomicBool,
 }
 
 pub const NOW: &str = "2026-12-24T10:00:00Z";
 
 impl TestClock {
+    /// From now on, no wait comes to its end.
+    pub fn stand_still(&self) {
+        self.still.store(true, Ordering::SeqCst);
+    }
+
     pub fn waits(&self) -> Vec<u64> {
         let slept = self.slept.lock().expect("slept");
         slept.iter().map(|wait| u64::try_from(wait.as_millis()).expect("short")).collect()
@@ -355,6 +377,9 @@ impl Clock for TestClock {
     }
 
     async fn sleep(&self, wait: Duration) {
+        if self.still.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         self.slept.lock().expect("slept").push(wait);
         self.elapsed.fetch_add(u64::try_from(wait.as_nanos()).expect("short"), Ordering::SeqCst);
         tokio::task::yield_now().await;
@@ -406,11 +431,7 @@ impl Default for Plan {
             cap: None,
             over: false,
             policy: GatewayPolicy::default(),
-            timeouts: Timeouts {
-                first_byte: Duration::from_millis(400),
-                idle: Duration::from_millis(400),
-                ..Timeouts::default()
-            },
+            timeouts: Timeouts::default(),
             allowed: |_| true,
             local: Vec::new(),
             deadline: None,
@@ -460,7 +481,9 @@ impl House {
             config("keyless", Dialect::OpenaiChat, None, vec![row(r#"{"model": "m", "input": 1, "output": 1}"#)]),
             config("local", Dialect::OpenaiChat, None, plan.local.clone()),
         ];
-        let models = Arc::new(Models::new(configs, plan.timeouts).expect("configuration"));
+        let mut models = Models::new(configs, plan.timeouts).expect("configuration");
+        models.share(&gateways_client());
+        let models = Arc::new(models);
         let session_model = models.resolve(plan.model).expect("known model");
         let clock = Arc::<TestClock>::default();
         let gateway = Arc::new(Gateway::with_clock(models, plan.policy, Arc::clone(&clock) as Arc<dyn Clock>));
@@ -472,19 +495,13 @@ impl House {
             allowed: Arc::new(plan.allowed),
             deadline: plan.deadline,
         };
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(30))
-            .pool_max_idle_per_host(0)
-            .build()
-            .expect("client");
         let mut house = Self {
             provider,
             ledger,
             clock,
             gateway,
             url: String::new(),
-            client,
+            client: testers_client(),
             stop: CancellationToken::new(),
             served: None,
             session,
@@ -509,12 +526,20 @@ impl House {
     }
 
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Got {
+        self.send_and_see(request, |_| {}).await
+    }
+
+    /// `see` is shown every piece as it comes.
+    pub async fn send_and_see(&self, request: reqwest::RequestBuilder, mut see: impl FnMut(&[u8])) -> Got {
         let mut response = request.send().await.expect("an answer");
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let (mut body, mut clean) = (Vec::new(), false);
         loop {
             match response.chunk().await {
-                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                Ok(Some(chunk)) => {
+                    body.extend_from_slice(&chunk);
+                    see(&body);
+                }
                 Ok(None) => {
                     clean = true;
                     break;
@@ -529,6 +554,24 @@ impl House {
     pub fn asked(&self) -> Vec<Asked> {
         self.provider.asked.lock().expect("log").clone()
     }
+}
+
+/// Built once: it takes longer than most tests. No connection is kept, because each test has a runtime of its own.
+fn gateways_client() -> HttpClient {
+    static CLIENT: OnceLock<HttpClient> = OnceLock::new();
+    let settings = |client: reqwest::ClientBuilder| {
+        client.redirect(reqwest::redirect::Policy::none()).no_proxy().tcp_nodelay(true).pool_max_idle_per_host(0)
+    };
+    CLIENT.get_or_init(|| HttpClient::new(settings)).clone()
+}
+
+fn testers_client() -> reqwest::Client {
+    static CLIENT: OnceLock<reqwest::Client> = OnceLock::new();
+    let build = || {
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).pool_max_idle_per_host(0);
+        client.build().expect("client")
+    };
+    CLIENT.get_or_init(build).clone()
 }
 
 pub fn row(json: &str) -> PriceRow {
@@ -558,14 +601,6 @@ impl Speaks {
         match self {
             Self::Messages => "claude-sonnet-4-6",
             Self::Chat | Self::Responses => "gpt-5",
-        }
-    }
-
-    /// Output is dearer than this many nano-dollars.
-    pub const fn output_nanos(self) -> i64 {
-        match self {
-            Self::Messages => 15_000,
-            Self::Chat | Self::Responses => 10_000,
         }
     }
 
