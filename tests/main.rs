@@ -8,6 +8,7 @@ mod crash;
 mod credentials;
 mod faults;
 mod harness;
+mod harness_cli;
 mod hostile_model;
 mod isolation;
 mod lifecycle;
