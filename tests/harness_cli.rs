@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use orchestra_events::SandboxId;
 use orchestra_events::task::event::Harness;
-use orchestra_runtime::agent::harness::{Entry, Prepared, Reader, Run, logged, prepare};
+use orchestra_runtime::agent::harness::{Entry, Prepared, Reader, Run, logged, placed, prepare};
 use orchestra_runtime::image::{AgentVersion, BuildOptions, ImageError, ImageStore};
 use orchestra_runtime::model::{Models, ProviderConfig, ResolvedModel, Timeouts};
 use orchestra_runtime::sandbox::{Containers, Exec, Exit, Limits, Sandbox, SandboxConfig, SandboxSpec, Sandboxes};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::harness::{Model, PATIENCE, PROGRAM, destroy_sandboxes, images};
 
@@ -64,24 +65,33 @@ struct Desk {
     dir: TempDir,
 }
 
-/// Serves a port of the sandbox: whoever connects is connected to the model.
-async fn bridge(sandbox: &Arc<dyn Sandbox>, port: u16, to: Option<SocketAddr>, met: Arc<AtomicUsize>) {
+/// Serves a port of the sandbox until it is aborted: whoever connects is connected to the model, or to nobody.
+async fn bridge(sandbox: &Arc<dyn Sandbox>, port: u16, to: Option<SocketAddr>, met: Arc<AtomicUsize>) -> AbortHandle {
     let listener = tokio::net::TcpListener::from_std(sandbox.listen(port).await.unwrap()).unwrap();
-    tokio::spawn(async move {
+    let serving = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
         while let Ok((mut inside, _)) = listener.accept().await {
             met.fetch_add(1, Ordering::Relaxed);
             let Some(to) = to else { continue };
-            tokio::spawn(async move {
+            connections.spawn(async move {
                 let mut outside = tokio::net::TcpStream::connect(to).await.unwrap();
                 // A client that is killed breaks its connection; that is no fault of the bridge.
                 let _ = tokio::io::copy_bidirectional(&mut inside, &mut outside).await;
             });
         }
     });
+    serving.abort_handle()
 }
 
 impl Desk {
     async fn new(script: Value) -> Self {
+        let desk = Self::alone(script).await;
+        desk.serve().await;
+        desk
+    }
+
+    /// The same, where nobody serves the model yet.
+    async fn alone(script: Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let model = Model::start(dir.path(), &script).await;
         let config =
@@ -91,12 +101,16 @@ impl Desk {
         let spec = SandboxSpec { id, image: IMAGE.into(), limits, env: Vec::new(), hostname: "sandbox".into() };
         let sandbox = Containers::new(config).unwrap().start(&spec).await.unwrap_or_else(|error| panic!("{error}"));
         let astray = Arc::new(AtomicUsize::new(0));
-        let address = model.url.strip_prefix("http://").unwrap().parse().unwrap();
-        bridge(&sandbox, PORT, Some(address), Arc::default()).await;
         bridge(&sandbox, ELSEWHERE, None, Arc::clone(&astray)).await;
         let desk = Self { sandbox, model, astray, dir };
         desk.sh("git init -q && echo one > notes.txt && git add . && git commit -qm start").await;
         desk
+    }
+
+    /// Serves the model, until it is aborted or the test ends.
+    async fn serve(&self) -> AbortHandle {
+        let address = self.model.url.strip_prefix("http://").unwrap().parse().unwrap();
+        bridge(&self.sandbox, PORT, Some(address), Arc::default()).await
     }
 
     async fn exec(&self, id: &str, argv: Vec<String>, env: Vec<(String, String)>, stdin: Vec<u8>) -> Exit {
@@ -122,9 +136,8 @@ impl Desk {
     }
 
     async fn write(&self, path: &str, content: &[u8]) {
-        let script = "mkdir -p \"${0%/*}\" && cat > \"$0\"";
-        let argv = ["sh", "-c", script, path].map(str::to_owned).into();
-        let exit = self.exec(&format!("write {path} {}", uuid::Uuid::now_v7()), argv, Vec::new(), content.into()).await;
+        let id = format!("write {}", uuid::Uuid::now_v7());
+        let exit = self.exec(&id, placed(path), Vec::new(), content.into()).await;
         assert_eq!(exit, Exit::Code(0), "{path}");
     }
 
@@ -388,6 +401,102 @@ async fn opencode_goes_on_after_a_kill() {
 #[tokio::test]
 async fn claude_goes_on_after_a_kill() {
     goes_on_after_a_kill(CLAUDE).await;
+}
+
+/// When the server is away, codex waits and goes on in the same run with the next one, which listens on the same port.
+#[tokio::test]
+async fn codex_waits_for_a_server_that_is_away() {
+    if !agents_are_there().await {
+        return;
+    }
+    let desk = Desk::alone(json!([{ "match": "notes", "turns": [
+        CODEX.turn("I begin.", "echo two >> notes.txt"),
+        { "text": "It is there.", "fault": { "kind": "hang", "times": 1 } },
+    ] }]))
+    .await;
+    let first = desk.serve().await;
+    let running = desk.run("waits", CODEX.prepared("Write two into notes.txt.", None));
+    let restart = async {
+        desk.model.asked(2).await;
+        first.abort();
+        desk.sh(&format!("until grep -q 'waiting for network' {}; do sleep 0.05; done", log("waits"))).await;
+        desk.serve().await;
+    };
+    let (exit, ()) = tokio::join!(running, restart);
+    let entries = desk.entries(Harness::Codex, "waits").await;
+    assert_eq!(exit, Exit::Code(0), "{entries:#?}\n{}", desk.told("waits").await);
+    assert_eq!(said(&entries), ["I begin.", "It is there."], "{entries:#?}");
+    assert_eq!(desk.sh("cat notes.txt").await, "one\ntwo\n");
+    assert_eq!(desk.model.requests().await.turns(), [0, 1, 1]);
+}
+
+/// What the gateway says when the money is spent ends the run at once, with words about it.
+async fn stops_at_a_refusal(agent: Agent, status: u16) {
+    if !agents_are_there().await {
+        return;
+    }
+    let refused = json!({ "kind": "status", "status": status, "message": "The budget of this task is spent." });
+    let desk = Desk::new(json!([{ "match": "notes", "turns": [
+        agent.turn("I begin.", "echo two >> notes.txt"),
+        { "text": "No.", "fault": refused },
+    ] }]))
+    .await;
+    let exit = desk.run("refused", agent.prepared("Write two into notes.txt.", None)).await;
+    let entries = desk.entries(agent.harness, "refused").await;
+    let told = desk.told("refused").await;
+    assert!(matches!(exit, Exit::Code(code) if code != 0), "{exit:?} {told}");
+    let errors = entries.iter().filter(|entry| matches!(entry, Entry::Error(said) if said.contains("is spent")));
+    assert_eq!(errors.count(), 1, "{entries:#?}\n{told}");
+    assert_eq!(said(&entries), ["I begin."]);
+    assert_eq!(desk.model.requests().await.turns(), [0, 1], "{told}");
+}
+
+#[tokio::test]
+async fn codex_stops_at_a_refusal() {
+    stops_at_a_refusal(CODEX, 400).await;
+}
+
+#[tokio::test]
+async fn opencode_stops_at_a_refusal() {
+    stops_at_a_refusal(OPENCODE, 402).await;
+}
+
+#[tokio::test]
+async fn claude_stops_at_a_refusal() {
+    stops_at_a_refusal(CLAUDE, 402).await;
+}
+
+/// A stream that breaks is asked for once more, and not more often than that.
+async fn survives_a_cut(agent: Agent) {
+    if !agents_are_there().await {
+        return;
+    }
+    let desk = Desk::new(json!([{ "match": "notes", "turns": [
+        agent.turn("I begin.", "echo two >> notes.txt"),
+        { "text": "It is there, and here are some more words so that there is a middle.", "fault": { "kind": "reset", "times": 1 } },
+    ] }]))
+    .await;
+    let exit = desk.run("cut", agent.prepared("Write two into notes.txt.", None)).await;
+    let entries = desk.entries(agent.harness, "cut").await;
+    let told = desk.told("cut").await;
+    assert_eq!(exit, Exit::Code(0), "{entries:#?}\n{told}");
+    assert_eq!(desk.sh("cat notes.txt").await, "one\ntwo\n");
+    assert_eq!(desk.model.requests().await.turns(), [0, 1, 1], "{told}");
+}
+
+#[tokio::test]
+async fn codex_survives_a_cut() {
+    survives_a_cut(CODEX).await;
+}
+
+#[tokio::test]
+async fn opencode_survives_a_cut() {
+    survives_a_cut(OPENCODE).await;
+}
+
+#[tokio::test]
+async fn claude_survives_a_cut() {
+    survives_a_cut(CLAUDE).await;
 }
 
 /// Everything by which a repository has been seen to lead an agent astray, for all agents at once.
