@@ -9,6 +9,7 @@ mod credentials;
 mod faults;
 mod gateway;
 mod harness;
+mod harness_cli;
 mod hostile_model;
 mod isolation;
 mod lifecycle;

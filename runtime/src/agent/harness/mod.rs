@@ -48,7 +48,7 @@ pub struct Run<'a> {
 /// How an agent is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prepared {
-    /// Files to write before each start, below the agent's home, whatever is there: absolute path and content.
+    /// Files to write before each start, with [`placed`]: absolute path, below the agent's home, and content.
     pub files: Vec<(String, Vec<u8>)>,
     /// The program and its arguments, to be started in `/workspace`.
     pub argv: Vec<String>,
@@ -124,6 +124,13 @@ pub fn logged(argv: Vec<String>, log: &str) -> Vec<String> {
     const SCRIPT: &str = r#"mkdir -p "${0%/*}" && exec "$@" >"$0" 2>"$0.err""#;
     let shell = ["/bin/sh", "-c", SCRIPT, log].map(str::to_owned);
     shell.into_iter().chain(argv).collect()
+}
+
+/// A command that writes its standard input to a file of [`Prepared::files`], whatever lies there: an earlier run of the agent
+/// had the same home, and may have left anything in it.
+pub fn placed(path: &str) -> Vec<String> {
+    const SCRIPT: &str = r#"mkdir -p "${0%/*}" && rm -rf -- "$0" && cat >"$0""#;
+    ["/bin/sh", "-c", SCRIPT, path].map(str::to_owned).into()
 }
 
 /// Whether this can be a session: nothing that could be taken for an option or a path.

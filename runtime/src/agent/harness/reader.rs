@@ -142,7 +142,8 @@ impl Found {
     }
 }
 
-/// Reads the output of one run, from its first line on.
+/// Reads the output of one run, from its first line on. The same output is read as the same entries, so whoever comes back
+/// after a crash reads it again and passes over as many as were recorded.
 #[derive(Debug)]
 pub struct Reader {
     harness: Harness,

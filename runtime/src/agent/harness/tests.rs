@@ -315,6 +315,32 @@ fn a_logged_command_keeps_its_words_as_they_are() {
     assert_eq!(std::fs::read_to_string(log.with_extension("log.err")).expect("a log"), "err\n");
 }
 
+#[test]
+fn a_file_is_placed_over_whatever_lies_there() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (path, other) = (dir.path().join("a folder/config"), dir.path().join("other"));
+    let place = |content: &[u8]| {
+        let argv = placed(path.to_str().expect("UTF-8"));
+        let mut child = std::process::Command::new(&argv[0])
+            .args(&argv[1..])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .expect("started");
+        std::io::Write::write_all(&mut child.stdin.take().expect("piped"), content).expect("written");
+        assert!(child.wait().expect("ended").success());
+        assert_eq!(std::fs::read(&path).expect("a file"), content);
+    };
+    place(b"first");
+    std::fs::remove_file(&path).expect("removed");
+    std::fs::create_dir_all(path.join("deep")).expect("made");
+    place(b"second");
+    std::fs::remove_file(&path).expect("removed");
+    std::fs::write(&other, "kept").expect("written");
+    std::os::unix::fs::symlink(&other, &path).expect("linked");
+    place(b"third");
+    assert_eq!(std::fs::read(&other).expect("a file"), b"kept");
+}
+
 /// Lines that begin like an agent's and go on anyhow.
 fn garbage() -> impl Strategy<Value = Vec<u8>> {
     const KEYS: &[&str] = &[
