@@ -28,6 +28,12 @@ struct Agent {
     harness: Harness,
     /// The version that is installed when none is named: the one that the adapters were tried with.
     version: &'static str,
+    /// The package of its program for this kind of machine.
+    package: &'static str,
+    /// What follows the version in that package's own.
+    suffix: &'static str,
+    /// Whether there is a second package, for processors without AVX2.
+    has_baseline: bool,
     /// The folder of its package that is taken.
     folder: &'static str,
     /// What is not taken of it.
@@ -44,6 +50,9 @@ const AGENTS: [Agent; 3] = [
     Agent {
         harness: Harness::Codex,
         version: "0.169.0",
+        package: "@openai/codex",
+        suffix: "-linux-x64",
+        has_baseline: false,
         folder: "package/vendor/x86_64-unknown-linux-musl",
         // Speech, and a sandbox of its own that cannot be set up within ours.
         left_out: &["codex-resources"],
@@ -54,6 +63,9 @@ const AGENTS: [Agent; 3] = [
     Agent {
         harness: Harness::Opencode,
         version: "1.18.33",
+        package: "opencode-linux-x64",
+        suffix: "",
+        has_baseline: true,
         folder: "package/bin",
         left_out: &[],
         program: "opencode",
@@ -63,6 +75,9 @@ const AGENTS: [Agent; 3] = [
     Agent {
         harness: Harness::ClaudeCode,
         version: "2.1.330",
+        package: "@anthropic-ai/claude-code-linux-x64",
+        suffix: "",
+        has_baseline: false,
         folder: "package",
         left_out: &["package.json", "README.md"],
         program: "claude",
@@ -91,14 +106,9 @@ impl AgentVersion {
 
     /// The package of its program for this machine.
     fn package(&self) -> String {
-        let version = &self.version;
-        match self.agent.harness {
-            Harness::Codex => format!("@openai/codex@{version}-linux-x64"),
-            Harness::Opencode if has_avx2() => format!("opencode-linux-x64@{version}"),
-            Harness::Opencode => format!("opencode-linux-x64-baseline@{version}"),
-            Harness::ClaudeCode => format!("@anthropic-ai/claude-code-linux-x64@{version}"),
-            Harness::Builtin | Harness::Command => unreachable!("not among the agents"),
-        }
+        let Agent { package, suffix, has_baseline, .. } = self.agent;
+        let baseline = if *has_baseline && !has_avx2() { "-baseline" } else { "" };
+        format!("{package}{baseline}@{}{suffix}", self.version)
     }
 
     /// Everything that decides what it puts into an image.
