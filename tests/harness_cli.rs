@@ -31,7 +31,7 @@ const PORT: u16 = 8100;
 const ELSEWHERE: u16 = 8666;
 
 /// Makes the image, once for all tests. `false`: the registry is out of reach.
-async fn agents_are_there() -> bool {
+pub async fn agents_are_there() -> bool {
     static MADE: OnceCell<bool> = OnceCell::const_new();
     *MADE
         .get_or_init(|| async {
@@ -178,14 +178,14 @@ fn log(id: &str) -> String {
 }
 
 /// What one agent needs of a script and of a model.
-struct Agent {
-    harness: Harness,
-    model: &'static str,
+pub struct Agent {
+    pub harness: Harness,
+    pub model: &'static str,
     /// The tool that runs a command, with the command as its input.
     shell: fn(&str) -> Value,
 }
 
-const CODEX: Agent = Agent {
+pub const CODEX: Agent = Agent {
     harness: Harness::Codex,
     model: "gpt-5",
     shell: |command| json!({ "name": "exec_command", "input": { "cmd": command } }),
@@ -196,14 +196,14 @@ const CODEX_CODE: Agent = Agent {
     model: "gpt-6-sol",
     shell: |command| json!({ "name": "exec", "input": format!("text((await tools.exec_command({{cmd: {}}})).output)", json!(command)) }),
 };
-const OPENCODE: Agent = Agent {
+pub const OPENCODE: Agent = Agent {
     harness: Harness::Opencode,
     model: "claude-sonnet-4-6",
     shell: |command| json!({ "name": "bash", "input": { "command": command, "description": "x" } }),
 };
 const OPENCODE_CHAT: Agent = Agent { model: "compatible/local-model", ..OPENCODE };
 const OPENCODE_RESPONSES: Agent = Agent { model: "gpt-5", ..OPENCODE };
-const CLAUDE: Agent = Agent {
+pub const CLAUDE: Agent = Agent {
     harness: Harness::ClaudeCode,
     model: "claude-sonnet-4-6",
     shell: |command| json!({ "name": "Bash", "input": { "command": command, "description": "x" } }),
@@ -229,7 +229,7 @@ impl Agent {
         prepare(&Run { harness: self.harness, prompt, model: &model, gateway: &gateway, resume, command: &[] }).unwrap()
     }
 
-    fn turn(&self, said: &str, command: &str) -> Value {
+    pub fn turn(&self, said: &str, command: &str) -> Value {
         json!({ "text": said, "tools": [(self.shell)(command)] })
     }
 }

@@ -2,6 +2,7 @@
 //! a real git server and a scripted model. Needs root and an image named `default`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod agents;
 mod bad_input;
 mod cancel;
 mod crash;

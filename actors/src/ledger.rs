@@ -154,17 +154,16 @@ impl Ledgers {
         self.unless_it_has_ended(team, call, released).await
     }
 
-    /// Reverses a task's charge; no cap gets it back. Not repeated on its own when it is interrupted: a second one
-    /// is another refund.
+    /// Reverses a task's charge, from so much of it to so much in all; no cap gets it back.
     pub async fn refund(
         &self,
         team: &str,
         task: TaskId,
-        nano_usd: NanoUsd,
+        from: NanoUsd,
+        to: NanoUsd,
         reason: FailureCode,
     ) -> Result<(), LedgerError> {
-        let command = Box::new(Command::Refund { task, nano_usd, reason });
-        self.ask_once(team, |reply| Wish::Act { command, who: Who::system("ledger"), reply }).await
+        self.act(team, Command::Refund { task, from, to, reason }, Who::system("ledger")).await
     }
 
     /// Gives a scope caps in place of those it has; an empty budget takes them away.

@@ -387,12 +387,11 @@ impl Handler<Outcome> for TaskActor {
             Err(JournalError::Refused(refusal)) if actor.refused < MOST_REFUSED => {
                 tracing::debug!(task = %actor.id, %refusal, "a step's outcome came too late");
                 actor.refused += 1;
-                if let Some(loaded) = &actor.loaded {
-                    let (id, task, workshop) = (actor.id, Arc::clone(&loaded.task), Arc::clone(&actor.workshop));
-                    // Before what is next: money that was set aside for nothing may be needed for it.
-                    ctx.wait(async move { workshop.discarded(id, &task, &command).await }.into_actor(actor));
-                }
-                actor.proceed(ctx);
+                let Some(loaded) = &actor.loaded else { return actor.proceed(ctx) };
+                let (id, task, workshop) = (actor.id, Arc::clone(&loaded.task), Arc::clone(&actor.workshop));
+                // Before what is next: money that was set aside for nothing may be needed for it.
+                let discarded = async move { workshop.discarded(id, &task, &command).await };
+                ctx.wait(discarded.into_actor(actor).map(|(), _, ctx| ctx.notify(Proceed)));
             }
             Err(JournalError::Store(StoreError::WrongExpectedRevision { .. })) => {}
             Err(JournalError::Store(error @ (StoreError::Overloaded | StoreError::Failed(_)))) => {

@@ -433,8 +433,11 @@ async fn budgets_are_set_seen_and_heard_of() {
     // What was refunded is spent all the same.
     ledgers.reserve(request(1, 1, 50, 50)).await.unwrap();
     ledgers.settle("a", payment(1, 100)).await.unwrap();
-    ledgers.refund("a", task(1), usd(100), FailureCode::Internal).await.unwrap();
+    for _ in 0..2 {
+        // Asked again after a crash, it is the same refund.
+        ledgers.refund("a", task(1), usd(0), usd(100), FailureCode::Internal).await.unwrap();
+    }
     assert!(is_exhausted(&ledgers.reserve(request(2, 1, 1, 1)).await));
-    let again = ledgers.refund("a", task(1), usd(1), FailureCode::Internal).await;
+    let again = ledgers.refund("a", task(1), usd(100), usd(101), FailureCode::Internal).await;
     assert!(matches!(again, Err(LedgerError::Refused(Refusal::RefundTooLarge { .. }))), "{again:?}");
 }

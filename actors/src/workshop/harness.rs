@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use orchestra_events::blob::Content;
 use orchestra_events::task::command::{Command, HarnessWord, Then, verdict};
-use orchestra_events::task::event::{CredentialKind, SandboxEnd, ToolOutcome};
+use orchestra_events::task::event::{CredentialKind, Harness, SandboxEnd, ToolOutcome};
 use orchestra_events::task::state::{HarnessRun, Task};
 use orchestra_events::{Failure, FailureCode, TaskId};
-use orchestra_runtime::agent::harness::{Entry, Prepared, Reader, Run, logged, prepare};
+use orchestra_runtime::agent::harness::{Entry, MAX_LINE_BYTES, Prepared, Reader, Run, logged, placed, prepare};
 use orchestra_runtime::gateway::Session;
 use orchestra_runtime::sandbox::{Exec, ExecOutcome, Exit, Sandbox, SandboxError};
 use tokio::io::AsyncReadExt;
@@ -26,8 +26,6 @@ use crate::task::Recorder;
 const GATEWAY_PORT: u16 = 7080;
 /// Where the program's output goes, one file a run.
 const LOG: &str = "/home/agent/.orchestra";
-/// Longest line that is read; the rest of it is passed over.
-const MAX_LINE: usize = 1024 * 1024;
 /// Words that are recorded in one append.
 const MAX_WORDS: usize = 64;
 /// How long a word may wait for others to be recorded with.
@@ -227,10 +225,13 @@ impl Workshop {
         };
         // What it wrote at the last: from where the record ends (the reading was broken off) to the end of the file.
         let recorded = recorder.task().await.map_err(|error| internal(format!("{error}.")))?;
-        log.back_to(recorded.current().map_or(log.recorded, |attempt| attempt.harness.offset));
+        log.recorded = recorded.current().map_or(log.recorded, |attempt| attempt.harness.offset);
         self.read_log(&mut log, sandbox, recorder, false).await?;
-        let last = log.reader.end();
-        self.take_down(&mut log, last, recorder).await?;
+        // Told once: the place that is recorded with it lies behind the end of the file.
+        if log.recorded <= log.offset {
+            let last = log.reader.end();
+            self.take_down(&mut log, last, recorder).await?;
+        }
         Ok(outcome)
     }
 
@@ -255,25 +256,14 @@ impl Workshop {
         prepared: &Prepared,
         log: &str,
     ) -> Result<(), Stopped> {
-        let nothing = (log.to_owned(), Vec::new());
-        let files = prepared.files.iter().chain([&nothing]);
-        for (number, (path, content)) in files.enumerate() {
+        // The log is there before the program, so that it can be read from the first moment on; a run that goes on keeps it.
+        let touch = ["/bin/sh", "-c", r#"mkdir -p "${0%/*}" && : >>"$0""#, log].map(str::to_owned).to_vec();
+        let files = prepared.files.iter().map(|(path, content)| (placed(path), content.clone()));
+        for (number, (argv, stdin)) in files.chain([(touch, Vec::new())]).enumerate() {
             let id = exec_id(task, run, &number.to_string());
-            let script = r#"mkdir -p "$(dirname "$0")" && cat >> "$0.new" && { [ -e "$0" ] && [ "$1" = keep ] && rm "$0.new" || mv "$0.new" "$0"; }"#;
-            let keep = if path == log { "keep" } else { "replace" };
-            let outcome = sandbox
-                .exec(
-                    Exec {
-                        id: id.clone(),
-                        argv: ["/bin/sh", "-c", script, path, keep].map(str::to_owned).to_vec(),
-                        env: Vec::new(),
-                        cwd: "/".to_owned(),
-                        stdin: content.clone(),
-                        timeout: FILES_TIMEOUT,
-                    },
-                    None,
-                )
-                .await?;
+            let cwd = "/".to_owned();
+            let exec = Exec { id: id.clone(), argv, env: Vec::new(), cwd, stdin, timeout: FILES_TIMEOUT };
+            let outcome = sandbox.exec(exec, None).await?;
             let _ = sandbox.forget(&id).await;
             if outcome.exit != Exit::Code(0) {
                 let said = String::from_utf8_lossy(&outcome.head).into_owned();
@@ -283,7 +273,8 @@ impl Workshop {
         Ok(())
     }
 
-    /// Reads the log from where the record ends. With `live` it waits for more and never returns unless something
+    /// Reads the log from its beginning, and records what is not recorded yet: only who has heard the whole of it knows
+    /// which of a program's tools are running. With `live` it waits for more and never returns unless something
     /// fails; otherwise it stops at the end of the file.
     async fn read_log(
         &self,
@@ -292,9 +283,8 @@ impl Workshop {
         recorder: &Recorder,
         live: bool,
     ) -> Result<(), Stopped> {
-        let from = format!("+{}", log.offset + 1);
-        log.forget_partial();
-        let mut argv = vec!["tail".to_owned(), "-c".to_owned(), from, log.path.clone()];
+        log.begin();
+        let mut argv = ["tail", "-c", "+1", &log.path].map(str::to_owned).to_vec();
         if live {
             argv.push("-f".to_owned());
         }
@@ -339,7 +329,7 @@ impl Workshop {
 
     /// Records what was said, and how far the log is read.
     async fn take_down(&self, log: &mut Log, entries: Vec<Entry>, recorder: &Recorder) -> Result<(), Stopped> {
-        if entries.is_empty() && log.offset == log.recorded {
+        if entries.is_empty() && log.offset <= log.recorded {
             return Ok(());
         }
         let mut session = None;
@@ -397,41 +387,48 @@ impl Workshop {
 /// A program's log, and how far it is read.
 struct Log {
     run: u32,
+    harness: Harness,
     path: String,
     tail_id: String,
     timeout: Duration,
     reader: Reader,
-    /// The end of the last whole line.
+    /// The end of the last whole line that was read.
     offset: u64,
-    /// What the task's stream has of it.
+    /// How much of it the task's stream has.
     recorded: u64,
     /// The line that has not ended yet.
     partial: Vec<u8>,
-    /// Its bytes, also those beyond [`MAX_LINE`].
+    /// Its bytes, also those beyond [`MAX_LINE_BYTES`].
     partial_bytes: u64,
 }
 
 impl Log {
-    fn new(task: &Task, harness: &HarnessRun, path: String) -> Self {
+    fn new(task: &Task, run: &HarnessRun, path: String) -> Self {
         Self {
-            run: harness.run,
+            run: run.run,
+            harness: task.spec.harness,
             path,
-            tail_id: exec_id(task, harness.run, "tail"),
+            tail_id: exec_id(task, run.run, "tail"),
             timeout: Duration::from_secs(task.spec.timeout_seconds),
             reader: Reader::new(task.spec.harness),
-            offset: harness.offset,
-            recorded: harness.offset,
+            offset: 0,
+            recorded: run.offset,
             partial: Vec::new(),
             partial_bytes: 0,
         }
     }
 
+    /// Back to the first byte.
+    fn begin(&mut self) {
+        self.reader = Reader::new(self.harness);
+        self.offset = 0;
+        self.forget_partial();
+    }
+
     fn push(&mut self, mut chunk: &[u8], words: &mut Vec<Entry>) {
         while let Some(end) = chunk.iter().position(|&byte| byte == b'\n') {
             self.keep(&chunk[..end]);
-            words.extend(self.reader.line(&self.partial));
-            self.offset += self.partial_bytes + 1;
-            self.forget_partial();
+            self.line(1, words);
             chunk = &chunk[end + 1..];
         }
         self.keep(chunk);
@@ -440,10 +437,17 @@ impl Log {
     /// What stands after the last line break is a line too once nothing more can come.
     fn end(&mut self, words: &mut Vec<Entry>) {
         if self.partial_bytes > 0 {
-            words.extend(self.reader.line(&self.partial));
-            self.offset += self.partial_bytes;
+            self.line(0, words);
         }
+    }
+
+    fn line(&mut self, line_break: u64, words: &mut Vec<Entry>) {
+        let said = self.reader.line(&self.partial);
+        self.offset += self.partial_bytes + line_break;
         self.forget_partial();
+        if self.offset > self.recorded {
+            words.extend(said);
+        }
     }
 
     fn forget_partial(&mut self) {
@@ -451,12 +455,8 @@ impl Log {
         self.partial_bytes = 0;
     }
 
-    fn back_to(&mut self, recorded: u64) {
-        (self.offset, self.recorded) = (recorded, recorded);
-    }
-
     fn keep(&mut self, bytes: &[u8]) {
-        let room = MAX_LINE.saturating_sub(self.partial.len());
+        let room = (MAX_LINE_BYTES + 1).saturating_sub(self.partial.len());
         self.partial.extend_from_slice(&bytes[..bytes.len().min(room)]);
         self.partial_bytes += bytes.len() as u64;
     }
@@ -464,32 +464,42 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
-    use orchestra_events::task::event::Harness;
-
     use super::*;
 
-    #[test]
-    fn an_offset_ends_with_a_whole_line_however_the_bytes_arrive() {
-        let text = b"one\n\ntwo words\nhalf";
-        for size in 1..text.len() {
-            let mut log = Log {
-                run: 1,
-                path: String::new(),
-                tail_id: String::new(),
-                timeout: Duration::ZERO,
-                reader: Reader::new(Harness::Command),
-                offset: 0,
-                recorded: 0,
-                partial: Vec::new(),
-                partial_bytes: 0,
-            };
-            let mut words = Vec::new();
-            for chunk in text.chunks(size) {
-                log.push(chunk, &mut words);
-            }
-            assert_eq!(log.offset, 15, "in pieces of {size}");
-            assert_eq!(log.partial, b"half");
-            assert_eq!(words, [Entry::Message("one".into()), Entry::Message("two words".into())]);
+    fn log(recorded: u64) -> Log {
+        Log {
+            run: 1,
+            harness: Harness::Command,
+            path: String::new(),
+            tail_id: String::new(),
+            timeout: Duration::ZERO,
+            reader: Reader::new(Harness::Command),
+            offset: 0,
+            recorded,
+            partial: Vec::new(),
+            partial_bytes: 0,
         }
+    }
+
+    #[test]
+    fn what_is_recorded_is_not_told_again_however_the_bytes_arrive() {
+        let text = b"one\n\ntwo words\nhalf";
+        let said = |text: &str| Entry::Message(text.into());
+        for (recorded, expected) in
+            [(0, vec![said("one"), said("two words")]), (4, vec![said("two words")]), (15, vec![]), (20, vec![])]
+        {
+            for size in 1..text.len() {
+                let (mut log, mut words) = (log(recorded), Vec::new());
+                for chunk in text.chunks(size) {
+                    log.push(chunk, &mut words);
+                }
+                assert_eq!((log.offset, &*log.partial), (15, &b"half"[..]), "in pieces of {size}");
+                assert_eq!(words, expected, "in pieces of {size}, after {recorded}");
+            }
+        }
+        let (mut log, mut words) = (log(0), Vec::new());
+        log.push(b"half", &mut words);
+        log.end(&mut words);
+        assert_eq!((words, log.offset), (vec![said("half")], 4));
     }
 }

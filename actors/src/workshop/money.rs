@@ -153,7 +153,7 @@ impl Workshop {
         if cost <= NanoUsd::ZERO || !self.policy.refunds(failure.code) {
             return NanoUsd::ZERO;
         }
-        match self.ledgers.refund(&task.spec.team, id, task.refunded + cost, failure.code).await {
+        match self.ledgers.refund(&task.spec.team, id, task.refunded, task.refunded + cost, failure.code).await {
             Ok(()) => cost,
             Err(error) => {
                 tracing::error!(task = %id, %error, "an attempt is not refunded");

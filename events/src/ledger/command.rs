@@ -85,12 +85,14 @@ pub enum Command {
     Settle(Box<Settle>),
     /// A call cost nothing.
     Release(CallId),
-    /// Reverse a task's charge. No cap gets it back.
+    /// Reverse a task's charge, until so much of it is reversed in all. No cap gets it back. Asked again, it does nothing.
     Refund {
         /// The task.
         task: TaskId,
-        /// How much.
-        nano_usd: NanoUsd,
+        /// What of it was reversed before, according to the task's own stream.
+        from: NanoUsd,
+        /// What of it is reversed afterwards.
+        to: NanoUsd,
         /// Which failure it is a refund for.
         reason: FailureCode,
     },
@@ -299,9 +301,12 @@ pub fn decide(state: &State, command: Command, zones: &Zones) -> Result<Vec<Ledg
             Some(_) => Ok(vec![LedgerEvent::Released(Released { call })]),
             None => ended(state, call),
         },
-        Command::Refund { task, nano_usd, reason } => {
-            if let Some(account) = state.tasks.get(&task) {
-                let left = account.spent.nano_usd.saturating_sub(account.refunded);
+        Command::Refund { task, from, to, reason } => {
+            let account = state.tasks.get(&task);
+            let refunded = account.map_or(from, |account| account.refunded.max(from));
+            let nano_usd = to.saturating_sub(refunded);
+            if let Some(account) = account {
+                let left = account.spent.nano_usd.saturating_sub(refunded);
                 if nano_usd > left {
                     return Err(Refusal::RefundTooLarge { task, left });
                 }
