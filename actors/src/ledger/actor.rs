@@ -333,6 +333,8 @@ impl LedgerActor {
             return None;
         }
         let request = &asked.request;
+        // Whoever asks again for an open call is told what stands, and may count on it.
+        self.trims.remove(&request.call);
         let command = || Command::Reserve(Box::new(Reserve::clone(request)), now);
         let mut decided = decide(&loaded.state, command(), &loaded.zones);
         if !self.trims.is_empty() && is_tight(&decided, request) {

@@ -300,6 +300,23 @@ fn parts_of_a_cap_are_announced_once_per_window() {
 }
 
 #[test]
+fn one_charge_makes_seventy_nine_events_at_most() {
+    let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+    let all = cap(Some(100), Some(100));
+    let path = Path {
+        project: Some("p".into()),
+        environment: Some("e".into()),
+        task_type: Some("t".into()),
+        ..Path::team("a")
+    };
+    for of in path.scopes().map(|scope| scope.to_string()).collect::<Vec<_>>() {
+        ledger.budget(&of, Budget { per_task: all, per_day: all, per_month: all, time_zone: None });
+    }
+    ledger.reserve_on(1, 1, path, all, quote(50, 50, 50)).unwrap();
+    assert_eq!(ledger.settle(1, 100).unwrap().len(), 79);
+}
+
+#[test]
 fn a_refund_gives_no_headroom_and_never_more_than_was_spent() {
     let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
     ledger.budget("team:a", Budget { per_day: cap(Some(100), None), ..Budget::default() });
