@@ -42,12 +42,12 @@ pub(super) struct Failed {
     pub failure: ModelFailure,
     /// The provider's status, when it was none of success.
     pub status: Option<StatusCode>,
-    pub headers: HeaderMap,
+    pub headers: Box<HeaderMap>,
 }
 
 impl From<ModelFailure> for Failed {
     fn from(failure: ModelFailure) -> Self {
-        Self { failure, status: None, headers: HeaderMap::new() }
+        Self { failure, status: None, headers: Box::default() }
     }
 }
 
@@ -214,12 +214,16 @@ impl<'a> Exchange<'a> {
                 }
             }
             self.trim();
+            // What comes after the closing event is no fault of the reply's.
+            let whole = self.watch.tally.whole;
             // A fault right at the beginning is not passed on: the next attempt may go better. Later, what was whole is.
-            if !events.is_empty() && (fault.is_none() || reply.forwarded) {
+            if !events.is_empty() && (fault.is_none() || whole || reply.forwarded) {
                 reply.forward(events.freeze()).await;
             }
-            if let Some(fault) = fault {
-                return Err(self.failed(fault));
+            match fault {
+                Some(_) if whole => return Ok(()),
+                Some(fault) => return Err(self.failed(fault)),
+                None => {}
             }
         }
     }
@@ -283,7 +287,7 @@ impl<'a> Exchange<'a> {
     async fn refused(&mut self, provider: &Provider, response: Response) -> Failed {
         let status = response.status();
         let asked = asked_wait(response.headers(), self.live.gateway.clock.now());
-        let headers = headers::to_caller(response.headers());
+        let headers = Box::new(headers::to_caller(response.headers()));
         let body = ErrorBody::read(&bounded_body(response).await);
         let key = self.key.as_ref().map(|key| &*key.secret);
         let failure = fault::of_status(&provider.name, status.as_u16(), asked, &body, key);

@@ -23,7 +23,7 @@ async fn only_what_must_be_replaced_is() {
             "the model's name",
             Messages,
             ODD.replace("\"claude-", "\"anthropic/claude-"),
-            ODD.replace("\"mod\\u0065l\" :\t\"claude", "\"mod\\u0065l\" :\t\"claude"),
+            ODD.to_owned(),
         ),
         ("a stream", Messages, ODD.replace("\"stream\":true", "\"stream\":false"), ODD.to_owned()),
         (
