@@ -11,7 +11,7 @@ use orchestra_events::blob::Content;
 use orchestra_events::task::command::{Command, HarnessWord, Then, verdict};
 use orchestra_events::task::event::{CredentialKind, Harness, SandboxEnd, ToolOutcome};
 use orchestra_events::task::state::{HarnessRun, Task};
-use orchestra_events::{Failure, FailureCode, TaskId};
+use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
 use orchestra_runtime::agent::harness::{Entry, MAX_LINE_BYTES, Prepared, Reader, Run, logged, placed, prepare};
 use orchestra_runtime::gateway::Session;
 use orchestra_runtime::sandbox::{Exec, ExecOutcome, Exit, Sandbox, SandboxError};
@@ -42,7 +42,7 @@ const MAX_COMPLAINT: usize = 2_000;
 /// Why a run came to nothing.
 enum Stopped {
     /// The sandbox is gone.
-    Lost(Command),
+    Lost(SandboxId),
     /// Something failed.
     Failed(Failed),
 }
@@ -50,9 +50,7 @@ enum Stopped {
 impl From<SandboxError> for Stopped {
     fn from(error: SandboxError) -> Self {
         match error {
-            SandboxError::Gone(sandbox) => {
-                Self::Lost(Command::RecordSandboxStopped { sandbox, reason: SandboxEnd::Lost })
-            }
+            SandboxError::Gone(sandbox) => Self::Lost(sandbox),
             error => Self::Failed(error.into()),
         }
     }
@@ -133,7 +131,9 @@ impl Workshop {
             // The caller of the step sees the same token and throws this away.
             None => return Err(internal("The run was cancelled.")),
             Some(Ok(outcome)) => outcome,
-            Some(Err(Stopped::Lost(command))) => return Ok(command),
+            Some(Err(Stopped::Lost(sandbox))) => {
+                return Ok(Command::RecordSandboxStopped { sandbox, reason: SandboxEnd::Lost });
+            }
             Some(Err(Stopped::Failed(failed))) => return Err(failed),
         };
         let task = recorder.task().await.map_err(|error| internal(format!("{error}.")))?;

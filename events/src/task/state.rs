@@ -472,10 +472,10 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
                 _ => task.failures = 0,
             }
             let spec = Arc::clone(&task.spec);
-            if let Some(attempt) = task.current_mut() {
-                if spec.harness == Harness::Builtin || !evolve_harness(attempt, &spec.task, event) {
-                    evolve_attempt(attempt, &spec.task, event);
-                }
+            if let Some(attempt) = task.current_mut()
+                && (spec.harness == Harness::Builtin || !evolve_harness(attempt, &spec.task, event))
+            {
+                evolve_attempt(attempt, &spec.task, event);
             }
         }
     }

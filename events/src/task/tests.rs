@@ -389,7 +389,7 @@ fn run_harness(task: &Task, number: u128, luck: u8, price: i64, then: Then) -> C
             said: vec![HarnessWord::Message(Content::Inline("Hm.".into()))],
         },
         (4..=7, Some(open)) => {
-            let stop = (luck % 2 == 0).then_some(StopReason::EndTurn);
+            let stop = luck.is_multiple_of(2).then_some(StopReason::EndTurn);
             call_end(open.call, Some(charge(open.reserved.nanos().min(price))), stop)
         }
         (8..=9, Some(open)) => call_end(open.call, None, None),

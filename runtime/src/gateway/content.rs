@@ -197,8 +197,8 @@ impl Contents {
         Ok(())
     }
 
-    /// The `input` of Responses.
-    pub fn responses(&mut self, raw: &str, searched: bool) -> Result<(), Refused> {
+    /// The `input` of Responses. Answers the lists of tools in it: newer models of Codex get theirs as an item.
+    pub fn responses<'a>(&mut self, raw: &'a str, searched: bool) -> Result<Vec<&'a str>, Refused> {
         #[derive(Deserialize)]
         struct Item<'a> {
             #[serde(borrow, rename = "type")]
@@ -207,11 +207,14 @@ impl Contents {
             content: Option<&'a RawValue>,
             #[serde(borrow)]
             output: Option<&'a RawValue>,
+            #[serde(borrow)]
+            tools: Option<&'a RawValue>,
         }
+        let mut tools = Vec::new();
         if raw.starts_with('"') {
-            return Ok(());
+            return Ok(tools);
         }
-        let items: Vec<Item<'_>> = parse(raw, "input")?;
+        let items: Vec<Item<'a>> = parse(raw, "input")?;
         for item in items {
             match item.kind.as_ref().map_or("message", |kind| &*kind.0) {
                 "message" | "reasoning" => {
@@ -231,6 +234,7 @@ impl Contents {
                         self.response_parts(output.get())?;
                     }
                 }
+                "additional_tools" => tools.extend(item.tools.map(RawValue::get)),
                 "web_search_call" if searched => {}
                 "item_reference" => {
                     return Err(unbounded("A reference to a stored item", "send the item itself, with store: false"));
@@ -238,7 +242,7 @@ impl Contents {
                 kind => return Err(unknown(kind)),
             }
         }
-        Ok(())
+        Ok(tools)
     }
 
     fn response_parts(&mut self, raw: &str) -> Result<(), Refused> {
@@ -292,7 +296,7 @@ mod tests {
 
     const ANTHROPIC: Walk = |contents, raw| contents.messages(raw, false);
     const CHAT: Walk = |contents, raw| contents.chat(raw);
-    const RESPONSES: Walk = |contents, raw| contents.responses(raw, false);
+    const RESPONSES: Walk = |contents, raw| contents.responses(raw, false).map(drop);
 
     #[test]
     fn images_are_counted_apart_from_the_text() {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use orchestra_events::ledger::Quote;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::content::{CacheControl, Contents, Refused};
 use super::request::{least_output, whole};
@@ -60,10 +61,9 @@ pub(super) fn bound(
     compaction(object)?;
     prices_differently(object)?;
     let price = &target.model.price;
-    let tools = tools(api, object, price, policy)?;
-    let searched =
-        tools.uses.contains_key(&HostedTool::WebSearch) || policy.hosted_tools.contains_key(&HostedTool::WebSearch);
-    let mut contents = tools.contents;
+    let searched = policy.hosted_tools.contains_key(&HostedTool::WebSearch);
+    let mut contents = Contents::default();
+    let mut lists: Vec<&str> = object.get("tools").map(|field| field.raw).into_iter().collect();
     let raw = |name: &str| object.get(name).map(|field| field.raw);
     match api {
         Api::Messages | Api::CountTokens => {
@@ -75,7 +75,15 @@ pub(super) fn bound(
             raw("messages").map_or(Ok(()), |messages| contents.messages(messages, searched))?;
         }
         Api::Chat => raw("messages").map_or(Ok(()), |messages| contents.chat(messages))?,
-        Api::Responses => raw("input").map_or(Ok(()), |input| contents.responses(input, searched))?,
+        Api::Responses => {
+            if let Some(input) = raw("input") {
+                lists.extend(contents.responses(input, searched)?);
+            }
+        }
+    }
+    let mut tools = Tools::default();
+    for list in lists {
+        tools.read(api, list, object, (price, policy), &mut contents, 0)?;
     }
     let rules = if target.is_anthropic {
         ImageRules::Anthropic
@@ -177,7 +185,6 @@ struct Tools {
     uses: BTreeMap<HostedTool, u64>,
     /// What the provider adds to the request for its own client-side tools.
     hidden: u64,
-    contents: Contents,
 }
 
 #[derive(Deserialize)]
@@ -191,6 +198,9 @@ struct Tool<'a> {
     environment: Option<Environment<'a>>,
     #[serde(borrow)]
     execution: Option<Text<'a>>,
+    /// Of a namespace.
+    #[serde(borrow)]
+    tools: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -199,53 +209,71 @@ struct Environment<'a> {
     kind: Option<Text<'a>>,
 }
 
-fn tools(api: Api, object: &Object<'_>, price: &Price, policy: &GatewayPolicy) -> Result<Tools, Refused> {
-    let mut found = Tools::default();
-    let Some(field) = object.get("tools") else { return Ok(found) };
-    let tools: Vec<Tool<'_>> = parse(field.raw, "tools")?;
-    for tool in tools {
-        found.contents.mark(tool.cache_control.as_ref());
-        let kind = tool.kind.as_ref().map_or("", |kind| &*kind.0);
-        let hosted = match api {
-            Api::Messages | Api::CountTokens => match kind {
-                "" | "custom" => continue,
-                _ if ["bash_", "text_editor_", "computer_", "memory_"]
-                    .iter()
-                    .any(|client| kind.starts_with(client)) =>
-                {
-                    found.hidden = found.hidden.saturating_add(CLIENT_TOOL_TOKENS);
-                    continue;
-                }
-                "web_search_20250305" => Some(HostedTool::WebSearch),
-                "web_fetch_20250910" => Some(HostedTool::WebFetch),
-                _ => None,
-            },
-            Api::Chat | Api::Responses => match kind {
-                "function" | "custom" | "namespace" | "local_shell" | "apply_patch" => continue,
-                "shell" if tool.environment.as_ref().is_none_or(is_local) => continue,
-                "tool_search" if tool.execution.as_ref().is_some_and(|by| by.0 == "client") => continue,
-                "web_search" => Some(HostedTool::WebSearch),
-                _ => None,
-            },
-        };
-        let name: String = kind.chars().take(80).collect();
-        let granted = hosted.filter(|tool| price.tool(*tool).is_some() && policy.hosted_tools.contains_key(tool));
-        let Some(hosted) = granted else {
-            return Err(format!(
-                "The tool {name:?} is run by the provider, which makes the cost of a call unbounded; leave it out (for Codex: \
-                 web_search = \"disabled\"), or have the operator price it and grant it."
-            ));
-        };
-        let uses = match tool.max_uses {
-            Some(uses) => Some(uses),
-            None => object.get("max_tool_calls").and_then(|field| field.raw.parse().ok()),
-        };
-        let Some(uses) = uses else {
-            return Err(format!("The tool {name:?} may be used without limit; set max_uses (or max_tool_calls)."));
-        };
-        *found.uses.entry(hosted).or_default() += uses.min(u64::from(u32::MAX));
+/// Namespaces of tools are not nested; a list that is deeper than this is nobody's.
+const MAX_TOOL_DEPTH: u32 = 2;
+
+impl Tools {
+    fn read(
+        &mut self,
+        api: Api,
+        list: &str,
+        object: &Object<'_>,
+        grants: (&Price, &GatewayPolicy),
+        contents: &mut Contents,
+        depth: u32,
+    ) -> Result<(), Refused> {
+        let tools: Vec<Tool<'_>> = parse(list, "tools")?;
+        for tool in tools {
+            contents.mark(tool.cache_control.as_ref());
+            let kind = tool.kind.as_ref().map_or("", |kind| &*kind.0);
+            let hosted = match api {
+                Api::Messages | Api::CountTokens => match kind {
+                    "" | "custom" => continue,
+                    _ if ["bash_", "text_editor_", "computer_", "memory_"]
+                        .iter()
+                        .any(|client| kind.starts_with(client)) =>
+                    {
+                        self.hidden = self.hidden.saturating_add(CLIENT_TOOL_TOKENS);
+                        continue;
+                    }
+                    "web_search_20250305" => Some(HostedTool::WebSearch),
+                    "web_fetch_20250910" => Some(HostedTool::WebFetch),
+                    _ => None,
+                },
+                Api::Chat | Api::Responses => match kind {
+                    "function" | "custom" | "local_shell" | "apply_patch" => continue,
+                    "namespace" if depth < MAX_TOOL_DEPTH => {
+                        if let Some(inner) = tool.tools {
+                            self.read(api, inner.get(), object, grants, contents, depth + 1)?;
+                        }
+                        continue;
+                    }
+                    "shell" if tool.environment.as_ref().is_none_or(is_local) => continue,
+                    "tool_search" if tool.execution.as_ref().is_some_and(|by| by.0 == "client") => continue,
+                    "web_search" => Some(HostedTool::WebSearch),
+                    _ => None,
+                },
+            };
+            let (price, policy) = grants;
+            let name: String = kind.chars().take(80).collect();
+            let granted = hosted.filter(|tool| price.tool(*tool).is_some() && policy.hosted_tools.contains_key(tool));
+            let Some(hosted) = granted else {
+                return Err(format!(
+                    "The tool {name:?} is run by the provider, which makes the cost of a call unbounded; leave it out (for \
+                     Codex: web_search = \"disabled\"), or have the operator price it and grant it."
+                ));
+            };
+            let uses = match tool.max_uses {
+                Some(uses) => Some(uses),
+                None => object.get("max_tool_calls").and_then(|field| field.raw.parse().ok()),
+            };
+            let Some(uses) = uses else {
+                return Err(format!("The tool {name:?} may be used without limit; set max_uses (or max_tool_calls)."));
+            };
+            *self.uses.entry(hosted).or_default() += uses.min(u64::from(u32::MAX));
+        }
+        Ok(())
     }
-    Ok(found)
 }
 
 fn is_local(environment: &Environment<'_>) -> bool {

@@ -243,7 +243,7 @@ fn limits(api: Api, object: &Object<'_>, target: &Target) -> Result<(Vec<Limit>,
         None => {
             let name = if api == Api::Chat && !target.renamed { "max_tokens" } else { names[0] };
             limits.push(null.unwrap_or(Limit::Absent(name)));
-            most.unwrap_or(DEFAULT_OUTPUT)
+            most.map_or(DEFAULT_OUTPUT, |most| most.min(DEFAULT_OUTPUT))
         }
     };
     Ok((limits, wanted))

@@ -17,7 +17,7 @@ pub struct Budgets(Mutex<BTreeMap<String, State>>);
 fn zones(state: &State) -> Zones {
     let mut zones = Zones::utc();
     for name in state.time_zones() {
-        zones.insert(name, jiff::tz::TimeZone::get(name).unwrap());
+        zones.insert(name, jiff::tz::TimeZone::get(name).expect("a zone that was checked"));
     }
     zones
 }
@@ -25,24 +25,24 @@ fn zones(state: &State) -> Zones {
 #[async_trait]
 impl BudgetService for Budgets {
     async fn budget(&self, scope: &Scope) -> Result<View, ServiceError> {
-        let mut states = self.0.lock().unwrap();
+        let mut states = self.0.lock().expect("nobody panics under it");
         let state = states.entry(scope.team().to_owned()).or_default();
         Ok(view(state, scope, Timestamp::now(), &zones(state)))
     }
 
     async fn budgets(&self, team: &str) -> Result<Vec<View>, ServiceError> {
-        let mut states = self.0.lock().unwrap();
+        let mut states = self.0.lock().expect("nobody panics under it");
         let state = states.entry(team.to_owned()).or_default();
         Ok(state.budgets().map(|(scope, _)| view(state, scope, Timestamp::now(), &zones(state))).collect())
     }
 
     async fn set_budget(&self, scope: &Scope, budget: Budget, _actor: Actor) -> Result<View, ServiceError> {
         {
-            let mut states = self.0.lock().unwrap();
+            let mut states = self.0.lock().expect("nobody panics under it");
             let state = states.entry(scope.team().to_owned()).or_default();
             let mut zones = zones(state);
             if let Some(name) = &budget.time_zone {
-                zones.insert(name.clone(), jiff::tz::TimeZone::get(name).unwrap());
+                zones.insert(name.clone(), jiff::tz::TimeZone::get(name).expect("a zone that was checked"));
             }
             let decided = decide(state, Command::SetBudget { scope: scope.clone(), budget }, &zones);
             let events = decided.map_err(|refusal| {

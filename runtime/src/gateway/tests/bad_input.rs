@@ -89,6 +89,15 @@ async fn what_is_not_served_is_refused_in_the_dialects_own_shape() {
         let body = format!(r#"{{"model":"{model}","tools":[{{"type":"{tool}","name":"x","max_uses":3}}]}}"#);
         check(tool, &house.post(api, body).await, 400, api == "/v1/messages", "run by the provider");
     }
+    // Nor are they let through in an item of the conversation, or in a namespace.
+    for tools in [
+        r#"[{"type":"web_search"}]"#,
+        r#"[{"type":"namespace","name":"n","tools":[{"type":"web\u005fsearch"}]}]"#,
+        r#"[{"type":"namespace","tools":[{"type":"namespace","tools":[{"type":"namespace","tools":[]}]}]}]"#,
+    ] {
+        let body = format!(r#"{{"model":"gpt-5","input":[{{"type":"\u0061dditional_tools","tools":{tools}}}]}}"#);
+        check(tools, &house.post("/v1/responses", body).await, 400, false, "run by the provider");
+    }
     assert_eq!((house.asked().len(), house.ledger.entries().len()), (0, 0), "nothing was sent, nothing reserved");
     // What a client runs by itself passes.
     let tools = r#"{"name":"f","input_schema":{}},{"type":"custom","name":"g"},{"type":"bash_20250124","name":"bash"},
@@ -98,7 +107,11 @@ async fn what_is_not_served_is_refused_in_the_dialects_own_shape() {
     let tools = r#"{"type":"function","name":"f"},{"type":"custom","name":"g"},{"type":"namespace","name":"n","tools":[]},
         {"type":"local_shell"},{"type":"apply_patch"}"#;
     let body = Speaks::Responses.request(true).replace("\"input\"", &format!("\"tools\":[{tools}],\"input\""));
-    let house = House::with(vec![Act::stream(&Speaks::Responses.whole())], Speaks::Responses.plan()).await;
+    let stream = || Act::stream(&Speaks::Responses.whole());
+    let house = House::with(vec![stream(), stream()], Speaks::Responses.plan()).await;
+    assert_eq!(house.post("/v1/responses", body).await.status, 200);
+    let item = format!(r#"{{"type":"additional_tools","tools":[{tools}]}}"#);
+    let body = format!(r#"{{"model":"gpt-5","stream":true,"input":[{item}]}}"#);
     assert_eq!(house.post("/v1/responses", body).await.status, 200);
 }
 

@@ -30,13 +30,13 @@ async fn only_what_must_be_replaced_is() {
             "no word of a stream, no limit",
             Responses,
             r#"{"model":"gpt-5","input":"hi"}"#.into(),
-            r#"{"stream":true,"max_output_tokens":128000,"model":"gpt-5","input":"hi"}"#.into(),
+            r#"{"stream":true,"max_output_tokens":32000,"model":"gpt-5","input":"hi"}"#.into(),
         ),
         (
             "null",
             Responses,
             r#"{"model":"gpt-5","stream":null,"max_output_tokens":null,"input":"hi"}"#.into(),
-            r#"{"model":"gpt-5","stream":true,"max_output_tokens":128000,"input":"hi"}"#.into(),
+            r#"{"model":"gpt-5","stream":true,"max_output_tokens":32000,"input":"hi"}"#.into(),
         ),
         (
             "a dearer tier",
@@ -187,7 +187,7 @@ fn the_standard_tier_is_named_where_a_tier_has_a_price() {
             Api::Chat,
             "gpt-5",
             r#"{"model":"gpt-5","stream":true,"stream_options":{"include_usage":true}}"#,
-            r#"{"service_tier":"default","max_completion_tokens":128000,"model":"gpt-5","stream":true,"stream_options":{"include_usage":true}}"#,
+            r#"{"service_tier":"default","max_completion_tokens":32000,"model":"gpt-5","stream":true,"stream_options":{"include_usage":true}}"#,
         ),
         (
             Api::Responses,
