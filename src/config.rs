@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use orchestra_actors::allowed::AllowedModels;
+use orchestra_events::task::event::{MAX_ATTEMPTS, Workspace};
 use orchestra_runtime::forge::{ForgeConfig, ForgeKind};
 use orchestra_runtime::gateway::{Abandoned, GatewayPolicy};
 use orchestra_runtime::model::{Dialect, HostedTool, PriceRow, ProviderConfig, Timeouts, read_operator};
@@ -51,6 +52,9 @@ pub const KEYS: &[&str] = &[
     "scheduler.per_team",
     "retry.most_failures",
     "retry.first_wait",
+    "retry.attempts",
+    "retry.workspace",
+    "retry.attempt_wait",
     "gateway.connect_timeout",
     "gateway.first_byte_timeout",
     "gateway.first_byte_per_1000_tokens",
@@ -187,6 +191,12 @@ pub struct RetrySection {
     pub most_failures: u32,
     /// The first wait is drawn from zero to this.
     pub first_wait: String,
+    /// How often a task that does not say is attempted by itself.
+    pub attempts: u32,
+    /// What a further attempt begins with: `fresh` or `same`.
+    pub workspace: Workspace,
+    /// The wait before the second attempt; twice as long before each further one.
+    pub attempt_wait: String,
 }
 
 /// `gateway`: the built-in agent's model calls keep to it too.
@@ -287,7 +297,13 @@ impl Default for Config {
                 warm_pool: 0,
             },
             scheduler: SchedulerSection { places: 8, per_team: 8 },
-            retry: RetrySection { most_failures: 5, first_wait: "500ms".to_owned() },
+            retry: RetrySection {
+                most_failures: 5,
+                first_wait: "500ms".to_owned(),
+                attempts: 1,
+                workspace: Workspace::Fresh,
+                attempt_wait: "30s".to_owned(),
+            },
             gateway: GatewaySection {
                 connect_timeout: "15s".to_owned(),
                 first_byte_timeout: "60s".to_owned(),
@@ -451,7 +467,7 @@ fn set(table: &mut Table, path: &str, text: &str) -> anyhow::Result<()> {
         table = entry.as_table_mut().with_context(|| format!("{parent:?} is not a section"))?;
     }
     let value = match leaf {
-        "pids" | "warm_pool" | "places" | "per_team" | "depth" | "most_failures" | "retries_per_task"
+        "pids" | "warm_pool" | "places" | "per_team" | "depth" | "most_failures" | "attempts" | "retries_per_task"
         | "web_search" | "web_fetch" => {
             Value::Integer(text.parse().with_context(|| format!("{path} is a whole number, not {text:?}"))?)
         }
@@ -515,6 +531,7 @@ impl Config {
         let disk = parse_bytes(&self.sandbox.disk).with_context(within("sandbox.disk"))?;
         let timeout = parse_duration(&self.sandbox.timeout).with_context(within("sandbox.timeout"))?;
         parse_duration(&self.retry.first_wait).with_context(within("retry.first_wait"))?;
+        parse_duration(&self.retry.attempt_wait).with_context(within("retry.attempt_wait"))?;
         self.allowed_models()?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
@@ -531,6 +548,10 @@ impl Config {
         refuse(
             self.scheduler.places == 0 || self.scheduler.per_team == 0,
             "scheduler.places and per_team are at least 1",
+        )?;
+        refuse(
+            self.retry.attempts == 0 || self.retry.attempts > MAX_ATTEMPTS,
+            "retry.attempts is at least 1 and at most 10",
         )?;
         refuse(self.store != "sqlite", "store must be \"sqlite\": this build has no other event store")?;
         refuse(self.node.is_empty() || self.node.len() > 64, "node has 1 to 64 characters")?;

@@ -19,6 +19,7 @@ use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
 use orchestra_events::projections::ReadModels;
 use orchestra_events::store::sqlite::SqliteStore;
+use orchestra_events::task::event::Attempts;
 use orchestra_events::{Actor, EventStore, KeyId};
 use orchestra_runtime::forge::Forges;
 use orchestra_runtime::gateway::Gateway;
@@ -96,6 +97,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         Defaults {
             image: config.sandbox.image.clone(),
             timeout_seconds: parse_duration(&config.sandbox.timeout)?.as_secs(),
+            retry: Some(Attempts { most: config.retry.attempts, workspace: config.retry.workspace }),
         },
     );
     let listener = TcpListener::bind(&config.listen)
@@ -154,6 +156,7 @@ fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Work
         policy: RetryPolicy {
             most_failures: config.retry.most_failures,
             first_wait: parse_duration(&config.retry.first_wait)?,
+            attempt_wait: parse_duration(&config.retry.attempt_wait)?,
             refund_failed: config.billing.refund_failed,
             ..RetryPolicy::default()
         },

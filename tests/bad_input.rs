@@ -202,7 +202,7 @@ async fn every_field_of_the_payload_wrong_in_turn_is_pointed_at() {
         ("metadata", r#"{"a": 1, "a": 2}"#.into(), "/metadata/a"),
         // Not yet.
         ("repos", r#"["a/b"]"#.into(), "/repos"),
-        ("retry", "{}".into(), "/retry"),
+        ("retry", r#"{"attempts": 99}"#.into(), "/retry/attempts"),
         ("egress", "[]".into(), "/egress"),
         ("pullRequest", r#"{"draft": true}"#.into(), "/pullRequest"),
     ];

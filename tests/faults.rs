@@ -90,3 +90,31 @@ async fn a_fault_that_stays_ends_the_task_with_its_name() {
     assert_eq!(house.remotes.branches(), [""; 0]);
     house.nothing_left().await;
 }
+
+/// A provider that is away for longer than one attempt lasts: the next one begins anew, or where the last one stopped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_attempt_outlasts_what_one_does_not() {
+    let away = json!({ "kind": "status", "status": 529, "times": 2 });
+    let script = ["fresh", "same"].map(|workspace| conversation(workspace, away.clone())).to_vec();
+    let config = "[retry]\nmost_failures = 2\nfirst_wait = \"20ms\"\nattempt_wait = \"200ms\"\n";
+    let house = Setup::new(Value::Array(script)).without_retry().config(config).open().await;
+    // Where changes were left, the model is told so, and the scripted one takes that for another conversation: it fails twice
+    // more.
+    for (workspace, attempts, log) in [("fresh", 2, "once"), ("same", 3, "once\nonce\nonce")] {
+        let retry = json!({ "attempts": 3, "workspace": workspace });
+        let id = house.submit(json!({ "task": format!("Meet <{workspace}>."), "retry": retry })).await;
+        let task = house.ended(&id).await;
+        let events = house.events(&id).await;
+        assert_eq!((&task["status"], &task["attempt"]), (&json!("succeeded"), &json!(attempts)), "{task:#}");
+        let failed = events.iter().find(|event| event["type"] == "attempt-failed").unwrap();
+        assert_eq!(failed["data"]["failure"]["code"], "model-overloaded");
+        assert_eq!(failed["data"]["workspace"], workspace);
+        let clones = if workspace == "fresh" { 2 } else { 1 };
+        assert_eq!((count(&events, "cloned"), count(&events, "sandbox-started")), (clones, clones), "{events:#?}");
+        assert_eq!(house.remotes.file(task["branch"].as_str().unwrap(), "log.txt"), log);
+        // What the first attempt cost is not billed.
+        let (cost, billable) = (nano_usd(&task["usage"]["costUsd"]), nano_usd(&task["usage"]["billableUsd"]));
+        assert!(billable > 0 && billable < cost, "{billable} of {cost}");
+    }
+    house.nothing_left().await;
+}

@@ -11,7 +11,7 @@ use orchestra_events::ledger::{Budget as ScopeBudget, Path, Refusal as Refused, 
 use orchestra_events::projections::ReadModels;
 use orchestra_events::store::{EventStore, read_whole_stream};
 use orchestra_events::task::command::Command;
-use orchestra_events::task::event::{CredentialKind, TaskSpec};
+use orchestra_events::task::event::{Attempts, CredentialKind, TaskSpec};
 use orchestra_events::task::{Refusal, TaskEvent, TaskResource, TaskStatus};
 use orchestra_events::{Actor as Who, StreamName, TaskId};
 use orchestra_runtime::agent::harness::{PrepareError, Run, prepare};
@@ -49,6 +49,8 @@ pub struct Defaults {
     pub image: String,
     /// The wall-clock limit of an attempt, in seconds.
     pub timeout_seconds: u64,
+    /// What follows an attempt that failed.
+    pub retry: Option<Attempts>,
 }
 
 /// The running actors.
@@ -227,6 +229,7 @@ impl Orchestra {
             base: new.base.clone(),
             image: new.image.clone().unwrap_or_else(|| self.defaults.image.clone()),
             timeout_seconds: new.timeout_seconds.unwrap_or(self.defaults.timeout_seconds),
+            retry: new.retry.or(self.defaults.retry).filter(|retry| retry.most > 1),
             metadata: new.metadata.clone(),
             request_hash: new.idempotency.as_ref().map(|idempotency| idempotency.request_hash.clone()),
             caller_brings_model_key: new.credentials.model.is_some(),

@@ -6,6 +6,9 @@ use jiff::{SignedDuration, Timestamp};
 use orchestra_events::task::command::Then;
 use orchestra_events::{Failure, FailureCode};
 
+/// The longest wait before a further attempt.
+const MAX_ATTEMPT_WAIT: Duration = Duration::from_secs(15 * 60);
+
 /// When failed steps are done again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
@@ -17,6 +20,8 @@ pub struct RetryPolicy {
     pub longest_wait: Duration,
     /// What the other side may ask for at most; above, the attempt is given up.
     pub longest_asked: Duration,
+    /// The wait before a further attempt is drawn from half of this to all of it, and doubles with each.
+    pub attempt_wait: Duration,
     /// Whether an attempt that fails for the provider's or this server's fault is not billed.
     pub refund_failed: bool,
 }
@@ -28,6 +33,7 @@ impl Default for RetryPolicy {
             first_wait: Duration::from_millis(500),
             longest_wait: Duration::from_secs(30),
             longest_asked: Duration::from_secs(120),
+            attempt_wait: Duration::from_secs(30),
             refund_failed: true,
         }
     }
@@ -69,6 +75,17 @@ impl RetryPolicy {
             }
     }
 
+    /// When this attempt, counted from 1, begins after the one before it has failed, and how long that is in
+    /// milliseconds. Half of the wait is certain: what outlasted all retries of one attempt takes a while to pass.
+    pub fn before_attempt(&self, attempt: u32, now: Timestamp, random: u64) -> (Timestamp, u64) {
+        let doubled = self.attempt_wait.saturating_mul(1 << attempt.saturating_sub(2).min(16)).min(MAX_ATTEMPT_WAIT);
+        let half = doubled / 2;
+        let jitter = u64::try_from((half.as_millis() * u128::from(random)) >> 64).unwrap_or(u64::MAX);
+        let wait = half + Duration::from_millis(jitter);
+        let until = SignedDuration::try_from(wait).ok().and_then(|wait| now.checked_add(wait).ok());
+        (until.unwrap_or(Timestamp::MAX), u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
+    }
+
     /// What follows this failure, which is the `failures`th in a row. `random` is uniform over all of `u64`: with
     /// full jitter, tasks that failed together do not come back together.
     pub fn after(
@@ -107,6 +124,15 @@ mod tests {
             }
             Then::AskFor(_) | Then::GiveUp => None,
         }
+    }
+
+    #[test]
+    fn a_further_attempt_waits_longer_than_a_step_and_twice_as_long_each_time() {
+        let policy = RetryPolicy::default();
+        let wait = |attempt, random| policy.before_attempt(attempt, Timestamp::UNIX_EPOCH, random).1;
+        assert_eq!((wait(2, 0), wait(2, u64::MAX)), (15_000, 29_999));
+        assert_eq!((wait(3, 0), wait(4, 0)), (30_000, 60_000));
+        assert_eq!(wait(60, 0), 450_000);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use actix::prelude::*;
 use orchestra_events::projections::tasks::MAX_PAGE;
 use orchestra_events::projections::{ReadModels, TaskFilter};
 use orchestra_events::task::TaskStatus;
+use orchestra_events::task::event::MAX_ATTEMPTS;
 use orchestra_events::{EventStore, SandboxId, TaskId};
 
 use crate::workshop::{Workshop, sandbox_of};
@@ -75,8 +76,8 @@ async fn pass(store: &dyn EventStore, read: &ReadModels, workshop: &Workshop) ->
     let head = store.head().await.map_err(|error| error.to_string())?;
     read.wait_for(head, CATCH_UP).await.map_err(|error| error.to_string())?;
     for open in open_tasks(read).await? {
-        // The attempt that is about to begin owns its sandbox already.
-        for attempt in [open.attempt, open.attempt + 1] {
+        // The attempt that is about to begin owns its sandbox already, and it may go on in that of one before it.
+        for attempt in open.attempt.saturating_sub(MAX_ATTEMPTS)..=open.attempt + 1 {
             found.remove(&sandbox_of(open.id, attempt));
         }
     }

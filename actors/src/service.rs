@@ -5,7 +5,7 @@ use orchestra_events::ledger::Exhausted;
 use orchestra_events::ledger::event::Budget as ScopeBudget;
 use orchestra_events::ledger::scope::Scope;
 use orchestra_events::ledger::view::View;
-use orchestra_events::task::event::{Budget, Harness};
+use orchestra_events::task::event::{Attempts, Budget, Harness};
 use orchestra_events::task::{Refusal, TaskResource, TaskStatus};
 use orchestra_events::{Actor, StoreError, TaskId};
 pub use orchestra_runtime::vault::Credentials;
@@ -45,6 +45,8 @@ pub struct NewTask {
     pub image: Option<String>,
     /// The wall-clock limit; the server's default when absent.
     pub timeout_seconds: Option<u64>,
+    /// What follows an attempt that failed.
+    pub retry: Option<Attempts>,
     /// Free text pairs.
     pub metadata: Map<String, Value>,
     /// The caller's secrets, for this task only.

@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use orchestra_events::blob::BlobStore;
 use orchestra_events::task::Step;
 use orchestra_events::task::command::{Command, Then};
-use orchestra_events::task::event::{CredentialKind, SandboxEnd};
+use orchestra_events::task::event::{CredentialKind, SandboxEnd, Workspace};
 use orchestra_events::task::state::{Checkout, Ending, Task};
 use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
 use orchestra_runtime::forge::Forges;
@@ -79,6 +79,12 @@ pub fn sandbox_of(id: TaskId, attempt: u32) -> SandboxId {
     SandboxId::from_uuid(uuid::Builder::from_u128(bits).with_version(uuid::Version::Custom).into_uuid())
 }
 
+/// The sandbox whose workspace the attempt has: its own, or that of an attempt before it that it went on in.
+fn workspace_of(id: TaskId, task: &Task) -> SandboxId {
+    let checkout = task.current().and_then(|attempt| attempt.checkout.as_ref());
+    checkout.map_or_else(|| sandbox_of(id, task.attempt), |checkout| checkout.sandbox)
+}
+
 /// Uniform over all of `u64`.
 fn random() -> u64 {
     let (high, low) = Uuid::new_v4().as_u64_pair();
@@ -135,6 +141,9 @@ impl Workshop {
             Step::Commit(checkout) => self.unless(cancel, task, self.commit(id, task, &checkout)).await?,
             Step::StopSandbox(sandbox, reason) => self.stop_sandbox(sandbox, reason).await,
             Step::Push(commit) => self.push(id, task, &commit).await,
+            Step::NextAttempt(failure, workspace) => {
+                return Some(self.next_attempt(id, task, failure, workspace).await);
+            }
             Step::Finish(ending) => return Some(self.finish(id, task, ending).await),
             Step::WaitForCredentials | Step::WaitUntil(_) | Step::Rest => return None,
         };
@@ -182,6 +191,7 @@ impl Workshop {
             | Step::InterruptTool(_)
             | Step::Commit(_)
             | Step::StopSandbox(..)
+            | Step::NextAttempt(..)
             | Step::Finish(_)
             | Step::Rest => Vec::new(),
         };
@@ -243,15 +253,30 @@ impl Workshop {
 
     /// Clears away what the attempt left on disk, forgets its secrets, and says how it ended.
     async fn finish(&self, id: TaskId, task: &Task, ending: Ending) -> Command {
-        let sandbox = sandbox_of(id, task.attempt);
+        self.clear_away(id, task).await;
+        self.vault.forget(id);
+        let refund = self.refund(id, task, &ending).await;
+        Command::Finish { ending, refund }
+    }
+
+    /// Leaves an attempt that failed: with everything it had on disk, or for the next one to go on in.
+    async fn next_attempt(&self, id: TaskId, task: &Task, failure: Failure, workspace: Workspace) -> Command {
+        if workspace == Workspace::Fresh {
+            self.clear_away(id, task).await;
+        }
+        let refund = self.refund(id, task, &Ending::Failed(failure)).await;
+        let (until, wait_ms) = self.policy.before_attempt(task.attempt + 1, Timestamp::now(), random());
+        Command::NextAttempt { refund, until, wait_ms }
+    }
+
+    /// Removes what an attempt has left on disk.
+    async fn clear_away(&self, id: TaskId, task: &Task) {
+        let sandbox = workspace_of(id, task);
         if let Err(error) = self.stop_sandbox(sandbox, SandboxEnd::Finished).await {
             tracing::warn!(%sandbox, failure = %error.failure, "the sandbox is left to the reaper");
         }
         self.forget_repository(sandbox).await;
         self.calls.clear_all(id).await;
-        self.vault.forget(id);
-        let refund = self.refund(id, task, &ending).await;
-        Command::Finish { ending, refund }
     }
 
     /// The sandboxes whose repositories lie on this host.

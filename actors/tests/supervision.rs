@@ -142,7 +142,7 @@ async fn house(trouble: Trouble) -> House {
         node: "test".into(),
         repositories: at("repositories"),
     };
-    let defaults = Defaults { image: "default".into(), timeout_seconds: 60 };
+    let defaults = Defaults { image: "default".into(), timeout_seconds: 60, retry: None };
     let capacity = Capacity { places: 1, per_team: 1 };
     let orchestra = Orchestra::start(Arc::clone(&store), read, workshop, capacity, defaults);
     orchestra.resume().await.unwrap();
@@ -157,6 +157,7 @@ impl House {
             model: "claude-sonnet-4-6".into(),
             harness: Harness::Builtin,
             command: Vec::new(),
+            retry: None,
             team: "platform".into(),
             project: None,
             environment: None,

@@ -108,7 +108,7 @@ impl Workshop {
         // The first call opens the conversation with the task itself; unheard words join it as it is made.
         let mut turns = attempt.conversation.clone();
         if turns.is_empty() {
-            turns.push(Turn::User(vec![UserPart::Text { text: task.spec.task.clone() }]));
+            turns.push(Turn::User(attempt.opening(&task.spec.task)));
         }
         let unheard = attempt.unheard.iter().map(|words| UserPart::Text { text: words.clone() });
         turns.push(Turn::User(unheard.collect()));

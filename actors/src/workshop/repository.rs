@@ -12,7 +12,7 @@ use orchestra_runtime::git::{GitError, Remote, Signature, diff_script, export_sc
 use orchestra_runtime::sandbox::{Exec, WORKSPACE_GID, WORKSPACE_UID};
 use tokio::io::AsyncReadExt;
 
-use super::{Failed, Workshop, sandbox_of};
+use super::{Failed, Workshop, sandbox_of, workspace_of};
 
 /// The largest diff that is kept and shown, in bytes.
 pub const MAX_DIFF: usize = 8 * 1024 * 1024;
@@ -123,7 +123,7 @@ impl Workshop {
     }
 
     pub(super) async fn push(&self, id: TaskId, task: &Task, commit: &Commit) -> Result<Command, Failed> {
-        let sandbox = sandbox_of(id, task.attempt);
+        let sandbox = workspace_of(id, task);
         let remote = self.remote(task)?;
         let pushed = self
             .git

@@ -31,6 +31,7 @@ fn created() -> TaskEvent {
         model: "m".to_owned(),
         harness: Harness::Builtin,
         command: Vec::new(),
+        retry: None,
         team: "platform".to_owned(),
         project: None,
         environment: None,

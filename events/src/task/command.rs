@@ -164,6 +164,15 @@ pub enum Command {
         /// Of what the attempt cost, what is not billed.
         refund: NanoUsd,
     },
+    /// The attempt that failed is left, and another one follows.
+    NextAttempt {
+        /// Of what the attempt cost, what is not billed.
+        refund: NanoUsd,
+        /// When it begins.
+        until: Timestamp,
+        /// The wait, in milliseconds.
+        wait_ms: u64,
+    },
     /// The harness's program is about to run.
     BeginHarness,
     /// The harness's program said something.
@@ -399,10 +408,14 @@ fn by_caller(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
             let requested = TaskEvent::CancelRequested { reason };
             Ok(match phase {
                 // Nothing runs, so nothing has to be stopped first.
-                Phase::Queued | Phase::Claimed | Phase::AwaitingCredentials(_, None) => {
+                Phase::Queued | Phase::Claimed | Phase::AwaitingCredentials(_, None) if task.kept.is_none() => {
                     vec![requested, TaskEvent::Cancelled {}]
                 }
-                Phase::AwaitingCredentials(_, Some(_)) | Phase::Working(_) | Phase::Ended(_) => vec![requested],
+                Phase::Queued
+                | Phase::Claimed
+                | Phase::AwaitingCredentials(..)
+                | Phase::Working(_)
+                | Phase::Ended(_) => vec![requested],
             })
         }
         (Command::Steer { message }, _) => {
@@ -660,7 +673,7 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
         },
         // Nothing is held before the attempt begins, so nothing has to be cleaned up first.
         Command::RecordFailure { failure, then: Then::GiveUp }
-            if matches!(task.phase, Phase::Queued | Phase::Claimed) =>
+            if matches!(task.phase, Phase::Queued | Phase::Claimed) && task.kept.is_none() =>
         {
             Ok(vec![TaskEvent::Failed { failure, attempt: task.attempt }])
         }
@@ -675,6 +688,16 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
         Command::RequireCredentials { missing, failure } => match &task.phase {
             Phase::AwaitingCredentials(known, _) if *known == missing => Ok(Vec::new()),
             _ => Ok(vec![TaskEvent::CredentialsRequired { missing, failure }]),
+        },
+        Command::NextAttempt { refund, until, wait_ms } => match next {
+            Step::NextAttempt(failure, workspace) => {
+                let granted = (refund > NanoUsd::ZERO)
+                    .then_some(TaskEvent::RefundGranted { nano_usd: refund, reason: failure.code });
+                let attempt = task.attempt;
+                let failed = TaskEvent::AttemptFailed { failure, attempt, workspace, until, wait_ms };
+                Ok(granted.into_iter().chain([failed]).collect())
+            }
+            _ => Err(Refusal::MovedOn),
         },
         Command::Finish { ending, refund } if next == Step::Finish(ending.clone()) => {
             let granted = match &ending {

@@ -56,6 +56,9 @@ pub struct TaskSpec {
     pub image: String,
     /// The wall-clock limit of one attempt.
     pub timeout_seconds: u64,
+    /// What follows an attempt that failed. Absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Attempts>,
     /// Free text pairs of the caller.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub metadata: Map<String, Value>,
@@ -100,6 +103,42 @@ impl Harness {
         }
     }
 }
+
+/// How often a task is attempted by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempts {
+    /// The most attempts, the first one counted.
+    pub most: u32,
+    /// What a further attempt begins with.
+    pub workspace: Workspace,
+}
+
+/// What a further attempt begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Workspace {
+    /// The repository, cloned anew.
+    Fresh,
+    /// The sandbox of the attempt before, with what was changed in it.
+    Same,
+}
+
+impl Workspace {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Fresh, Self::Same];
+
+    /// The stable name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Same => "same",
+        }
+    }
+}
+
+/// Most attempts that a task may ask for.
+pub const MAX_ATTEMPTS: u32 = 10;
 
 /// Caps of one task. Absent means no cap of that kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -389,6 +428,19 @@ pub enum TaskEvent {
         /// For which failure.
         reason: FailureCode,
     },
+    /// The attempt failed, and another one follows by itself.
+    AttemptFailed {
+        /// Why.
+        failure: Failure,
+        /// Which one.
+        attempt: u32,
+        /// What the next one begins with.
+        workspace: Workspace,
+        /// When it begins.
+        until: Timestamp,
+        /// The wait, in milliseconds.
+        wait_ms: u64,
+    },
     /// Somebody wants it stopped.
     CancelRequested {
         /// In their words.
@@ -461,6 +513,7 @@ impl TaskEvent {
             Self::CredentialsRequired { .. } => "credentials-required",
             Self::CredentialsSupplied { .. } => "credentials-supplied",
             Self::RefundGranted { .. } => "refund-granted",
+            Self::AttemptFailed { .. } => "attempt-failed",
             Self::CancelRequested { .. } => "cancel-requested",
             Self::Cancelled {} => "cancelled",
             Self::Failed { .. } => "failed",
@@ -506,6 +559,7 @@ impl TaskEvent {
         "credentials-required",
         "credentials-supplied",
         "refund-granted",
+        "attempt-failed",
         "cancel-requested",
         "cancelled",
         "failed",

@@ -246,6 +246,13 @@ impl TaskResource {
                 self.to(Status::Running, format!("{} is at work", self.spec.harness.as_str()));
             }
             TaskEvent::RefundGranted { nano_usd, .. } => self.refunded += *nano_usd,
+            TaskEvent::AttemptFailed { failure, attempt, wait_ms, .. } => {
+                self.open_calls.clear();
+                self.failure = Some((failure.clone(), *attempt));
+                let seconds = wait_ms.div_ceil(1_000);
+                let reason = format!("attempt {attempt} failed with {}: another one in {seconds} s", failure.code);
+                self.to(Status::Retrying, reason);
+            }
             TaskEvent::HarnessRead { .. }
             | TaskEvent::HarnessFinished { .. }
             | TaskEvent::ToolFinished { .. }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::conversation::{Block, StopReason, Turn, Usage, UserPart};
-use super::event::{CredentialKind, Harness, TaskEvent, TaskSpec};
+use super::event::{CredentialKind, Harness, TaskEvent, TaskSpec, Workspace};
 use crate::blob::Content;
 use crate::failure::Failure;
 use crate::id::{CallId, CommitId, SandboxId};
@@ -15,6 +15,10 @@ use crate::money::NanoUsd;
 
 /// What the model is told when its reply reached the output limit in the middle of a sentence.
 const CONTINUE: &str = "Your reply reached its output limit. Go on from where it ended.";
+
+/// What the model is told when an earlier attempt has left its changes.
+const INHERITED: &str = "An earlier attempt at this task ended before it was done. What it changed is still in the \
+                         workspace: look at it first.";
 
 /// What a harness is told when it goes on with its session and nobody has said anything new.
 const CONTINUE_SESSION: &str = "You were interrupted. Look at what is done already, and finish the task.";
@@ -36,6 +40,21 @@ pub struct Task {
     pub cancel_requested: bool,
     /// Steps that failed in a row without one that worked in between.
     pub failures: u32,
+    /// What the next attempt takes over from the one before.
+    pub kept: Option<Kept>,
+    /// The next attempt does not begin before this time.
+    pub begin_after: Option<Timestamp>,
+}
+
+/// What an attempt leaves to the next one that works in the same workspace.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kept {
+    /// The checked-out repository.
+    pub checkout: Checkout,
+    /// The running sandbox.
+    pub sandbox: Option<SandboxId>,
+    /// The session that the harness can go on with.
+    pub session: Option<String>,
 }
 
 /// Where a task stands.
@@ -89,6 +108,8 @@ pub struct Attempt {
     pub pushed: bool,
     /// The program that does the work, unless the built-in agent does.
     pub harness: HarnessRun,
+    /// It goes on in the workspace of the attempt before.
+    pub inherited: bool,
     /// What this attempt has cost.
     pub cost: NanoUsd,
     /// What ends the attempt, once its sandbox is gone.
@@ -227,10 +248,28 @@ impl Attempt {
             commit: None,
             pushed: false,
             harness: HarnessRun::default(),
+            inherited: false,
             cost: NanoUsd::ZERO,
             failure: None,
             wait_until: None,
         }
+    }
+
+    /// The attempt that goes on with what one before it has left.
+    fn inheriting(deadline: Timestamp, kept: Kept) -> Self {
+        let mut attempt = Self::new(deadline);
+        attempt.checkout = Some(kept.checkout);
+        attempt.sandbox = kept.sandbox;
+        attempt.harness.session = kept.session;
+        attempt.inherited = true;
+        attempt
+    }
+
+    /// What the model is told first.
+    pub fn opening(&self, text: &str) -> Vec<UserPart> {
+        let said = |text: &str| UserPart::Text { text: text.to_owned() };
+        let note = self.inherited.then(|| said(INHERITED));
+        std::iter::once(said(text)).chain(note).collect()
     }
 
     /// Every model call whose outcome is not known.
@@ -351,6 +390,8 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
                 refunded: NanoUsd::ZERO,
                 cancel_requested: false,
                 failures: 0,
+                kept: None,
+                begin_after: None,
             }),
             // A stream that does not begin with `created` is no task; the decider never writes one.
             _ => None,
@@ -372,7 +413,12 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
         }
         TaskEvent::AttemptStarted { attempt, deadline } => {
             task.attempt = *attempt;
-            task.phase = Phase::Working(Box::new(Attempt::new(*deadline)));
+            task.begin_after = None;
+            let attempt = match task.kept.take() {
+                Some(kept) => Attempt::inheriting(*deadline, kept),
+                None => Attempt::new(*deadline),
+            };
+            task.phase = Phase::Working(Box::new(attempt));
         }
         TaskEvent::CredentialsRequired { missing, .. } => {
             task.phase = match task.phase {
@@ -408,9 +454,23 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
             // What the attempt holds is cleaned up like that of any other; no secret is needed for it.
             if let Phase::AwaitingCredentials(_, Some(attempt)) = task.phase {
                 task.phase = Phase::Working(attempt);
+            } else if let Some(kept) = task.kept.take() {
+                task.phase = Phase::Working(Box::new(Attempt::inheriting(Timestamp::MAX, kept)));
             }
         }
         TaskEvent::RefundGranted { nano_usd, .. } => task.refunded += *nano_usd,
+        TaskEvent::AttemptFailed { workspace, until, .. } => {
+            task.kept = match (workspace, task.current_mut()) {
+                (Workspace::Same, Some(attempt)) => {
+                    let (sandbox, session) = (attempt.sandbox, attempt.harness.session.take());
+                    attempt.checkout.take().map(|checkout| Kept { checkout, sandbox, session })
+                }
+                (Workspace::Fresh, _) | (Workspace::Same, None) => None,
+            };
+            task.failures = 0;
+            task.begin_after = Some(*until);
+            task.phase = Phase::Claimed;
+        }
         TaskEvent::Cancelled {} => task.phase = Phase::Ended(Ending::Cancelled),
         TaskEvent::Failed { failure, .. } => task.phase = Phase::Ended(Ending::Failed(failure.clone())),
         TaskEvent::Succeeded {} => task.phase = Phase::Ended(Ending::Succeeded),
@@ -553,7 +613,7 @@ fn evolve_attempt(attempt: &mut Attempt, text: &str, event: &TaskEvent) {
         }
         TaskEvent::ModelCalled { call, reserved_nano_usd, reserved_tokens, max_output_tokens, .. } => {
             if attempt.conversation.is_empty() {
-                attempt.say(UserPart::Text { text: text.to_owned() });
+                attempt.opening(text).into_iter().for_each(|part| attempt.say(part));
             }
             attempt.hear_out();
             attempt.calls += 1;
@@ -603,7 +663,8 @@ fn evolve_attempt(attempt: &mut Attempt, text: &str, event: &TaskEvent) {
         | TaskEvent::HarnessStarted { .. }
         | TaskEvent::HarnessRead { .. }
         | TaskEvent::HarnessFinished { .. }
-        | TaskEvent::RefundGranted { .. } => {}
+        | TaskEvent::RefundGranted { .. }
+        | TaskEvent::AttemptFailed { .. } => {}
         TaskEvent::Created(_)
         | TaskEvent::Queued {}
         | TaskEvent::Claimed { .. }

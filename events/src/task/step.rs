@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::event::{Harness, SandboxEnd};
+use super::event::{Harness, SandboxEnd, Workspace};
 use super::state::{AgentTurn, Attempt, Checkout, Commit, Ending, OpenCall, Phase, Task, ToolProgress, ToolUse};
 use crate::failure::{Failure, FailureCode};
 use crate::id::SandboxId;
@@ -44,6 +44,8 @@ pub enum Step {
     StopSandbox(SandboxId, SandboxEnd),
     /// Put the commit on its branch.
     Push(Commit),
+    /// Leave the attempt that failed so, and go on with another one.
+    NextAttempt(Failure, Workspace),
     /// Say how it ended.
     Finish(Ending),
     /// Nothing: it is over.
@@ -58,6 +60,10 @@ pub fn next_step(task: &Task, now: Timestamp) -> Step {
     let over = |attempt: &Attempt| task.cancel_requested || attempt.failure.is_some();
     match &task.phase {
         Phase::Working(attempt) if !over(attempt) => match attempt.wait_until {
+            Some(until) if until > now => Step::WaitUntil(until),
+            _ => planned_step(task),
+        },
+        Phase::Claimed => match task.begin_after {
             Some(until) if until > now => Step::WaitUntil(until),
             _ => planned_step(task),
         },
@@ -79,10 +85,16 @@ pub fn planned_step(task: &Task) -> Step {
             Some(failure) if !task.cancel_requested => (SandboxEnd::Failed, Ending::Failed(failure.clone())),
             _ => (SandboxEnd::Cancelled, Ending::Cancelled),
         };
-        return match (attempt.open_calls().next(), attempt.sandbox) {
-            (Some(open), _) => Step::AbandonModel(open.clone()),
-            (None, Some(sandbox)) => Step::StopSandbox(sandbox, end),
-            (None, None) => Step::Finish(ending),
+        let again = match &ending {
+            Ending::Failed(failure) => another_attempt(task, failure).map(|workspace| (failure.clone(), workspace)),
+            Ending::Succeeded | Ending::Cancelled => None,
+        };
+        return match (attempt.open_calls().next(), again, attempt.sandbox) {
+            (Some(open), _, _) => Step::AbandonModel(open.clone()),
+            (None, Some((failure, Workspace::Same)), _) => Step::NextAttempt(failure, Workspace::Same),
+            (None, _, Some(sandbox)) => Step::StopSandbox(sandbox, end),
+            (None, Some((failure, workspace)), None) => Step::NextAttempt(failure, workspace),
+            (None, None, None) => Step::Finish(ending),
         };
     }
     let Some(checkout) = &attempt.checkout else { return Step::Clone };
@@ -122,6 +134,12 @@ pub fn planned_step(task: &Task) -> Step {
     }
 }
 
+/// Whether another attempt follows one that failed so, and what it begins with.
+fn another_attempt(task: &Task, failure: &Failure) -> Option<Workspace> {
+    let retry = task.spec.retry?;
+    (failure.retryable && task.attempt < retry.most).then_some(retry.workspace)
+}
+
 /// The agent used up its calls.
 pub fn out_of_calls() -> Failure {
     Failure::new(FailureCode::BudgetExceeded, format!("The agent made {MAX_CALLS} model calls without finishing."))
@@ -149,6 +167,7 @@ impl Step {
             Self::Commit(_) => "commit",
             Self::StopSandbox(..) => "stop-sandbox",
             Self::Push(_) => "push",
+            Self::NextAttempt(..) => "next-attempt",
             Self::Finish(_) => "finish",
             Self::Rest => "rest",
         }

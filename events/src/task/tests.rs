@@ -7,7 +7,9 @@ use uuid::Uuid;
 
 use super::command::{Charge, Command, HarnessWord, Refusal, Then, decide, verdict};
 use super::conversation::{Block, StopReason, Turn, Usage};
-use super::event::{Budget, CredentialKind, Harness, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
+use super::event::{
+    Attempts, Budget, CredentialKind, Harness, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome, Workspace,
+};
 use super::state::{Ending, OpenCall, Task, evolve};
 use super::step::{Step, next_step};
 use crate::blob::{BlobRef, Content};
@@ -39,6 +41,7 @@ fn spec() -> TaskSpec {
         model: "claude-sonnet-4-6".into(),
         harness: Harness::Builtin,
         command: Vec::new(),
+        retry: None,
         team: "platform".into(),
         project: None,
         environment: None,
@@ -406,10 +409,74 @@ fn run_harness(task: &Task, number: u128, luck: u8, price: i64, then: Then) -> C
     }
 }
 
+#[test]
+fn another_attempt_begins_anew_or_where_the_last_one_stopped() {
+    for workspace in Workspace::ALL {
+        let mut story = Story { task: None, kinds: Vec::new() };
+        let retry = Some(Attempts { most: 2, workspace });
+        story.when(Command::Create(Box::new(TaskSpec { retry, ..spec() }))).expect("created");
+        story.when(Command::Claim { node: "n".into() }).expect("claimed");
+        for attempt in 1..=2 {
+            story.when(Command::Begin { now: now() }).expect("begun");
+            if attempt == 1 || workspace == Workspace::Fresh {
+                story
+                    .when(Command::RecordClone { base: "main".into(), commit: oid('a'), sandbox: sandbox() })
+                    .expect("cloned");
+                story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
+            }
+            // With the same workspace, nothing is cloned and nothing is started.
+            assert_eq!(story.next(), Step::ReserveModel, "{workspace:?}");
+            story.when(reserve(attempt, 100)).expect("reserved");
+            let said = format!("{:?}", story.task().current().expect("it works").conversation);
+            assert_eq!(said.contains("earlier attempt"), attempt == 2 && workspace == Workspace::Same, "{said}");
+            let overloaded = failure(FailureCode::ModelOverloaded);
+            let (failure, then) = (overloaded.clone(), Then::GiveUp);
+            let failed = Command::RecordModelFailure { call: call(attempt), charge: None, failure, then };
+            story.when(failed).expect("failed");
+            if attempt == 2 || workspace == Workspace::Fresh {
+                let reason = SandboxEnd::Failed;
+                story.when(Command::RecordSandboxStopped { sandbox: sandbox(), reason }).expect("stopped");
+            }
+            if attempt == 1 {
+                assert_eq!(story.next(), Step::NextAttempt(overloaded, workspace));
+                let later = now().checked_add(jiff::SignedDuration::from_secs(30)).expect("in time");
+                let refund = NanoUsd::ZERO;
+                story.when(Command::NextAttempt { refund, until: later, wait_ms: 30_000 }).expect("left");
+                assert_eq!(story.next(), Step::WaitUntil(later));
+                assert_eq!(next_step(story.task(), later), Step::Begin);
+            } else {
+                assert_eq!(story.next(), Step::Finish(Ending::Failed(overloaded)), "two were asked for");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_another_attempt_would_not_mend_is_the_end() {
+    for (code, again) in [(FailureCode::ModelOverloaded, true), (FailureCode::BudgetExceeded, false)] {
+        let mut story = Story { task: None, kinds: Vec::new() };
+        let retry = Some(Attempts { most: 2, workspace: Workspace::Same });
+        story.when(Command::Create(Box::new(TaskSpec { retry, ..spec() }))).expect("created");
+        story.when(Command::Claim { node: "n".into() }).expect("claimed");
+        story.when(Command::Begin { now: now() }).expect("begun");
+        story.when(Command::RecordClone { base: "main".into(), commit: oid('a'), sandbox: sandbox() }).expect("cloned");
+        story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
+        story.when(Command::RecordFailure { failure: failure(code), then: Then::GiveUp }).expect("failed");
+        assert_eq!(matches!(story.next(), Step::NextAttempt(..)), again, "{code}");
+        if again {
+            let (refund, until) = (NanoUsd::ZERO, now());
+            story.when(Command::NextAttempt { refund, until, wait_ms: 0 }).expect("left");
+            // A cancel before it begins has a sandbox to stop.
+            story.when(Command::Cancel { reason: None }).expect("cancelled");
+            assert_eq!(story.next(), Step::StopSandbox(sandbox(), SandboxEnd::Cancelled));
+        }
+    }
+}
+
 /// Does whatever the step asks for, with luck and prices drawn at random, until the task rests.
-fn drive(harness: Harness, luck: &[(u8, u16)]) -> Story {
+fn drive(harness: Harness, retry: Option<Attempts>, luck: &[(u8, u16)]) -> Story {
     let mut story = Story { task: None, kinds: Vec::new() };
-    story.when(Command::Create(Box::new(TaskSpec { harness, ..spec() }))).expect("created");
+    story.when(Command::Create(Box::new(TaskSpec { harness, retry, ..spec() }))).expect("created");
     for (turn, (luck, price)) in luck.iter().cycle().take(10_000).enumerate() {
         let number = turn as u128;
         let failed = failure(FailureCode::NetworkDropped);
@@ -460,6 +527,7 @@ fn drive(harness: Harness, luck: &[(u8, u16)]) -> Story {
             Step::Commit(_) => commit(),
             Step::StopSandbox(sandbox, reason) => Command::RecordSandboxStopped { sandbox, reason },
             Step::Push(_) => Command::RecordPush { outcome: PushOutcome::Pushed },
+            Step::NextAttempt(..) => Command::NextAttempt { refund: NanoUsd::ZERO, until: now(), wait_ms: 1 },
             Step::Finish(ending) => Command::Finish { ending, refund: NanoUsd::ZERO },
         };
         match story.when(command) {
@@ -478,8 +546,10 @@ fn drive(harness: Harness, luck: &[(u8, u16)]) -> Story {
 
 proptest! {
     #[test]
-    fn whatever_the_luck_every_task_ends_within_its_budget(harness in any::<bool>(), luck in proptest::collection::vec(any::<(u8, u16)>(), 1..60)) {
-        let story = drive(if harness { Harness::Codex } else { Harness::Builtin }, &luck);
+    fn whatever_the_luck_every_task_ends_within_its_budget(harness in any::<bool>(), retry in 0..3, luck in proptest::collection::vec(any::<(u8, u16)>(), 1..60)) {
+        let workspace = if retry == 1 { Workspace::Fresh } else { Workspace::Same };
+        let retry = (retry > 0).then_some(Attempts { most: 3, workspace });
+        let story = drive(if harness { Harness::Codex } else { Harness::Builtin }, retry, &luck);
         let ends = story.kinds.iter().filter(|kind| ["succeeded", "failed", "cancelled"].contains(kind)).count();
         prop_assert_eq!(ends, 1);
         prop_assert_eq!(story.task().reserved().0, NanoUsd::ZERO);

@@ -47,10 +47,22 @@ pub struct TaskRequest {
     image: Option<String>,
     #[schema(minimum = 1, maximum = 86400)]
     timeout_seconds: Option<u64>,
+    retry: Option<AttemptsRequest>,
     /// At most 50 entries: texts, numbers, true, false or null.
     #[schema(value_type = Option<Object>)]
     metadata: Option<()>,
     credentials: Option<CredentialsRequest>,
+}
+
+/// How often a task is attempted by itself, when it fails for a reason that may pass.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, never built")]
+pub struct AttemptsRequest {
+    /// The most attempts, the first one counted.
+    #[schema(minimum = 1, maximum = 10)]
+    attempts: Option<u32>,
+    /// `fresh`: the repository, cloned anew. `same`: the sandbox of the attempt before, with its changes.
+    workspace: Option<String>,
 }
 
 /// What a task may cost.

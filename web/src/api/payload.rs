@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use orchestra_actors::{Credentials, NewTask};
 use orchestra_events::NanoUsd;
-use orchestra_events::task::event::{Budget, Harness, MAX_TIMEOUT};
+use orchestra_events::task::event::{Attempts, Budget, Harness, MAX_ATTEMPTS, MAX_TIMEOUT, Workspace};
 use secrecy::SecretString;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -29,7 +29,7 @@ pub const MAX_COMMAND_WORDS: usize = 64;
 /// Longest word of a command, in bytes.
 pub const MAX_COMMAND_WORD: usize = 8 * 1024;
 /// The fields that the interface names and this version does not act on.
-const LATER_FIELDS: [&str; 4] = ["repos", "retry", "egress", "pullRequest"];
+const LATER_FIELDS: [&str; 3] = ["repos", "egress", "pullRequest"];
 
 fn budget(body: &mut Object, faults: &mut Faults) -> Budget {
     let Some(mut object) = body.object("budget", faults) else { return Budget::default() };
@@ -83,6 +83,17 @@ fn command(body: &mut Object, harness: Harness, faults: &mut Faults) -> Vec<Stri
         );
     }
     words
+}
+
+/// How often a task is attempted by itself.
+fn retry(body: &mut Object, faults: &mut Faults) -> Option<Attempts> {
+    let mut object = body.object("retry", faults)?;
+    let most = object.whole("attempts", 1, MAX_ATTEMPTS.into(), faults);
+    let named = |text: &str| Workspace::ALL.into_iter().find(|workspace| workspace.as_str() == text);
+    let rule = |text: &str| named(text).map(|_| ()).ok_or_else(|| "expected fresh or same".to_owned());
+    let workspace = object.text("workspace", rule, faults).and_then(|text| named(&text)).unwrap_or(Workspace::Fresh);
+    object.finish(faults);
+    Some(Attempts { most: most.and_then(|most| u32::try_from(most).ok()).unwrap_or(1), workspace })
 }
 
 fn metadata(body: &mut Object, faults: &mut Faults) -> Map<String, Value> {
@@ -186,6 +197,7 @@ pub fn new_task(raw: &RawValue, caller: &Caller) -> Result<NewTask, Problem> {
         branch: body.text("branch", rules::branch, &mut faults),
         image: body.text("image", rules::graphic, &mut faults),
         timeout_seconds: body.whole("timeoutSeconds", 1, MAX_TIMEOUT.as_secs(), &mut faults),
+        retry: retry(&mut body, &mut faults),
         metadata: metadata(&mut body, &mut faults),
         credentials: match body.object("credentials", &mut faults) {
             Some(object) => credentials(object, &mut faults),
@@ -229,6 +241,7 @@ pub fn request_hash(new: &NewTask) -> String {
         new.branch,
         new.image,
         new.timeout_seconds,
+        new.retry,
         metadata,
     ]);
     Sha256::digest(canonical.to_string().as_bytes()).iter().fold(String::with_capacity(64), |mut text, byte| {

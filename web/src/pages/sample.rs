@@ -5,7 +5,7 @@ use orchestra_events::blob::{BlobRef, Content};
 use orchestra_events::repo::RepoRef;
 use orchestra_events::task::conversation::{Block, StopReason, Usage};
 use orchestra_events::task::event::{
-    Budget, CredentialKind, Harness, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome,
+    Budget, CredentialKind, Harness, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome, Workspace,
 };
 use orchestra_events::task::resource::PullRequest;
 use orchestra_events::task::{TaskResource, TaskStatus};
@@ -40,6 +40,7 @@ pub fn spec() -> TaskSpec {
         model: HOSTILE.to_owned(),
         harness: Harness::Builtin,
         command: Vec::new(),
+        retry: None,
         team: HOSTILE.to_owned(),
         project: Some("infra".to_owned()),
         environment: None,
@@ -148,6 +149,13 @@ pub fn events() -> Vec<TaskEvent> {
         TaskEvent::HarnessStarted { run: 2, resumes: Some(words()) },
         TaskEvent::HarnessRead { run: 2, offset: 4_096, session: Some(words()) },
         TaskEvent::HarnessFinished { run: 2, exit_code: Some(1), duration_ms: 81_000, done: false },
+        TaskEvent::AttemptFailed {
+            failure: failure.clone(),
+            attempt: 1,
+            workspace: Workspace::Same,
+            until: time(),
+            wait_ms: 30_000,
+        },
         TaskEvent::RefundGranted { nano_usd: NanoUsd::from_nanos(19_500_000), reason: FailureCode::ModelOverloaded },
         TaskEvent::ToolCalled {
             tool_call: words(),

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use orchestra_events::blob::Content;
 use orchestra_events::task::TaskEvent;
 use orchestra_events::task::conversation::{Block, StopReason};
-use orchestra_events::task::event::{CredentialKind, PushOutcome, SandboxEnd, ToolOutcome};
+use orchestra_events::task::event::{CredentialKind, PushOutcome, SandboxEnd, ToolOutcome, Workspace};
 use orchestra_events::task::resource::activity;
 use orchestra_events::{Actor, ActorKind, Envelope, Failure, TaskId};
 use serde::Serialize;
@@ -229,6 +229,16 @@ impl TimelineRow {
                 let (tone, took) = (if *done { Tone::Good } else { Tone::Bad }, format::milliseconds(*duration_ms));
                 let how = exit_code.map_or_else(|| "was ended".to_owned(), |code| format!("ended with code {code}"));
                 self.say(tone, "Agent", format!("Run {run} of the agent’s program {how} after {took}."));
+            }
+            TaskEvent::AttemptFailed { failure, attempt, workspace, wait_ms, .. } => {
+                let wait = format::milliseconds(*wait_ms);
+                let whence = match workspace {
+                    Workspace::Fresh => "from the repository",
+                    Workspace::Same => "in the same workspace",
+                };
+                let sentence = format!("Attempt {attempt} failed. Another one begins {whence} in {wait}.");
+                self.say(Tone::Waiting, "Attempt", sentence);
+                self.failure = Some(FailureBox::new(failure));
             }
             TaskEvent::RefundGranted { nano_usd, reason } => {
                 let amount = format::usd(*nano_usd);

@@ -151,6 +151,7 @@ impl TaskService for Service {
             model: new.model,
             harness: new.harness,
             command: new.command.clone(),
+            retry: new.retry,
             team: new.team,
             project: new.project,
             environment: new.environment,

@@ -190,6 +190,7 @@ impl World {
             model: model.to_owned(),
             harness: Harness::Builtin,
             command: Vec::new(),
+            retry: None,
             team: team.to_owned(),
             project: Some("infra".to_owned()),
             environment: None,

@@ -270,6 +270,7 @@ fn ends_the_sentence(event: &TaskEvent) -> bool {
             | TaskEvent::ModelCallFailed { .. }
             | TaskEvent::SandboxStopped { .. }
             | TaskEvent::Cancelled {}
+            | TaskEvent::AttemptFailed { .. }
             | TaskEvent::Failed { .. }
             | TaskEvent::Succeeded {}
     )
