@@ -140,13 +140,14 @@ fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Work
     let repositories = data.join("repositories");
     std::fs::create_dir_all(&repositories).context("cannot create the folder of repositories")?;
     let models = Arc::new(Models::new(config.providers()?, config.timeouts()?)?);
+    let gateway = Arc::new(Gateway::new(Arc::clone(&models), config.gateway_policy()));
     Ok(Workshop {
         blobs: Arc::new(FolderBlobs::open(data.join("blobs")).context("cannot open the blob store")?),
         sandboxes: Arc::new(sandboxes),
         git: Git::new(git),
         forges: Forges::new(config.forges.clone(), &config.default_forge),
-        model_client: Arc::clone(&models) as _,
-        gateway: Arc::new(Gateway::new(Arc::clone(&models), config.gateway_policy())),
+        model_client: Arc::clone(&gateway) as _,
+        gateway,
         models,
         ledgers: Ledgers::start(Arc::clone(store)),
         allowed_models: config.allowed_models()?,

@@ -124,13 +124,14 @@ async fn house(trouble: Trouble) -> House {
     let mut providers = ProviderConfig::built_in();
     providers.iter_mut().for_each(|provider| provider.key_required = false);
     let models = Arc::new(Models::new(providers, Timeouts::default()).unwrap());
+    let gateway = Arc::new(Gateway::new(Arc::clone(&models), GatewayPolicy::default()));
     let workshop = Workshop {
         blobs: Arc::new(MemoryBlobs::default()),
         sandboxes: Arc::new(Containers::new(SandboxConfig::new(at("sandboxes"), at("images")).unwrap()).unwrap()),
         git: Git::new(GitConfig::new(std::env::current_exe().unwrap())),
         forges: Forges::new(BTreeMap::from([("local".to_owned(), local)]), "local"),
-        model_client: Arc::clone(&models) as _,
-        gateway: Arc::new(Gateway::new(Arc::clone(&models), GatewayPolicy::default())),
+        model_client: Arc::clone(&gateway) as _,
+        gateway,
         models,
         ledgers: Ledgers::start(Arc::clone(&store)),
         allowed_models: AllowedModels::default(),

@@ -13,6 +13,7 @@ mod assemble;
 mod clock;
 mod content;
 mod decode;
+mod direct;
 mod errors;
 mod exchange;
 mod frames;

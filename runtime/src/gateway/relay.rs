@@ -99,8 +99,16 @@ impl Drop for Ticket {
     }
 }
 
+/// What those are told who have waited long enough for a provider to come back.
+pub(super) fn left_alone(provider: &str, wait: Duration) -> ModelFailure {
+    let message = format!("{provider} has failed most calls of the last half minute and is left alone for now");
+    let mut failure = ModelFailure::new(FaultClass::Overloaded, Charge::Nothing, message);
+    failure.retry_after = Some(wait);
+    failure
+}
+
 /// What a fault says about the provider.
-fn health(class: FaultClass) -> Option<Health> {
+pub(super) fn health(class: FaultClass) -> Option<Health> {
     match class {
         FaultClass::ServerError
         | FaultClass::Overloaded
@@ -234,11 +242,7 @@ impl Relay {
             };
             waited = waited.saturating_add(wait);
             if waited > MAX_RETRY_AFTER {
-                let message =
-                    format!("{provider} has failed most calls of the last half minute and is left alone for now");
-                let mut failure = ModelFailure::new(FaultClass::Overloaded, Charge::Nothing, message);
-                failure.retry_after = Some(wait);
-                return Err(failure.into());
+                return Err(left_alone(&provider, wait).into());
             }
             self.pause(deadline, wait).await.map_err(Stop::failed)?;
         }

@@ -3,7 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use orchestra_events::task::conversation::{Turn, UserPart};
+use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
+
 use super::house::*;
+use crate::model::{FaultClass, ModelClient as _, ModelRequest};
 
 fn down() -> Vec<Act> {
     vec![Act::status("500 Oops", "", "{}"); 20]
@@ -66,4 +71,30 @@ async fn who_waits_too_long_for_a_probe_is_told() {
     }
     assert_eq!(house.asked().len(), 21, "nobody asked but the probe");
     probe.abort();
+}
+
+#[tokio::test]
+async fn the_built_in_agent_keeps_to_it_as_well() {
+    let mut script = down();
+    script.push(Act::stream(&Speaks::Messages.whole()));
+    let house = House::new(script).await;
+    let request = ModelRequest {
+        model: house.gateway.models.resolve("claude-sonnet-4-6").expect("known"),
+        system: "Be brief.".into(),
+        conversation: vec![Turn::User(vec![UserPart::Text { text: "Say hello".into() }])],
+        tools: Vec::new(),
+        max_output_tokens: 1_024,
+    };
+    let key = SecretString::from("sk-test");
+    let ask = || house.gateway.call(&request, Some(&key), None, CancellationToken::new());
+    for call in 1..=20 {
+        let failure = ask().await.expect_err("the provider is down");
+        assert_eq!(failure.class, FaultClass::ServerError, "call {call}");
+    }
+    assert_eq!(house.clock.waits(), [0_u64; 0], "its retries are its task's");
+    // What it found out holds for the others, and what they find out holds for it.
+    assert_eq!(house.post("/v1/messages", Speaks::Messages.request(true)).await.status, 200);
+    assert_eq!(house.clock.waits(), [5_000]);
+    ask().await.expect("the provider is back");
+    assert_eq!(house.clock.waits(), [5_000]);
 }
