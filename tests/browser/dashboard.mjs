@@ -159,6 +159,13 @@ try {
     await basics(page, `${look} list`);
     await shot(page, `${look}-list`);
 
+    await page.getByRole("link", { name: "Budgets" }).click();
+    await page.waitForURL("**/budgets");
+    check(await page.getByRole("heading", { name: "team:platform" }).count() === 1, `${look}: the team's budget is shown`);
+    await basics(page, `${look} budgets`);
+    await shot(page, `${look}-budgets`);
+    await page.goBack();
+
     await page.locator(`#row-${given.task} h2 a`).click();
     await page.waitForURL(`**/tasks/${given.task}`);
     await page.locator("#timeline > li").first().waitFor();

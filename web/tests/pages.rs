@@ -562,3 +562,29 @@ async fn secrets_in_a_form_go_to_the_task_and_nowhere_else() {
     );
     assert!(events.iter().all(|event| !event.data.get().contains("ghp_very_secret")));
 }
+
+#[actix_web::test]
+async fn a_team_sees_its_own_budgets_and_no_other_teams() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(folder.path()).await;
+    world.seed().await;
+    let own = world.key("platform", vec![Scope::BudgetsRead]).await;
+    let other = world.key("mobile", vec![Scope::BudgetsRead]).await;
+    let none = world.key("platform", vec![Scope::TasksRead]).await;
+    let server = server!(world);
+    let get = async |key: &secrecy::SecretString, path: &str| {
+        let bearer = ("authorization", format!("Bearer {}", key.expose_secret()));
+        let response = call_service(&server, TestRequest::get().uri(path).insert_header(bearer).to_request()).await;
+        let status = response.status();
+        (status, String::from_utf8(read_body(response).await.to_vec()).unwrap())
+    };
+    let (status, page) = get(&own, "/budgets").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(page.contains("project:platform/infra") && page.contains("$2.00 per task"), "{page}");
+    assert_eq!(get(&other, "/budgets?team=platform").await.0, StatusCode::NOT_FOUND);
+    let (_, page) = get(&other, "/budgets").await;
+    assert!(!page.contains("platform"), "{page}");
+    assert_eq!(get(&none, "/budgets").await.0, StatusCode::FORBIDDEN);
+    let (_, page) = get(&world.admin, "/budgets").await;
+    assert!(page.contains("href=\"/budgets?team=platform\""), "{page}");
+}

@@ -12,9 +12,10 @@ use async_trait::async_trait;
 use budgets::Budgets;
 use jiff::Timestamp;
 use orchestra_actors::service::ServiceError;
-use orchestra_actors::{Credentials, Delta, NewTask, Submitted, TaskService};
+use orchestra_actors::{BudgetService as _, Credentials, Delta, NewTask, Submitted, TaskService};
 use orchestra_events::blob::{BlobRef, Content};
 use orchestra_events::key::Scope;
+use orchestra_events::ledger::{Budget as ScopeBudget, Cap};
 use orchestra_events::projections::{self, ReadModels};
 use orchestra_events::repo::RepoRef;
 use orchestra_events::store::MAX_PAGE;
@@ -156,8 +157,17 @@ impl World {
         let keys = Arc::new(KeyRing::load(&*store).await.expect("keys"));
         tokio::spawn(projections::project(store.clone(), read.clone(), std::future::pending()));
         tokio::spawn(keys.clone().follow(store.clone(), std::future::pending()));
-        let app = App::new(service.clone(), Arc::new(Budgets::default()), store, read, keys.clone())
-            .with_dashboard(dashboard);
+        let budgets = Arc::new(Budgets::default());
+        let cap =
+            |dollars: i64| Cap { max_nano_usd: Some(NanoUsd::from_nanos(dollars * 1_000_000_000)), max_tokens: None };
+        let team = ScopeBudget { per_day: cap(50), per_month: cap(500), per_task: cap(2), ..ScopeBudget::default() };
+        let scope = "team:platform".parse().expect("a scope");
+        budgets.set_budget(&scope, team, actor.clone()).await.expect("a budget");
+        let zone = Some("Europe/Zurich".to_owned());
+        let infra = ScopeBudget { per_day: cap(10), time_zone: zone, ..ScopeBudget::default() };
+        let scope = "project:platform/infra".parse().expect("a scope");
+        budgets.set_budget(&scope, infra, actor.clone()).await.expect("a budget");
+        let app = App::new(service.clone(), budgets, store, read, keys.clone()).with_dashboard(dashboard);
         Self { service, app: actix_web::web::Data::new(app), keys, admin }
     }
 
