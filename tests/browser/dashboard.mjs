@@ -161,10 +161,12 @@ try {
 
     await page.getByRole("link", { name: "Budgets" }).click();
     await page.waitForURL("**/budgets");
+    await page.getByRole("link", { name: "platform", exact: true }).click();
+    await page.waitForURL("**/budgets?team=platform");
     check(await page.getByRole("heading", { name: "team:platform" }).count() === 1, `${look}: the team's budget is shown`);
     await basics(page, `${look} budgets`);
     await shot(page, `${look}-budgets`);
-    await page.goBack();
+    await page.getByRole("link", { name: "Tasks" }).click();
 
     await page.locator(`#row-${given.task} h2 a`).click();
     await page.waitForURL(`**/tasks/${given.task}`);
