@@ -276,3 +276,25 @@ async fn a_team_uses_the_models_on_its_list_and_no_others() {
     assert_eq!(house.ended(&task).await["failure"]["code"], "harness-failed");
     assert_eq!(house.model.requests().await.len(), 0);
 }
+
+/// A provider that is overloaded for a while: the program notices nothing, and the record shows every attempt.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_retried_for_a_program_is_on_record_and_costs_nothing() {
+    let mut turns = json!([{ "text": "At last." }]);
+    turns[0]["fault"] = json!({ "kind": "status", "status": 529, "times": 2 });
+    let house = Setup::new(script(turns)).open().await;
+    let task = run(&house, swarm(1)).await;
+    let ended = house.ended(&task).await;
+    assert_eq!(ended["status"], "succeeded", "{ended:#}");
+    assert_eq!(house.remotes.file(ended["branch"].as_str().unwrap(), "answers.json"), "[200]");
+    let events = house.events(&task).await;
+    let retried: Vec<_> =
+        events.iter().filter(|event| event["type"] == "call-retried").map(|event| &event["data"]).collect();
+    assert_eq!(retried.len(), 2, "{events:#?}");
+    for (number, retry) in (1..).zip(&retried) {
+        assert_eq!((&retry["attempt"], &retry["class"]), (&json!(number), &json!("overloaded")));
+        assert!(retry["waitMs"].is_u64(), "{retry}");
+    }
+    assert_eq!((count(&events, "model-called"), count(&events, "tokens-charged")), (1, 1));
+    assert_eq!(never_over(&ledger(&house).await, u64::MAX), house.model.requests().await.cost());
+}
