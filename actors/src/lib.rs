@@ -8,6 +8,7 @@
 
 pub mod calls;
 pub mod journal;
+pub mod ledger;
 pub mod orchestra;
 pub mod policy;
 pub mod projector;
@@ -19,6 +20,7 @@ pub mod supervisor;
 pub mod task;
 pub mod workshop;
 
+pub use ledger::{LedgerError, Ledgers, Settlement};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;
 pub use service::{Credentials, Delta, FieldError, NewTask, Submitted, TaskService};

@@ -28,6 +28,8 @@ pub const MOST_BUDGETS: usize = 1_024;
 pub const DEAREST_CALL: NanoUsd = NanoUsd::from_nanos(1_000_000 * 1_000_000_000);
 /// The longest call there is, in tokens.
 pub const LONGEST_CALL: u64 = 1_000_000_000_000;
+/// Longest name of a model or of a price, in bytes: the model's comes from inside a sandbox.
+pub const LONGEST_NAME: usize = 512;
 /// The parts of a cap that are announced, in percent.
 pub const THRESHOLDS: [u8; 3] = [50, 80, 100];
 
@@ -131,6 +133,9 @@ pub enum Refusal {
         /// The most tokens it could use.
         tokens: u64,
     },
+    /// The name of the model or of its price is no name.
+    #[error("the name of a model or of a price is at most {LONGEST_NAME} bytes long")]
+    NameTooLong,
     /// More would be reversed than was spent.
     #[error("only ${left} of what {task} has spent can still be refunded")]
     RefundTooLarge {
@@ -323,6 +328,9 @@ fn reserve(state: &State, request: Reserve, now: Timestamp, zones: &Zones) -> Re
     }
     if state.open.len() >= MOST_OPEN {
         return Err(Refusal::TooManyOpen);
+    }
+    if request.model.len() > LONGEST_NAME || request.price.len() > LONGEST_NAME {
+        return Err(Refusal::NameTooLong);
     }
     let known = state.task(request.task);
     let opening = Amount { nano_usd: request.opening.nano_usd.max(NanoUsd::ZERO), ..request.opening };
