@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod forge;
+pub mod gateway;
 pub mod git;
 mod http;
 pub mod image;

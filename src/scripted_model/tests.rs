@@ -123,7 +123,7 @@ async fn each_fault_is_what_a_client_takes_it_for() {
         ("truncate", FaultClass::Truncated, false),
         ("reset", FaultClass::Reset, false),
         ("stall", FaultClass::IdleTimeout, false),
-        ("hang", FaultClass::FirstByteTimeout, false),
+        ("hang", FaultClass::FirstByteTimeout, true),
         ("garbage", FaultClass::Malformed, false),
         ("badJson", FaultClass::Malformed, false),
         ("empty", FaultClass::Truncated, false),

@@ -14,7 +14,7 @@ use super::wire::{self, Assembly, Counted, Fault, Limit, MAX_PARTS, Progress};
 use super::{ModelFailure, ModelRequest, inline};
 
 /// The version of the API that this file is written to.
-pub(super) const VERSION: &str = "2023-06-01";
+pub(crate) const VERSION: &str = "2023-06-01";
 
 /// Marks a thinking block that came encrypted as a whole, in the place of its signature.
 const REDACTED: &str = "redacted_thinking:";

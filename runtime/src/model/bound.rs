@@ -25,6 +25,32 @@ pub fn input_bound(request_bytes: u64, previous: Option<(u64, u64)>) -> u64 {
     }
 }
 
+/// The most tokens that an image is read as.
+///
+/// Anthropic scales images down to 4,784 tokens at most, and older models to 1,600 (Images and vision, platform.claude.com).
+/// OpenAI counts up to 10,000 patches times 1.2 for its larger models; the small ones multiply by up to 2.46, and
+/// gpt-4o-mini counts 2,833 and 5,667 for each of up to eight tiles (Images and vision, developers.openai.com). Others are
+/// taken as Qwen's vision models, whose default limit of 16,384 is the largest of the usual open-weights servers.
+pub fn image_tokens(price: &Price, provider: ImageRules, model: &str) -> u64 {
+    price.image_tokens().unwrap_or(match provider {
+        ImageRules::Anthropic => 4_784,
+        ImageRules::Openai if ["mini", "nano", "luna"].iter().any(|small| model.contains(small)) => 48_169,
+        ImageRules::Openai => 12_000,
+        ImageRules::Other => 16_384,
+    })
+}
+
+/// Whose way to count an image's tokens applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageRules {
+    /// Anthropic's own models.
+    Anthropic,
+    /// OpenAI's own models.
+    Openai,
+    /// A compatible server.
+    Other,
+}
+
 /// The most a call can cost whose request is within this bound and causes only these cache writes.
 pub fn quote(price: &Price, writes: CacheWrites, input_bound: u64, wanted_output: u64) -> Quote {
     let (input_rate, output_rate) = price.dearest(writes, input_bound);
@@ -48,6 +74,8 @@ mod tests {
     use super::super::pricing::Prices;
     use super::*;
 
+    const TODAY: jiff::civil::Date = jiff::civil::date(2026, 12, 24);
+
     #[test]
     fn a_settled_prefix_is_known_and_only_the_rest_is_bounded() {
         for (bytes, previous, expected) in [
@@ -66,7 +94,7 @@ mod tests {
     #[test]
     fn a_tight_budget_shortens_the_answer_then_refuses() {
         let prices = Prices::built_in();
-        let price = prices.find("anthropic", "claude-sonnet-4-6").expect("priced");
+        let price = prices.find("anthropic", "claude-sonnet-4-6", TODAY).expect("priced");
         let dollars = |text: &str| Remaining { nano_usd: NanoUsd::parse_decimal(text).ok(), tokens: None };
         let fit = |remaining| quote(price, CacheWrites::FiveMinutes, 10_000, 32_000).fit(remaining);
         // 10,000 tokens at 3.75 per million and 32,000 at 15.
@@ -90,7 +118,7 @@ mod tests {
             let prices = Prices::built_in();
             let mut names: Vec<_> = prices.models_of("openai").map(str::to_owned).collect();
             names.sort();
-            let price = prices.find("openai", &names[row % names.len()]).expect("priced");
+            let price = prices.find("openai", &names[row % names.len()], TODAY).expect("priced");
             let remaining = Remaining { nano_usd: Some(NanoUsd::from_nanos(nanos)), tokens };
             if let Some(fitted) = quote(price, CacheWrites::Any, input, wanted).fit(remaining) {
                 prop_assert!(fitted.nano_usd.nanos() <= nanos);

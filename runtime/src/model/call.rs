@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Response, StatusCode};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -51,7 +51,7 @@ impl ModelClient for Models {
         if key.is_none() && provider.key_required {
             return refuse(FaultClass::Auth, format!("no model key for {name} was given"));
         }
-        let Some(headers) = headers(provider.dialect, key) else {
+        let Some(headers) = headers(provider, key) else {
             return refuse(FaultClass::Auth, format!("the model key for {name} has characters that no key has"));
         };
         let limit = Limit {
@@ -61,6 +61,7 @@ impl ModelClient for Models {
         };
         let body = wire::encode(request, limit)?;
         let mut exchange = Exchange {
+            answered: false,
             provider,
             key,
             timeouts: &self.timeouts,
@@ -86,28 +87,22 @@ impl ModelClient for Models {
     }
 }
 
-fn headers(dialect: Dialect, key: Option<&SecretString>) -> Option<HeaderMap> {
+fn headers(provider: &Provider, key: Option<&SecretString>) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if dialect == Dialect::Anthropic {
+    if provider.dialect == Dialect::Anthropic {
         headers.insert(HeaderName::from_static("anthropic-version"), HeaderValue::from_static(anthropic::VERSION));
     }
     if let Some(key) = key {
-        let key = key.expose_secret().trim();
-        let (name, value) = match dialect {
-            Dialect::Anthropic => (HeaderName::from_static("x-api-key"), HeaderValue::from_str(key)),
-            Dialect::OpenaiChat | Dialect::OpenaiResponses => {
-                (AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {key}")))
-            }
-        };
-        let mut value = value.ok()?;
-        value.set_sensitive(true);
+        let (name, value) = provider.authorization(key)?;
         headers.insert(name, value);
     }
     Some(headers)
 }
 
 struct Exchange<'a> {
+    /// Whether anything at all has come back.
+    answered: bool,
     provider: &'a Provider,
     key: Option<&'a SecretString>,
     timeouts: &'a Timeouts,
@@ -131,12 +126,13 @@ impl Exchange<'_> {
             let what = format!("sent nothing for {} s", wait.as_secs());
             exchange.failure(Fault::new(FaultClass::FirstByteTimeout, what))
         };
-        let send = client.post(self.provider.url.clone()).headers(headers).body(body).send();
+        let send = client.post(self.provider.own_url()).headers(headers).body(body).send();
         let mut response = match timeout_at(deadline, send).await {
             Err(_) => return Err(late(self)),
             Ok(Err(error)) => return Err(self.not_sent(&error)),
             Ok(Ok(response)) => response,
         };
+        self.answered = true;
         if response.status() != StatusCode::OK {
             return Err(self.refused(response).await);
         }
@@ -200,6 +196,9 @@ impl Exchange<'_> {
         } else if !self.reply.started() && fault.reported.is_some() {
             // An error in place of the first event: the provider did not begin.
             Charge::Nothing
+        } else if !self.answered && fault.class != FaultClass::Cancelled {
+            // Not one byte came back. Who stops a call before it is answered cannot know.
+            Charge::Nothing
         } else {
             Charge::Unknown
         };
@@ -208,24 +207,7 @@ impl Exchange<'_> {
     }
 
     fn not_sent(&self, error: &reqwest::Error) -> ModelFailure {
-        let name = &self.provider.name;
-        if !error.is_connect() {
-            return self.failure(broken());
-        }
-        let why = innermost(error);
-        let lower = why.to_ascii_lowercase();
-        if ["certificate", "ssl", "tls", "handshake"].iter().any(|word| lower.contains(word)) {
-            // The library's own words name its source files.
-            let certificate = lower.contains("certificate");
-            let why = if certificate { "its certificate is not trusted" } else { "the TLS handshake failed" };
-            return ModelFailure::new(
-                FaultClass::Tls,
-                Charge::Nothing,
-                format!("no trusted connection to {name}: {why}"),
-            );
-        }
-        let why = if error.is_timeout() { "no answer in time".into() } else { why };
-        ModelFailure::new(FaultClass::Connect, Charge::Nothing, format!("no connection to {name}: {why}"))
+        not_connected(&self.provider.name, error).unwrap_or_else(|| self.failure(broken()))
     }
 
     async fn refused(&self, response: Response) -> ModelFailure {
@@ -246,17 +228,35 @@ impl Exchange<'_> {
     }
 }
 
-fn broken() -> Fault {
+/// The failure of a connection that did not come about. `None`: it did, and broke later.
+pub(crate) fn not_connected(name: &str, error: &reqwest::Error) -> Option<ModelFailure> {
+    if !error.is_connect() {
+        return None;
+    }
+    let why = innermost(error);
+    let lower = why.to_ascii_lowercase();
+    let failed = |class, message| Some(ModelFailure::new(class, Charge::Nothing, message));
+    if ["certificate", "ssl", "tls", "handshake"].iter().any(|word| lower.contains(word)) {
+        // The library's own words name its source files.
+        let certificate = lower.contains("certificate");
+        let why = if certificate { "its certificate is not trusted" } else { "the TLS handshake failed" };
+        return failed(FaultClass::Tls, format!("no trusted connection to {name}: {why}"));
+    }
+    let why = if error.is_timeout() { "no answer in time".into() } else { why };
+    failed(FaultClass::Connect, format!("no connection to {name}: {why}"))
+}
+
+pub(crate) fn broken() -> Fault {
     Fault::new(FaultClass::Reset, "broke the connection")
 }
 
-fn is_event_stream(headers: &HeaderMap) -> bool {
+pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
     let encoded = headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
     let stream = |kind: &HeaderValue| kind.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream");
     !encoded && headers.get(CONTENT_TYPE).is_none_or(stream)
 }
 
-async fn bounded_body(mut response: Response) -> Vec<u8> {
+pub(crate) async fn bounded_body(mut response: Response) -> Vec<u8> {
     let mut body = Vec::new();
     let read = async {
         while let Ok(Some(chunk)) = response.chunk().await {

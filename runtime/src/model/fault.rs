@@ -135,7 +135,7 @@ impl ModelFailure {
 
 /// What a provider's error body says, in either dialect.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct ErrorBody {
+pub(crate) struct ErrorBody {
     kind: String,
     code: String,
     sentence: String,
@@ -199,7 +199,7 @@ impl ErrorBody {
 }
 
 /// A provider's words made fit for an event and a terminal: one line, no control characters, bounded, without the key.
-fn sanitise(text: &str, key: Option<&SecretString>) -> String {
+pub(crate) fn sanitise(text: &str, key: Option<&SecretString>) -> String {
     // Far more than is shown: the rest need not be looked at.
     let mut end = text.len().min(16 * 1024);
     while !text.is_char_boundary(end) {
@@ -224,7 +224,7 @@ fn sanitise(text: &str, key: Option<&SecretString>) -> String {
 }
 
 /// The failure that an HTTP status other than success stands for.
-pub(super) fn of_status(
+pub(crate) fn of_status(
     provider: &str,
     status: u16,
     retry_after: Option<Duration>,
@@ -242,16 +242,14 @@ pub(super) fn of_status(
         400..=499 => (FaultClass::Rejected, "refused the request"),
         _ => (FaultClass::Malformed, "answered with a status that is not one"),
     };
-    // Said by something in between that lost sight of the provider: it may have done the work.
-    let charged = if matches!(status, 408 | 502 | 504 | 520..=527) { Charge::Unknown } else { Charge::Nothing };
     let mut failure =
-        ModelFailure::new(class, charged, format!("{provider} {what} (HTTP {status}){}", body.suffix(key)));
+        ModelFailure::new(class, Charge::Nothing, format!("{provider} {what} (HTTP {status}){}", body.suffix(key)));
     failure.retry_after = retry_after;
     failure
 }
 
 /// `Retry-After`, in seconds or as a date (RFC 9110, section 10.2.3).
-pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse::<u64>() {
         return Some(Duration::from_secs(seconds));
@@ -291,7 +289,7 @@ mod tests {
             (529, "<html>", Class::Overloaded, Code::ModelOverloaded, Charge::Nothing),
             (503, "null", Class::Overloaded, Code::ModelOverloaded, Charge::Nothing),
             (500, "[]", Class::ServerError, Code::ModelUnavailable, Charge::Nothing),
-            (504, "", Class::ServerError, Code::ModelUnavailable, Charge::Unknown),
+            (504, "", Class::ServerError, Code::ModelUnavailable, Charge::Nothing),
             (401, "", Class::Auth, Code::ModelAuth, Charge::Nothing),
             (403, "", Class::Auth, Code::ModelAuth, Charge::Nothing),
             (400, "", Class::Rejected, Code::ModelUnavailable, Charge::Nothing),

@@ -4,18 +4,19 @@
 //! [`quote`] for what it may cost, then [`ModelClient::call`], and [`retry::decide`] about what failed. Money is
 //! reserved and settled by the caller; nothing here knows a ledger.
 
-mod anthropic;
+pub(crate) mod anthropic;
 mod bound;
-mod call;
-mod fault;
+pub mod breaker;
+pub(crate) mod call;
+pub(crate) mod fault;
 mod openai;
 mod pricing;
-mod provider;
+pub(crate) mod provider;
 pub mod retry;
 mod sse;
 #[cfg(test)]
 mod tests;
-mod wire;
+pub(crate) mod wire;
 
 use async_trait::async_trait;
 use orchestra_events::blob::Content;
@@ -25,10 +26,13 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub use bound::{HIDDEN_INPUT_TOKENS, OUTPUT_FLOOR, input_bound, quote};
+pub use bound::{HIDDEN_INPUT_TOKENS, ImageRules, OUTPUT_FLOOR, image_tokens, input_bound, quote};
 pub use call::MAX_REPLY_BYTES;
 pub use fault::{Charge, FaultClass, ModelFailure};
-pub use pricing::{CacheWrites, LongContext, LongContextRow, Price, PriceRow, Prices, Rates};
+pub use pricing::{
+    ANY_MODEL, CacheWrites, HostedTool, LongContext, LongContextRow, Price, PriceFileError, PriceRow, Prices, Rates,
+    ToolCalls, ToolPrices, read_operator,
+};
 pub use provider::{ConfigError, Dialect, ModelNameError, Models, ProviderConfig, ResolvedModel, Timeouts};
 
 /// A tool that the model may ask for.

@@ -4,7 +4,7 @@
 //! per million is 3,000,000. Every published price is whole in that unit. Sums are `u128` and round up to the
 //! nano-dollar once, at the end.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use jiff::civil::Date;
@@ -38,20 +38,21 @@ pub struct Rates {
 }
 
 impl Rates {
-    fn cost(&self, usage: &Usage) -> NanoUsd {
+    fn picos(&self, usage: &Usage) -> u128 {
         let times = |tokens: u64, rate: u64| u128::from(tokens) * u128::from(rate);
         // Five products of two 64-bit numbers can pass 2^128 only near its very end: saturate rather than wrap.
-        let picos = times(usage.input_tokens, self.input)
+        times(usage.input_tokens, self.input)
             .saturating_add(times(usage.output_tokens, self.output))
             .saturating_add(times(usage.cache_read_tokens, self.cache_read))
             .saturating_add(times(usage.cache_write5m_tokens, self.cache_write5m))
-            .saturating_add(times(usage.cache_write1h_tokens, self.cache_write1h));
-        round_up(picos)
+            .saturating_add(times(usage.cache_write1h_tokens, self.cache_write1h))
     }
 
     fn dearest_input(&self, writes: CacheWrites) -> u64 {
-        let cached = self.input.max(self.cache_read).max(self.cache_write5m);
+        let read = self.input.max(self.cache_read);
+        let cached = read.max(self.cache_write5m);
         match writes {
+            CacheWrites::None => read,
             CacheWrites::FiveMinutes => cached,
             CacheWrites::Any => cached.max(self.cache_write1h),
         }
@@ -65,11 +66,29 @@ fn round_up(picos: u128) -> NanoUsd {
 /// Which cache writes a request can cause. What it cannot cause need not be reserved for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheWrites {
+    /// None at all: no mark, and a provider that writes only what is marked.
+    None,
     /// Five-minute marks only, and whatever the provider does by itself: the built-in agent's requests.
     FiveMinutes,
     /// One-hour marks as well.
     Any,
 }
+
+/// A tool that the provider runs by itself, within a call, and bills per use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostedTool {
+    /// Searches the web.
+    WebSearch,
+    /// Reads one page of the web.
+    WebFetch,
+}
+
+/// Pico-dollars per use of each tool that has a price. A use of another one cannot be bounded, and is refused.
+pub type ToolPrices = BTreeMap<HostedTool, u64>;
+
+/// How often the provider's tools were used in a call.
+pub type ToolCalls = BTreeMap<HostedTool, u64>;
 
 /// Dearer rates for a whole call once it reads more than so many tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,6 +150,15 @@ pub struct PriceRow {
     /// The most output tokens the model can write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_output_tokens: Option<u64>,
+    /// The most tokens that one image is read as; absent, what the provider documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_tokens: Option<u64>,
+    /// Pico-dollars per use of a tool that the provider runs (ten billion for a cent); absent, the built-in prices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools: Option<ToolPrices>,
+    /// The version of the file that the row is from.
+    #[serde(skip)]
+    pub version: Option<Arc<str>>,
 }
 
 /// An operator's rates above some size of context.
@@ -162,6 +190,8 @@ pub struct Price {
     base: Rates,
     long_context: Option<LongContext>,
     max_output_tokens: Option<u64>,
+    image_tokens: Option<u64>,
+    tools: ToolPrices,
 }
 
 impl Price {
@@ -180,12 +210,29 @@ impl Price {
         self.max_output_tokens
     }
 
+    /// The most tokens that one image is read as, when the row says so.
+    pub fn image_tokens(&self) -> Option<u64> {
+        self.image_tokens
+    }
+
+    /// What one use of a tool costs that the provider runs, in pico-dollars.
+    pub fn tool(&self, tool: HostedTool) -> Option<u64> {
+        self.tools.get(&tool).copied()
+    }
+
     /// What a call costs, rounded up to the nano-dollar.
     pub fn cost(&self, usage: &Usage) -> NanoUsd {
-        match &self.long_context {
-            Some(tier) if usage.context() > tier.input_tokens => tier.rates().cost(usage),
-            _ => self.base.cost(usage),
-        }
+        self.cost_with(usage, &ToolCalls::new())
+    }
+
+    /// What a call costs in which the provider used tools of its own. One without a price is not billed.
+    pub fn cost_with(&self, usage: &Usage, calls: &ToolCalls) -> NanoUsd {
+        let tokens = match &self.long_context {
+            Some(tier) if usage.context() > tier.input_tokens => tier.rates().picos(usage),
+            _ => self.base.picos(usage),
+        };
+        let tools = calls.iter().map(|(tool, uses)| u128::from(self.tool(*tool).unwrap_or(0)) * u128::from(*uses));
+        round_up(tools.fold(tokens, u128::saturating_add))
     }
 
     /// The most a call can cost that reads and writes at most so many tokens, whatever it caches.
@@ -216,11 +263,12 @@ impl Price {
 }
 
 impl PriceRow {
-    fn price(&self, provider: &str) -> Price {
+    fn price(&self, provider: &str, tools: &ToolPrices) -> Price {
         let write5m = self.cache_write_5m.unwrap_or(self.input);
         let day = self.effective.map(|day| format!("@{day}")).unwrap_or_default();
+        let version = self.version.as_deref().map(|version| format!("-{version}")).unwrap_or_default();
         Price {
-            id: format!("operator{day}/{provider}/{}", self.model).into(),
+            id: format!("operator{version}{day}/{provider}/{}", self.model).into(),
             effective: self.effective,
             base: Rates {
                 input: self.input,
@@ -241,8 +289,74 @@ impl PriceRow {
                 }
             }),
             max_output_tokens: self.max_output_tokens,
+            image_tokens: self.image_tokens,
+            tools: self.tools.clone().unwrap_or_else(|| tools.clone()),
         }
     }
+}
+
+/// Why an operator's file of prices cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PriceFileError {
+    /// Not JSON, or not of the form that is expected. The sentence says where.
+    #[error(
+        "the file of prices is not understood ({0}); it reads {{\"version\": \"2026-12\", \"unit\": \"pico-dollars per \
+         token\", \"providers\": {{\"anthropic\": [{{\"model\": \"…\", \"input\": 3000000, \"output\": 15000000}}]}}}}"
+    )]
+    Form(#[from] serde_json::Error),
+    /// The unit is part of the file so that nobody has to guess it.
+    #[error("the prices are in {0:?}; convert them to \"pico-dollars per token\" (micro-dollars per million tokens)")]
+    Unit(String),
+    /// The version becomes part of every charge.
+    #[error("the file's version {0:?} is not 1 to 40 letters, digits, dots, dashes and underscores; correct it")]
+    Version(String),
+    /// Two rows of one model hold from the same day.
+    #[error("{provider}/{model} has two rows that hold from {from}; remove one, or give it another day")]
+    Twice {
+        /// The provider.
+        provider: String,
+        /// The model.
+        model: String,
+        /// The day, or `always`.
+        from: String,
+    },
+}
+
+/// The unit of every price that is not per use of a tool.
+const UNIT: &str = "pico-dollars per token";
+
+/// Reads an operator's file of prices: rows by provider, to be put before those of the configuration.
+pub fn read_operator(json: &str) -> Result<BTreeMap<String, Vec<PriceRow>>, PriceFileError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct File {
+        version: String,
+        unit: String,
+        providers: BTreeMap<String, Vec<PriceRow>>,
+    }
+    let mut file: File = serde_json::from_str(json)?;
+    if file.unit != UNIT {
+        return Err(PriceFileError::Unit(file.unit));
+    }
+    let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if file.version.is_empty() || file.version.len() > 40 || !file.version.chars().all(letters) {
+        return Err(PriceFileError::Version(file.version));
+    }
+    let version: Arc<str> = file.version.into();
+    for (provider, rows) in &mut file.providers {
+        let mut seen = std::collections::HashSet::new();
+        for row in rows {
+            if !seen.insert((row.model.clone(), row.effective)) {
+                return Err(PriceFileError::Twice {
+                    provider: provider.clone(),
+                    model: row.model.clone(),
+                    from: row.effective.map_or_else(|| "always".into(), |day| day.to_string()),
+                });
+            }
+            row.version = Some(Arc::clone(&version));
+        }
+    }
+    Ok(file.providers)
 }
 
 #[derive(Deserialize)]
@@ -253,6 +367,9 @@ struct TableFile {
     // For the reader of the file; there is one unit.
     #[serde(rename = "unit")]
     _unit: String,
+    /// By provider.
+    #[serde(default)]
+    tools: BTreeMap<String, ToolPrices>,
     rows: Vec<TableRow>,
 }
 
@@ -267,6 +384,8 @@ struct TableRow {
     rates: RatesRow,
     above: Option<LongContext>,
     max_output_tokens: Option<u64>,
+    /// The day from which this row goes before the model's earlier ones.
+    effective: Option<Date>,
 }
 
 // `flatten` and `deny_unknown_fields` exclude each other, hence a twin of `Rates` that ignores its neighbours.
@@ -280,10 +399,32 @@ struct RatesRow {
     cache_write1h: u64,
 }
 
+/// The rows of one model, the latest day first; a row without a day holds since ever.
+#[derive(Debug, Clone, Default)]
+struct Rows {
+    operator: Vec<(Option<Date>, Arc<Price>)>,
+    table: Vec<(Option<Date>, Arc<Price>)>,
+}
+
+impl Rows {
+    /// The operator's row of the day, or the table's. A row of a later day is not there yet.
+    fn on(&self, day: Date) -> Option<&Arc<Price>> {
+        let holds = |(from, _): &&(Option<Date>, Arc<Price>)| from.is_none_or(|from| from <= day);
+        self.operator.iter().find(holds).or_else(|| self.table.iter().find(holds)).map(|(_, price)| price)
+    }
+}
+
+fn put(rows: &mut Vec<(Option<Date>, Arc<Price>)>, from: Option<Date>, price: Arc<Price>) {
+    rows.retain(|(other, _)| *other != from);
+    rows.push((from, price));
+    rows.sort_by_key(|(from, _)| std::cmp::Reverse(*from));
+}
+
 /// Every price that is known: the operator's, then the built-in table's.
 #[derive(Debug, Clone, Default)]
 pub struct Prices {
-    rows: HashMap<(String, String), Arc<Price>>,
+    rows: HashMap<(String, String), Rows>,
+    tools: BTreeMap<String, ToolPrices>,
 }
 
 impl Prices {
@@ -291,11 +432,12 @@ impl Prices {
     pub fn built_in() -> Self {
         let table: TableFile =
             serde_json::from_str(BUILT_IN).expect("prices.json is part of the program and read by its tests");
-        let mut rows = HashMap::new();
+        let mut prices = Self { rows: HashMap::new(), tools: table.tools };
         for row in table.rows {
+            let day = row.effective.map(|day| format!("@{day}")).unwrap_or_default();
             let price = Arc::new(Price {
-                id: format!("{}/{}", table.version, row.model).into(),
-                effective: Some(table.effective),
+                id: format!("{}/{}{day}", table.version, row.model).into(),
+                effective: row.effective.or(Some(table.effective)),
                 base: Rates {
                     input: row.rates.input,
                     output: row.rates.output,
@@ -305,22 +447,32 @@ impl Prices {
                 },
                 long_context: row.above,
                 max_output_tokens: row.max_output_tokens,
+                image_tokens: None,
+                tools: prices.tools_of(&row.provider),
             });
             for name in row.aliases.into_iter().chain([row.model]) {
-                rows.insert((row.provider.clone(), name), Arc::clone(&price));
+                let rows = prices.rows.entry((row.provider.clone(), name)).or_default();
+                // The table's own day says when it was made: its prices were not others before.
+                put(&mut rows.table, row.effective, Arc::clone(&price));
             }
         }
-        Self { rows }
+        prices
     }
 
-    /// Puts an operator's row before what is there.
+    fn tools_of(&self, provider: &str) -> ToolPrices {
+        self.tools.get(provider).cloned().unwrap_or_default()
+    }
+
+    /// Puts an operator's row before what is there. It takes the place of an earlier one that holds from the same day.
     pub fn set(&mut self, provider: &str, row: &PriceRow) {
-        self.rows.insert((provider.to_owned(), row.model.clone()), Arc::new(row.price(provider)));
+        let price = Arc::new(row.price(provider, &self.tools_of(provider)));
+        let rows = self.rows.entry((provider.to_owned(), row.model.clone())).or_default();
+        put(&mut rows.operator, row.effective, price);
     }
 
-    /// The price of a provider's model.
-    pub fn find(&self, provider: &str, model: &str) -> Option<&Arc<Price>> {
-        let row = |model: &str| self.rows.get(&(provider.to_owned(), model.to_owned()));
+    /// The price of a provider's model on a day.
+    pub fn find(&self, provider: &str, model: &str, day: Date) -> Option<&Arc<Price>> {
+        let row = |model: &str| self.rows.get(&(provider.to_owned(), model.to_owned()))?.on(day);
         row(model).or_else(|| row(ANY_MODEL))
     }
 
@@ -336,8 +488,10 @@ mod tests {
 
     use super::*;
 
+    const TODAY: Date = jiff::civil::date(2026, 12, 24);
+
     fn price(provider: &str, model: &str) -> Arc<Price> {
-        Arc::clone(Prices::built_in().find(provider, model).expect(model))
+        Arc::clone(Prices::built_in().find(provider, model, TODAY).expect(model))
     }
 
     fn usage(input: u64, output: u64, read: u64, write5m: u64, write1h: u64) -> Usage {
@@ -396,7 +550,7 @@ mod tests {
         let mut prices = Prices::default();
         let row: PriceRow = serde_json::from_str(r#"{"model": "m", "input": 1, "output": 0}"#).expect("row");
         prices.set("p", &row);
-        let price = prices.find("p", "m").expect("priced");
+        let price = prices.find("p", "m", TODAY).expect("priced");
         assert_eq!(price.cost(&usage(1, 0, 0, 0, 0)).nanos(), 1);
         assert_eq!(price.cost(&usage(1_000, 0, 0, 0, 0)).nanos(), 1);
         assert_eq!(price.cost(&usage(1_001, 0, 0, 0, 0)).nanos(), 2);
@@ -417,13 +571,73 @@ mod tests {
         )
         .expect("row");
         prices.set("anthropic", &row);
-        let price = prices.find("anthropic", "claude-sonnet-4-6").expect("priced");
+        let price = prices.find("anthropic", "claude-sonnet-4-6", TODAY).expect("priced");
         assert_eq!(price.id(), "operator@2026-12-01/anthropic/claude-sonnet-4-6");
         assert_eq!(price.cost(&usage(1_000, 0, 0, 0, 0)).nanos(), 10);
         assert!(serde_json::from_str::<PriceRow>(r#"{"model": "m", "input": 1, "output": 1, "inptu": 2}"#).is_err());
         prices.set("ollama", &PriceRow { model: ANY_MODEL.into(), ..row });
-        assert!(prices.find("ollama", "anything").is_some());
-        assert!(prices.find("other", "anything").is_none());
+        assert!(prices.find("ollama", "anything", TODAY).is_some());
+        assert!(prices.find("other", "anything", TODAY).is_none());
+    }
+
+    #[test]
+    fn a_row_holds_from_its_day_on_and_the_latest_of_the_operators_goes_first() {
+        let mut prices = Prices::built_in();
+        for (day, input) in [("2027-02-01", 30), ("2027-01-01", 20)] {
+            let row = format!(r#"{{"model": "gpt-5", "effective": "{day}", "input": {input}, "output": 0}}"#);
+            prices.set("openai", &serde_json::from_str(&row).expect("row"));
+        }
+        for (day, expected) in [
+            ((2026, 12, 31), "2026-11-22/gpt-5"),
+            ((2027, 1, 1), "operator@2027-01-01/openai/gpt-5"),
+            ((2027, 1, 31), "operator@2027-01-01/openai/gpt-5"),
+            ((2027, 2, 1), "operator@2027-02-01/openai/gpt-5"),
+        ] {
+            let day = jiff::civil::date(day.0, day.1, day.2);
+            assert_eq!(prices.find("openai", "gpt-5", day).expect("priced").id(), expected, "{day}");
+        }
+        let future = r#"{"model": "new", "effective": "2027-01-01", "input": 1, "output": 1}"#;
+        prices.set("openai", &serde_json::from_str(future).expect("row"));
+        assert!(prices.find("openai", "new", TODAY).is_none(), "not before its day");
+    }
+
+    #[test]
+    fn a_use_of_the_providers_own_tool_has_its_price() {
+        let sonnet = price("anthropic", "claude-sonnet-4-6");
+        let calls = ToolCalls::from([(HostedTool::WebSearch, 3), (HostedTool::WebFetch, 2)]);
+        // Three cents, and one thousand tokens of output.
+        assert_eq!(sonnet.cost_with(&usage(0, 1_000, 0, 0, 0), &calls).to_string(), "0.045");
+        assert_eq!(price("openai", "gpt-5").tool(HostedTool::WebSearch), None);
+        let row = r#"{"model": "m", "input": 0, "output": 0, "tools": {"web_search": 1500}}"#;
+        let mut prices = Prices::default();
+        prices.set("p", &serde_json::from_str(row).expect("row"));
+        let price = prices.find("p", "m", TODAY).expect("priced");
+        let search = ToolCalls::from([(HostedTool::WebSearch, 1)]);
+        assert_eq!(price.cost_with(&usage(0, 0, 0, 0, 0), &search).nanos(), 2, "rounded up once");
+    }
+
+    #[test]
+    fn an_operators_file_is_read_or_says_what_is_wrong_with_it() {
+        let file =
+            |rest: &str| format!(r#"{{"version": "v7", "unit": "pico-dollars per token", "providers": {rest}}}"#);
+        let rows = read_operator(&file(r#"{"p": [{"model": "m", "input": 1, "output": 2}]}"#)).expect("read");
+        let mut prices = Prices::default();
+        prices.set("p", &rows["p"][0]);
+        assert_eq!(prices.find("p", "m", TODAY).expect("priced").id(), "operator-v7/p/m");
+        for (json, expected) in [
+            (file(r#"{"p": [{"model": "m", "input": 1.5, "output": 2}]}"#), "line 1 column"),
+            (file(r#"{"p": [{"model": "m", "inptu": 1, "output": 2}]}"#), "inptu"),
+            (
+                file(r#"{"p": [{"model": "m", "input": 1, "output": 2}, {"model": "m", "input": 1, "output": 3}]}"#),
+                "p/m has two rows that hold from always",
+            ),
+            (file("{}").replace("pico", "nano"), "convert them"),
+            (file("{}").replace("v7", "a/b"), "correct it"),
+            ("[".into(), "it reads {\"version\""),
+        ] {
+            let error = read_operator(&json).expect_err(&json).to_string();
+            assert!(error.contains(expected), "{json}: {error}");
+        }
     }
 
     proptest! {
@@ -438,12 +652,16 @@ mod tests {
             let prices = Prices::built_in();
             let mut names: Vec<_> = prices.rows.keys().cloned().collect();
             names.sort();
-            let price = &prices.rows[&names[row % names.len()]];
+            let (provider, model) = &names[row % names.len()];
+            let price = prices.find(provider, model, TODAY).expect("priced");
             let usage = usage(parts[0], output, parts[1], parts[2], if hour { parts[3] } else { 0 });
             let bound = usage.context() + slack;
             prop_assert!(price.cost(&usage) <= price.bound(bound, output));
             if !hour {
                 prop_assert!(price.cost(&usage) <= price.bound_for(CacheWrites::FiveMinutes, bound, output));
+            }
+            if usage.cache_write_tokens() == 0 {
+                prop_assert!(price.cost(&usage) <= price.bound_for(CacheWrites::None, bound, output));
             }
         }
     }

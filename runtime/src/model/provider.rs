@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::civil::Date;
+use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use reqwest::{Url, redirect};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::pricing::{Price, PriceRow, Prices};
@@ -30,7 +32,8 @@ pub struct ProviderConfig {
     pub name: String,
     /// What it speaks.
     pub dialect: Dialect,
-    /// Up to, and without, `/v1/messages` or `/chat/completions`; for OpenAI's dialects it ends in `/v1`.
+    /// Up to, and without, `/v1/messages` or `/chat/completions`; for OpenAI's dialects it ends in `/v1`. A query, such as
+    /// Azure's `?api-version=…`, is kept at the end of every address.
     pub base_url: String,
     /// The operator's own key, for callers that bring none.
     pub operator_key: Option<SecretString>,
@@ -86,7 +89,8 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    pub(super) fn first_byte_for(&self, prompt_bytes: usize) -> Duration {
+    /// The limit for a prompt of this size.
+    pub(crate) fn first_byte_for(&self, prompt_bytes: usize) -> Duration {
         // Four bytes a token is what prompts measure; the limit need not be exact.
         let thousands = u32::try_from(prompt_bytes / 4_000).unwrap_or(u32::MAX);
         let more = self.first_byte_per_1000_tokens.saturating_mul(thousands);
@@ -98,7 +102,7 @@ impl Timeouts {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// Not a URL to send requests to.
-    #[error("models.{name}.base_url is not an http(s) URL without credentials, query and fragment; correct it")]
+    #[error("models.{name}.base_url is not an http(s) URL without credentials and fragment; correct it")]
     BaseUrl {
         /// The provider.
         name: String,
@@ -179,35 +183,114 @@ pub struct ResolvedModel {
     pub price: Arc<Price>,
 }
 
+/// What can be asked of a provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    /// Anthropic's Messages.
+    Messages,
+    /// Anthropic's count of a prompt's tokens.
+    CountTokens,
+    /// OpenAI's Chat Completions.
+    Chat,
+    /// OpenAI's Responses.
+    Responses,
+}
+
+impl Endpoint {
+    const fn path(self) -> &'static str {
+        match self {
+            Self::Messages => "v1/messages",
+            Self::CountTokens => "v1/messages/count_tokens",
+            Self::Chat => "chat/completions",
+            Self::Responses => "responses",
+        }
+    }
+
+    /// Whether a provider of this dialect has it: OpenAI's own server, and most that copy it, have both of its APIs.
+    pub const fn served_by(self, dialect: Dialect) -> bool {
+        match self {
+            Self::Messages | Self::CountTokens => matches!(dialect, Dialect::Anthropic),
+            Self::Chat | Self::Responses => matches!(dialect, Dialect::OpenaiChat | Dialect::OpenaiResponses),
+        }
+    }
+}
+
 /// A provider that is ready to be called.
 #[derive(Debug)]
-pub(super) struct Provider {
+pub(crate) struct Provider {
     pub name: Arc<str>,
     pub dialect: Dialect,
-    pub url: Url,
+    base: Url,
     pub operator_key: Option<SecretString>,
     pub key_required: bool,
     pub client: HttpClient,
 }
 
 impl Provider {
+    /// Where to send a request. The caller's query goes after the one that the operator configured.
+    pub fn url(&self, endpoint: Endpoint, query: Option<&str>) -> Url {
+        let mut url = self.base.clone();
+        let path = self.base.path().trim_end_matches('/');
+        url.set_path(&format!("{path}/{}", endpoint.path()));
+        if let Some(query) = query.filter(|query| !query.is_empty()) {
+            let joined =
+                self.base.query().map_or_else(|| query.to_owned(), |configured| format!("{configured}&{query}"));
+            url.set_query(Some(&joined));
+        }
+        url
+    }
+
+    /// Where the built-in agent sends its requests.
+    pub fn own_url(&self) -> Url {
+        let endpoint = match self.dialect {
+            Dialect::Anthropic => Endpoint::Messages,
+            Dialect::OpenaiChat => Endpoint::Chat,
+            Dialect::OpenaiResponses => Endpoint::Responses,
+        };
+        self.url(endpoint, None)
+    }
+
+    /// The header that carries the key, with the key in it. `None`: the key has characters that no key has.
+    pub fn authorization(&self, key: &SecretString) -> Option<(HeaderName, HeaderValue)> {
+        let key = key.expose_secret().trim();
+        let (name, value) = match self.dialect {
+            Dialect::Anthropic => (HeaderName::from_static("x-api-key"), HeaderValue::from_str(key)),
+            _ if self.is_azure() => (HeaderName::from_static("api-key"), HeaderValue::from_str(key)),
+            Dialect::OpenaiChat | Dialect::OpenaiResponses => {
+                (AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {key}")))
+            }
+        };
+        let mut value = value.ok()?;
+        value.set_sensitive(true);
+        Some((name, value))
+    }
+
+    /// Anthropic itself, which writes to a cache only where a request marks it.
+    pub fn is_anthropic(&self) -> bool {
+        self.base.host_str() == Some("api.anthropic.com")
+    }
+
+    fn is_azure(&self) -> bool {
+        self.base.host_str().is_some_and(|host| host.ends_with(".openai.azure.com"))
+    }
+
     /// The providers whose price depends on a tier that an account may set as its default.
     pub fn bills_service_tiers(&self) -> bool {
-        matches!(self.url.host_str(), Some("api.openai.com" | "api.anthropic.com"))
+        matches!(self.base.host_str(), Some("api.openai.com" | "api.anthropic.com"))
     }
 
     /// OpenAI's own servers have renamed a field that others know by its old name only.
     pub fn is_openai(&self) -> bool {
-        self.url.host_str().is_some_and(|host| host.ends_with("openai.com") || host.ends_with("openai.azure.com"))
+        self.base.host_str().is_some_and(|host| host.ends_with("openai.com")) || self.is_azure()
     }
 }
 
 /// The providers of this process.
 #[derive(Debug)]
 pub struct Models {
-    pub(super) providers: BTreeMap<String, Provider>,
+    pub(crate) providers: BTreeMap<String, Provider>,
     prices: Prices,
-    pub(super) timeouts: Timeouts,
+    pub(crate) timeouts: Timeouts,
 }
 
 impl Models {
@@ -217,10 +300,12 @@ impl Models {
         let mut providers = BTreeMap::new();
         let connect = timeouts.connect;
         // A redirect would carry the key to wherever it points.
-        let outside = HttpClient::new(move |client| client.redirect(redirect::Policy::none()).connect_timeout(connect));
+        let outside = HttpClient::new(move |client| {
+            client.redirect(redirect::Policy::none()).connect_timeout(connect).tcp_nodelay(true)
+        });
         // A proxy of the environment is for reaching the outside, not this machine.
         let inside = HttpClient::new(move |client| {
-            client.redirect(redirect::Policy::none()).connect_timeout(connect).no_proxy()
+            client.redirect(redirect::Policy::none()).connect_timeout(connect).tcp_nodelay(true).no_proxy()
         });
         for config in configs {
             let name = config.name;
@@ -231,12 +316,12 @@ impl Models {
             for row in &config.prices {
                 prices.set(&name, row);
             }
-            let url = endpoint(config.dialect, &config.base_url).ok_or(ConfigError::BaseUrl { name: name.clone() })?;
-            let client = if is_loopback(&url) { inside.clone() } else { outside.clone() };
+            let base = base(config.dialect, &config.base_url).ok_or(ConfigError::BaseUrl { name: name.clone() })?;
+            let client = if is_loopback(&base) { inside.clone() } else { outside.clone() };
             let provider = Provider {
                 name: name.as_str().into(),
                 dialect: config.dialect,
-                url,
+                base,
                 operator_key: config.operator_key,
                 key_required: config.key_required,
                 client,
@@ -248,13 +333,24 @@ impl Models {
         Ok(Self { providers, prices, timeouts })
     }
 
+    /// The models of a provider that have a price.
+    pub(crate) fn priced<'a>(&'a self, provider: &'a str) -> impl Iterator<Item = &'a str> {
+        self.prices.models_of(provider)
+    }
+
     /// Whether calls to this provider need a key that the operator does not hold.
     pub fn needs_callers_key(&self, provider: &str) -> bool {
         self.providers.get(provider).is_some_and(|provider| provider.key_required && provider.operator_key.is_none())
     }
 
-    /// Who serves a model: `claude-…` is Anthropic's, `gpt-…`, `o3` and their like OpenAI's, `NAME/model` is NAME's.
+    /// Who serves a model: `claude-…` is Anthropic's, `gpt-…`, `o3` and their like OpenAI's, `NAME/model` is NAME's. At the
+    /// prices of today.
     pub fn resolve(&self, name: &str) -> Result<ResolvedModel, ModelNameError> {
+        self.resolve_on(name, day_of(jiff::Timestamp::now()))
+    }
+
+    /// The same, at the prices of that day (in UTC).
+    pub fn resolve_on(&self, name: &str, day: Date) -> Result<ResolvedModel, ModelNameError> {
         if name.is_empty() || name.len() > MAX_MODEL_NAME || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(ModelNameError::NotAName);
         }
@@ -267,7 +363,7 @@ impl Models {
             let nearest = nearest(provider, self.providers.keys().map(String::as_str));
             return Err(ModelNameError::UnknownProvider { name: provider.into(), nearest });
         };
-        let Some(price) = self.prices.find(provider, model) else {
+        let Some(price) = self.prices.find(provider, model, day) else {
             let nearest = nearest(model, self.prices.models_of(provider));
             return Err(ModelNameError::Unpriced { provider: provider.into(), model: model.into(), nearest });
         };
@@ -296,23 +392,25 @@ impl Models {
     }
 }
 
-fn endpoint(dialect: Dialect, base_url: &str) -> Option<Url> {
-    let base = Url::parse(base_url).ok()?;
+/// The day by which prices are chosen.
+pub(crate) fn day_of(time: jiff::Timestamp) -> Date {
+    jiff::tz::Offset::UTC.to_datetime(time).date()
+}
+
+/// The address that every path of the provider is appended to.
+fn base(dialect: Dialect, base_url: &str) -> Option<Url> {
+    let mut base = Url::parse(base_url).ok()?;
     let plain = matches!(base.scheme(), "http" | "https")
         && base.has_host()
         && base.username().is_empty()
         && base.password().is_none()
-        && base.query().is_none()
         && base.fragment().is_none();
-    let path = match dialect {
-        Dialect::Anthropic => "v1/messages",
-        Dialect::OpenaiChat => "chat/completions",
-        Dialect::OpenaiResponses => "responses",
-    };
     // Both forms are in use for Anthropic-compatible servers; one `/v1` is meant.
-    let base = base.as_str().trim_end_matches('/');
-    let base = if dialect == Dialect::Anthropic { base.strip_suffix("/v1").unwrap_or(base) } else { base };
-    if plain { Url::parse(&format!("{base}/{path}")).ok() } else { None }
+    let path = base.path().trim_end_matches('/');
+    let path = if dialect == Dialect::Anthropic { path.strip_suffix("/v1").unwrap_or(path) } else { path };
+    let path = path.to_owned();
+    base.set_path(&path);
+    plain.then_some(base)
 }
 
 fn is_loopback(url: &Url) -> bool {
@@ -407,12 +505,57 @@ mod tests {
             (Dialect::Anthropic, "https://a.example/v1/", Some("https://a.example/v1/messages")),
             (Dialect::OpenaiChat, "http://[::1]:8080/v1", Some("http://[::1]:8080/v1/chat/completions")),
             (Dialect::OpenaiChat, "https://user:pass@a.example/v1", None),
-            (Dialect::OpenaiChat, "https://a.example/v1?x=1", None),
+            (
+                Dialect::OpenaiChat,
+                "https://a.openai.azure.com/openai/deployments/d?api-version=2",
+                Some("https://a.openai.azure.com/openai/deployments/d/chat/completions?api-version=2"),
+            ),
+            (Dialect::OpenaiChat, "https://a.example/v1#x", None),
             (Dialect::OpenaiChat, "file:///etc/passwd", None),
             (Dialect::OpenaiChat, "a.example", None),
         ] {
-            assert_eq!(endpoint(dialect, base).map(String::from).as_deref(), expected, "{base}");
+            let config = ProviderConfig {
+                name: "p".into(),
+                dialect,
+                base_url: base.into(),
+                operator_key: None,
+                key_required: true,
+                prices: Vec::new(),
+            };
+            let models = Models::new(vec![config], Timeouts::default());
+            let url = models.ok().map(|models| models.providers["p"].own_url().to_string());
+            assert_eq!(url.as_deref(), expected, "{base}");
         }
+    }
+
+    #[test]
+    fn an_azure_deployment_has_its_version_in_the_query_and_its_key_in_a_header_of_its_own() {
+        let config = |name: &str, base: &str| ProviderConfig {
+            name: name.into(),
+            dialect: Dialect::OpenaiChat,
+            base_url: base.into(),
+            operator_key: None,
+            key_required: true,
+            prices: Vec::new(),
+        };
+        let configs = vec![
+            config("azure", "https://a.openai.azure.com/openai/v1/?api-version=preview"),
+            config("lookalike", "https://openai.azure.com.example/v1"),
+        ];
+        let models = Models::new(configs, Timeouts::default()).expect("configuration");
+        let (azure, other) = (&models.providers["azure"], &models.providers["lookalike"]);
+        assert_eq!(
+            azure.url(Endpoint::Responses, Some("x=1")).as_str(),
+            "https://a.openai.azure.com/openai/v1/responses?api-version=preview&x=1"
+        );
+        assert_eq!(
+            other.url(Endpoint::Chat, Some("x=1")).as_str(),
+            "https://openai.azure.com.example/v1/chat/completions?x=1"
+        );
+        let key = SecretString::from("k");
+        assert_eq!(azure.authorization(&key).expect("a key").0, "api-key");
+        assert_eq!(other.authorization(&key).expect("a key").0, "authorization");
+        assert!(azure.is_openai() && !other.is_openai());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::sse::Event;
 use super::{Charge, ModelFailure, ModelRequest, anthropic, openai};
 
 /// A reply has at most so many parts.
-pub(super) const MAX_PARTS: usize = 512;
+pub(crate) const MAX_PARTS: usize = 512;
 
 /// The longest id or name of a tool call.
 pub(super) const MAX_NAME_BYTES: usize = 256;
@@ -46,7 +46,7 @@ pub(super) fn encode(request: &ModelRequest, limit: Limit) -> Result<Vec<u8>, Mo
 
 /// A fault found in a stream, before it is known what the stream has cost.
 #[derive(Debug)]
-pub(super) struct Fault {
+pub(crate) struct Fault {
     pub class: FaultClass,
     /// Completes a sentence that starts with the provider's name.
     pub what: String,
@@ -96,7 +96,7 @@ pub(super) trait Assembly: Send + Sync {
 
 /// The provider's counts as they come, and what was seen of the output.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Counted {
+pub(crate) struct Counted {
     pub input: Option<u64>,
     pub output: Option<u64>,
     pub cache_read: Option<u64>,

@@ -75,11 +75,12 @@ async fn a_broken_reply_is_named_and_its_cost_bounded() {
     assert_eq!((failure.class, failure.failure.code), (FaultClass::Reset, FailureCode::NetworkDropped));
     assert_eq!(failure.charged, Charge::Usage(seen));
     let failure = fails(CLAUDE, Answer::raw("").then(Then::Reset)).await;
-    assert_eq!((failure.class, failure.charged), (FaultClass::Reset, Charge::Unknown));
+    assert_eq!((failure.class, failure.charged), (FaultClass::Reset, Charge::Nothing), "not one byte came");
     let failure = fails(CLAUDE, Answer::raw("").then(Then::Hang)).await;
-    assert_eq!((failure.class, failure.charged), (FaultClass::FirstByteTimeout, Charge::Unknown));
+    assert_eq!((failure.class, failure.charged), (FaultClass::FirstByteTimeout, Charge::Nothing), "not one byte came");
     let failure = fails(GPT, Answer::stream("").then(Then::Hang)).await;
     assert_eq!((failure.class, failure.failure.code), (FaultClass::FirstByteTimeout, FailureCode::ModelTimeout));
+    assert_eq!(failure.charged, Charge::Unknown, "it had begun to answer");
 }
 
 #[tokio::test]
