@@ -42,7 +42,7 @@ pub(super) struct Refusal {
     /// `Some(false)`: asking again does not help.
     pub should_retry: Option<bool>,
     /// What the provider's own answer said about itself.
-    pub headers: HeaderMap,
+    pub headers: Box<HeaderMap>,
 }
 
 impl Refusal {
@@ -54,7 +54,7 @@ impl Refusal {
             message: message.into(),
             retry_after: None,
             should_retry: status.is_client_error().then_some(false),
-            headers: HeaderMap::new(),
+            headers: Box::default(),
         }
     }
 
@@ -169,7 +169,7 @@ impl Refusal {
         let body = Bytes::from(self.body(shape).to_string());
         let mut response = hyper::Response::new(body);
         *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers;
+        *response.headers_mut() = *self.headers;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(wait) = self.retry_after {

@@ -42,12 +42,12 @@ pub(super) struct Failed {
     pub failure: ModelFailure,
     /// The provider's status, when it was none of success.
     pub status: Option<StatusCode>,
-    pub headers: HeaderMap,
+    pub headers: Box<HeaderMap>,
 }
 
 impl From<ModelFailure> for Failed {
     fn from(failure: ModelFailure) -> Self {
-        Self { failure, status: None, headers: HeaderMap::new() }
+        Self { failure, status: None, headers: Box::default() }
     }
 }
 
@@ -283,7 +283,7 @@ impl<'a> Exchange<'a> {
     async fn refused(&mut self, provider: &Provider, response: Response) -> Failed {
         let status = response.status();
         let asked = asked_wait(response.headers(), self.live.gateway.clock.now());
-        let headers = headers::to_caller(response.headers());
+        let headers = Box::new(headers::to_caller(response.headers()));
         let body = ErrorBody::read(&bounded_body(response).await);
         let key = self.key.as_ref().map(|key| &*key.secret);
         let failure = fault::of_status(&provider.name, status.as_u16(), asked, &body, key);

@@ -117,6 +117,19 @@ impl Gateway {
     /// Serves one sandbox's loopback listener until `stop` is cancelled. Calls that are under way then are settled at what
     /// is known of them before this returns, or within ten seconds after.
     pub async fn serve(self: Arc<Self>, listener: std::net::TcpListener, session: Session, stop: CancellationToken) {
+        match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => self.serve_on(listener, session, stop).await,
+            Err(error) => tracing::error!(%error, "the gateway's listener cannot be used"),
+        }
+    }
+
+    /// The same, for a listener of this process's own network.
+    pub async fn serve_on(
+        self: Arc<Self>,
+        listener: tokio::net::TcpListener,
+        session: Session,
+        stop: CancellationToken,
+    ) {
         server::serve(self, listener, session, stop).await;
     }
 

@@ -322,9 +322,12 @@ fn settlement(call: &Call, reservation: Reservation, exchange: &Exchange<'_>, fa
     let tally = &exchange.watch.tally;
     let price = &call.target.model.price;
     let most = reservation.max_output_tokens.saturating_mul(call.quote.replies);
-    let (usage, confirmed) = tally.counted.settle(call.quote.input_tokens, most);
-    let cost = if !confirmed && call.hosted {
-        // How often the provider's tools were used is said at the end.
+    let (mut usage, confirmed) = tally.counted.settle(call.quote.input_tokens, most);
+    if !tally.started {
+        usage.output_tokens = most;
+    }
+    let cost = if !tally.started || !confirmed && call.hosted {
+        // Nothing is known; how often the provider's tools were used is said at the end.
         reservation.nano_usd
     } else if tally.counted.input.is_some() {
         price.cost_with(&usage, &tally.tools)

@@ -67,16 +67,7 @@ const STOP_WAIT: Duration = Duration::from_secs(10);
 /// At most so many models are listed.
 const MAX_LISTED: usize = 200;
 
-pub(super) async fn serve(
-    gateway: Arc<Gateway>,
-    listener: std::net::TcpListener,
-    session: Session,
-    stop: CancellationToken,
-) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "the gateway's listener cannot be used"),
-    };
+pub(super) async fn serve(gateway: Arc<Gateway>, listener: TcpListener, session: Session, stop: CancellationToken) {
     // A child, so that calls end also when this future is dropped.
     let ended = stop.child_token();
     let _end = ended.clone().drop_guard();
@@ -318,7 +309,7 @@ async fn count_tokens(
         let body = crate::model::fault::ErrorBody::read(&body);
         let key = key.as_ref().map(|key| &*key.secret);
         let failure = crate::model::fault::of_status(&provider.name, status.as_u16(), None, &body, key);
-        return Err(Refusal { headers: passing, ..Refusal::new(status, failure.failure.message.clone()) });
+        return Err(Refusal { headers: Box::new(passing), ..Refusal::new(status, failure.failure.message.clone()) });
     }
     let mut response = Response::new(Bytes::from(body));
     *response.headers_mut() = passing;

@@ -10,6 +10,7 @@ pub mod breaker;
 pub(crate) mod call;
 pub(crate) mod fault;
 mod openai;
+mod price_file;
 mod pricing;
 pub(crate) mod provider;
 pub mod retry;
@@ -29,9 +30,10 @@ use tokio_util::sync::CancellationToken;
 pub use bound::{HIDDEN_INPUT_TOKENS, ImageRules, OUTPUT_FLOOR, image_tokens, input_bound, quote};
 pub use call::MAX_REPLY_BYTES;
 pub use fault::{Charge, FaultClass, ModelFailure};
+pub use price_file::{PriceFileError, read_operator};
 pub use pricing::{
-    ANY_MODEL, CacheWrites, HostedTool, LongContext, LongContextRow, Price, PriceFileError, PriceRow, Prices, Rates,
-    ToolCalls, ToolPrices, read_operator,
+    ANY_MODEL, CacheWrites, HostedTool, LongContext, LongContextRow, Price, PriceRow, Prices, Rates, ToolCalls,
+    ToolPrices,
 };
 pub use provider::{ConfigError, Dialect, ModelNameError, Models, ProviderConfig, ResolvedModel, Timeouts};
 

@@ -333,6 +333,12 @@ impl Models {
         Ok(Self { providers, prices, timeouts })
     }
 
+    /// Lets all providers be reached through one client: building one takes longer than most tests.
+    #[cfg(test)]
+    pub(crate) fn share(&mut self, client: &HttpClient) {
+        self.providers.values_mut().for_each(|provider| provider.client = client.clone());
+    }
+
     /// The models of a provider that have a price.
     pub(crate) fn priced<'a>(&'a self, provider: &'a str) -> impl Iterator<Item = &'a str> {
         self.prices.models_of(provider)

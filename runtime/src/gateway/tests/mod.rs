@@ -3,8 +3,12 @@
 mod bad_input;
 mod breaker;
 mod callers;
+mod dialects;
 mod house;
+mod ledger;
 mod matrix;
 mod metering;
 mod pass_through;
 mod replies;
+mod reserving;
+mod script;
