@@ -2,7 +2,8 @@
 //!
 //! A provider, a bare relay, Orchestra's gateway and those of others run as processes of their own on loopback; this one
 //! calls them in turn, round by round, so that a noisy machine disturbs all alike, and measures them from `/proc`. Give
-//! the names of parts to run only those: `throughput`, `latency`, `memory`; `--peers` installs the others' first.
+//! the names of parts to run only those: `throughput`, `latency`, `memory`; `--only=bare,sums` takes only rows with such
+//! words in their names, `--rounds=2` so many turns; `--peers` installs the others' gateways first.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 #![allow(
     clippy::disallowed_methods,
@@ -38,7 +39,7 @@ use uuid::Uuid;
 
 /// Callers at once.
 const CALLERS: usize = 64;
-/// Turns of everything that is measured.
+/// Turns of everything that is measured, unless told otherwise.
 const ROUNDS: usize = 5;
 /// Length of a turn under full load, and what goes before it uncounted.
 const FULL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(2));
@@ -80,6 +81,9 @@ enum Kind {
     Portkey,
 }
 
+/// Where to call, and what stands there.
+type Started = (Target, Option<Member>);
+
 /// One turn under full load.
 struct Full {
     outcome: Outcome,
@@ -94,41 +98,56 @@ struct House {
     subjects: Vec<Subject>,
     /// Rows without figures, and why.
     absent: Vec<(&'static str, String)>,
+    /// Turns of everything.
+    rounds: usize,
+    /// Rows to be measured: those with one of these in their names. None: all.
+    only: Vec<String>,
     upstream: Member,
     scratch: tempfile::TempDir,
 }
 
 impl House {
-    fn open() -> Self {
+    fn open(given: &[String]) -> Self {
+        let option = |name: &str| given.iter().find_map(|given| given.strip_prefix(name));
+        let rounds = option("--rounds=").map_or(ROUNDS, |rounds| rounds.parse().unwrap());
+        let only = option("--only=").map(|only| only.split(',').map(str::to_owned).collect()).unwrap_or_default();
         // On the disk that the project is on: `/tmp` may be memory, which syncs nothing.
         let scratch = tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")).unwrap();
         let upstream = Member::role("upstream", &[]);
         let address = upstream.addresses[0];
         let key = vec![("x-api-key", upstream::KEY.to_owned())];
         let direct = Target { addresses: vec![address], headers: key };
-        let mut house = Self { subjects: Vec::new(), absent: Vec::new(), upstream, scratch };
-        house.add("direct", Kind::Direct, Ok((direct, None)));
+        let mut house = Self { subjects: Vec::new(), absent: Vec::new(), rounds, only, upstream, scratch };
+        house.add("direct", Kind::Direct, |_| Ok((direct, None)));
         for (name, kind, role) in ROLES {
-            house.add(name, kind, Ok(house.start(role)));
+            house.add(name, kind, |house| Ok(house.start(role)));
         }
         let with = |(target, member)| (target, Some(member));
-        let litellm = peers::litellm(address, house.scratch.path()).map(with);
-        house.add("LiteLLM 1.106.2, 1 worker", Kind::Litellm, litellm);
-        let portkey = peers::portkey(address, house.scratch.path()).map(with);
-        house.add("Portkey 1.15.2", Kind::Portkey, portkey);
+        house.add("LiteLLM 1.106.2, 1 worker", Kind::Litellm, |house| {
+            peers::litellm(address, house.scratch.path()).map(with)
+        });
+        house.add("Portkey 1.15.2", Kind::Portkey, |house| peers::portkey(address, house.scratch.path()).map(with));
         house
     }
 
+    fn takes(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()))
+    }
+
     /// One of our own roles, on a folder of its own.
-    fn start(&self, role: &str) -> (Target, Option<Member>) {
+    fn start(&self, role: &str) -> Started {
         let folder = tempfile::tempdir_in(self.scratch.path()).unwrap().keep();
         let arguments = [self.upstream.addresses[0].to_string(), folder.to_str().unwrap().to_owned()];
         let member = Member::role(role, &arguments);
         (Target { addresses: member.addresses.clone(), headers: Vec::new() }, Some(member))
     }
 
-    fn add(&mut self, name: &'static str, kind: Kind, started: Result<(Target, Option<Member>), String>) {
-        match started {
+    fn add(&mut self, name: &'static str, kind: Kind, start: impl FnOnce(&Self) -> Result<Started, String>) {
+        // What the others are compared with is always there.
+        if !self.takes(name) && !matches!(kind, Kind::Direct | Kind::Bare) {
+            return;
+        }
+        match start(self) {
             Ok((target, member)) => {
                 let at_rest = member.as_ref().map(Member::memory).unwrap_or_default();
                 let (full, paced) = (Vec::new(), Outcome::default());
@@ -172,7 +191,7 @@ fn failures(name: &str, outcome: &Outcome) {
 /// As many streams as 64 callers get, one after the other each.
 async fn throughput(house: &mut House) {
     let began = load_averages();
-    for _ in 0..ROUNDS {
+    for _ in 0..house.rounds {
         for subject in &mut house.subjects {
             let mark = || (Machine::now(), subject.member.as_ref().map_or(0.0, Member::processor_time));
             let (outcome, before, after) = closed_loop(&subject.target, CALLERS, FULL.1, FULL.0, mark).await;
@@ -187,8 +206,9 @@ async fn throughput(house: &mut House) {
     }
     let others: Vec<f64> = house.subjects.iter().flat_map(|subject| &subject.full).map(|full| full.others).collect();
     println!(
-        "\n{CALLERS} streaming callers, {ROUNDS} turns of {:?} each; others took {} cores meanwhile; load {began} before, {} \
+        "\n{CALLERS} streaming callers, {} turns of {:?} each; others took {} cores meanwhile; load {began} before, {} \
          after\n",
+        house.rounds,
         FULL.0,
         spread(&others, 2),
         load_averages()
@@ -252,7 +272,7 @@ async fn latency(house: &mut House) {
     let began = load_averages();
     let before = Machine::now();
     let mut disk = Disk::open(house.scratch.path()).await;
-    for _ in 0..ROUNDS {
+    for _ in 0..house.rounds {
         for subject in &mut house.subjects {
             let per_second = if subject.kind == Kind::Litellm { PER_SECOND_LITELLM } else { PER_SECOND };
             subject.paced.extend(open_loop(&subject.target, per_second, PACED).await);
@@ -260,8 +280,9 @@ async fn latency(house: &mut House) {
         disk.turn().await;
     }
     println!(
-        "\n{PER_SECOND} streams a second ({PER_SECOND_LITELLM} for LiteLLM), events 10 ms apart, {ROUNDS} turns of {PACED:?} \
+        "\n{PER_SECOND} streams a second ({PER_SECOND_LITELLM} for LiteLLM), events 10 ms apart, {} turns of {PACED:?} \
          each; others took {:.2} cores meanwhile; load {began} before, {} after\n",
+        house.rounds,
         Machine::now().others_since(before),
         load_averages()
     );
@@ -360,8 +381,8 @@ async fn memory(house: &House) {
     println!("| | {} | streams/s |", CALLS.map(|count| format!("after {count}")).join(" | "));
     println!("| --- |{} --: |", " --: |".repeat(CALLS.len()));
     for (name, _, role) in ROLES {
-        if role == "gateway-ledger" {
-            // A store in memory keeps everything, as it must.
+        // A store in memory keeps everything, as it must.
+        if role == "gateway-ledger" || !house.takes(name) {
             continue;
         }
         let (target, member) = house.start(role);
@@ -381,6 +402,9 @@ async fn memory(house: &House) {
     println!("| | none | {} | per hundred |", SILENT.map(|count| format!("{count} open")).join(" | "));
     println!("| --- | --: |{} --: |", " --: |".repeat(SILENT.len()));
     for (name, _, role) in ROLES {
+        if !house.takes(name) {
+            continue;
+        }
         let mut cells = Vec::new();
         let mut each = Vec::new();
         for count in SILENT {
@@ -434,7 +458,7 @@ async fn measure(given: &[String]) {
     }
     let names: Vec<_> = given.iter().filter(|given| !given.starts_with('-')).collect();
     let wanted = |name: &str| names.is_empty() || names.iter().any(|given| *given == name);
-    let mut house = House::open();
+    let mut house = House::open(given);
     if wanted("throughput") {
         throughput(&mut house).await;
     }
