@@ -214,12 +214,16 @@ impl<'a> Exchange<'a> {
                 }
             }
             self.trim();
+            // What comes after the closing event is no fault of the reply's.
+            let whole = self.watch.tally.whole;
             // A fault right at the beginning is not passed on: the next attempt may go better. Later, what was whole is.
-            if !events.is_empty() && (fault.is_none() || reply.forwarded) {
+            if !events.is_empty() && (fault.is_none() || whole || reply.forwarded) {
                 reply.forward(events.freeze()).await;
             }
-            if let Some(fault) = fault {
-                return Err(self.failed(fault));
+            match fault {
+                Some(_) if whole => return Ok(()),
+                Some(fault) => return Err(self.failed(fault)),
+                None => {}
             }
         }
     }

@@ -157,7 +157,7 @@ fn before() -> Vec<Row> {
         .openai(503),
         row(
             "an error after a ping",
-            |speaks| Act::stream(&format!(": hello\n\n{}", speaks.error("overloaded_error", "busy"))),
+            |speaks| Act::stream(&format!(": hello\n\n{}", speaks.error("overloaded_error", "busy"))).in_pieces(9),
             Class::Overloaded,
             Code::ModelOverloaded,
             Nothing,

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::scan::{Length, Text};
-use super::{Seen, Tally, saw};
+use super::{Seen, Tally, is_newer, saw};
 use crate::model::HostedTool;
 use crate::model::fault::ErrorBody;
 use crate::model::wire::Fault;
@@ -107,10 +107,17 @@ pub(in crate::gateway) fn stop_reason(text: &str) -> Option<StopReason> {
     })
 }
 
+fn is_known(kind: &str) -> bool {
+    matches!(kind, "error" | "message_start" | "message_delta" | "message_stop") || kind.starts_with("content_block_")
+}
+
 impl Reader {
     pub fn take(&mut self, data: &[u8], tally: &mut Tally) -> Result<Seen, Fault> {
-        let event: Event<'_> = serde_json::from_slice(data)
-            .map_err(|_| Fault::malformed("sent an event that is not in Anthropic's dialect"))?;
+        let event: Event<'_> = match serde_json::from_slice(data) {
+            Ok(event) => event,
+            Err(_) if is_newer(data, is_known) => return Ok(if self.started { Seen::Part } else { Seen::Filler }),
+            Err(_) => return Err(Fault::malformed("sent an event that is not in Anthropic's dialect")),
+        };
         match &*event.kind.0 {
             "ping" => return Ok(Seen::Filler),
             "error" => {

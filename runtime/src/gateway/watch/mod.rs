@@ -9,6 +9,7 @@ mod responses;
 
 use orchestra_events::task::conversation::StopReason;
 
+use super::scan::Text;
 use super::{Api, frames};
 use crate::model::ToolCalls;
 use crate::model::wire::{Counted, Fault};
@@ -91,6 +92,16 @@ impl Watch {
         self.tally.whole = whole;
         if whole { Ok(()) } else { Err(Fault::truncated()) }
     }
+}
+
+/// Whether an event that could not be read is one that this version need not read: its type is none of these.
+fn is_newer(data: &[u8], known: fn(&str) -> bool) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Kind<'a> {
+        #[serde(borrow, rename = "type")]
+        kind: Text<'a>,
+    }
+    serde_json::from_slice::<Kind<'_>>(data).is_ok_and(|event| !known(&event.kind.0))
 }
 
 /// Adds to what was seen of the output.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::scan::{Length, Text};
-use super::{Seen, Tally, saw};
+use super::{Seen, Tally, is_newer, saw};
 use crate::model::HostedTool;
 use crate::model::fault::ErrorBody;
 use crate::model::wire::Fault;
@@ -99,13 +99,25 @@ fn is_call(kind: &str) -> bool {
     )
 }
 
+/// What the price or the end of a reply depends on.
+fn is_known(kind: &str) -> bool {
+    matches!(
+        kind,
+        "error" | "response.failed" | "response.completed" | "response.incomplete" | "response.output_item.done"
+    )
+}
+
 impl Reader {
     pub fn take(&mut self, data: &[u8], tally: &mut Tally) -> Result<Seen, Fault> {
         if data.trim_ascii() == b"[DONE]" {
             return if tally.whole { Ok(Seen::Part) } else { Err(Fault::truncated()) };
         }
         let wrong = || Fault::malformed("sent an event that is not in OpenAI's dialect");
-        let event: Event<'_> = serde_json::from_slice(data).map_err(|_| wrong())?;
+        let event: Event<'_> = match serde_json::from_slice(data) {
+            Ok(event) => event,
+            Err(_) if is_newer(data, is_known) => return Ok(Seen::Part),
+            Err(_) => return Err(wrong()),
+        };
         let reported = |error: &Value| Fault::reported("broke off with an error", ErrorBody::from_value(error));
         match &*event.kind.0 {
             "keepalive" => Ok(Seen::Filler),
