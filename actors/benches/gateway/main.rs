@@ -364,6 +364,10 @@ impl Disk {
             let began = Instant::now();
             self.meter.settle(call, settlement).await.unwrap();
             self.settles.push(began.elapsed());
+        }
+        // Not in between: growing one file makes the sync of another wait.
+        for _ in 0..RESERVATIONS.0 {
+            tokio::time::sleep(RESERVATIONS.1).await;
             let began = Instant::now();
             self.file.write_all(&[b'x'; 700]).unwrap();
             self.file.sync_data().unwrap();
@@ -410,7 +414,8 @@ async fn memory(house: &House) {
         for count in SILENT {
             let (target, member) = house.start(role);
             let member = member.unwrap();
-            count_up(&target, CALLERS, &CALLS[..1], |_, _| {}).await;
+            // One caller, so that nothing of the connections to come is there yet.
+            count_up(&target, 1, &CALLS[..1], |_, _| {}).await;
             tokio::time::sleep(SETTLE).await;
             let before = member.memory().own;
             let held = silent(&target, count).await;

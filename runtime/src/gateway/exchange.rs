@@ -139,7 +139,7 @@ impl<'a> Exchange<'a> {
         let send = client.post(url).headers(headers).body(body).send();
         self.sent = true;
         let sent = reply.meanwhile(self.leave(), timeout_at(deadline, send)).await;
-        let response = match sent.map_err(|Gone| self.gone())? {
+        let mut response = match sent.map_err(|Gone| self.gone())? {
             Err(_) => return Err(self.late(wait)),
             Ok(Err(error)) => {
                 return Err(match not_connected(&provider.name, &error) {
@@ -159,6 +159,8 @@ impl<'a> Exchange<'a> {
             return Err(self.not_a_stream(response, decoder).await);
         }
         reply.headers = passing;
+        // They share the buffer that the connection reads into, which would be kept until the end.
+        response.headers_mut().clear();
         self.read(response, decoder, (deadline, wait), reply).await
     }
 
