@@ -402,15 +402,19 @@ async fn memory(house: &House) {
         println!("| {name} | {} | {rate:.0} |", cells.join(" | "));
         failures(name, &outcome);
     }
-    println!("\nMemory of silent streams, MiB allocated beyond the socket buffers\n");
-    println!("| | none | {} | per hundred |", SILENT.map(|count| format!("{count} open")).join(" | "));
-    println!("| --- | --: |{} --: |", " --: |".repeat(SILENT.len()));
-    for (name, _, role) in ROLES {
-        if !house.takes(name) {
+    println!("\nMemory of silent streams, MiB allocated beyond the kernel's socket buffers\n");
+    println!(
+        "| | none | {} | per hundred | beyond the bare relay's |",
+        SILENT.map(|count| format!("{count} open")).join(" | ")
+    );
+    println!("| --- | --: |{} --: | --: |", " --: |".repeat(SILENT.len()));
+    let mut bare = f64::NAN;
+    for (name, kind, role) in ROLES {
+        if !house.takes(name) && kind != Kind::Bare {
             continue;
         }
         let mut cells = Vec::new();
-        let mut each = Vec::new();
+        let mut each = f64::NAN;
         for count in SILENT {
             let (target, member) = house.start(role);
             let member = member.unwrap();
@@ -426,9 +430,12 @@ async fn memory(house: &House) {
                 cells.push(format!("{before:.1}"));
             }
             cells.push(format!("{after:.1}"));
-            each.push(format!("{:.2}", (after - before) * 100.0 / count as f64));
+            each = (after - before) * 100.0 / count as f64;
         }
-        println!("| {name} | {} | {} |", cells.join(" | "), each.join(", "));
+        if kind == Kind::Bare {
+            bare = each;
+        }
+        println!("| {name} | {} | {each:.2} | {:.2} |", cells.join(" | "), each - bare);
     }
 }
 
