@@ -31,6 +31,10 @@ const END_WAIT: Duration = Duration::from_millis(50);
 /// Comments and keep-alives that come before the reply are kept back until it is there; more of them are dropped.
 const MAX_HELD: usize = 64 * 1024;
 
+/// Events that came together are passed on together, up to this many bytes: a write for each is most of what a stream
+/// costs.
+const MAX_GATHERED: usize = 16 * 1024;
+
 /// What the caller of the gateway sent along.
 pub(super) struct Sent {
     pub headers: HeaderMap,
@@ -135,7 +139,7 @@ impl<'a> Exchange<'a> {
         let send = client.post(url).headers(headers).body(body).send();
         self.sent = true;
         let sent = reply.meanwhile(self.leave(), timeout_at(deadline, send)).await;
-        let response = match sent.map_err(|Gone| self.gone())? {
+        let mut response = match sent.map_err(|Gone| self.gone())? {
             Err(_) => return Err(self.late(wait)),
             Ok(Err(error)) => {
                 return Err(match not_connected(&provider.name, &error) {
@@ -155,6 +159,8 @@ impl<'a> Exchange<'a> {
             return Err(self.not_a_stream(response, decoder).await);
         }
         reply.headers = passing;
+        // They share the buffer that the connection reads into, which would be kept until the end.
+        response.headers_mut().clear();
         self.read(response, decoder, (deadline, wait), reply).await
     }
 
@@ -167,14 +173,21 @@ impl<'a> Exchange<'a> {
     ) -> Result<(), Failed> {
         let idle = self.live.gateway.models.timeouts.idle;
         let (mut read, mut plain) = (0_usize, Vec::new());
+        let (mut events, mut early) = (BytesMut::new(), None);
         loop {
-            let limit = match (self.watch.tally.whole, read) {
-                (true, _) => Instant::now() + END_WAIT,
-                (false, 0) => deadline,
-                (false, _) => Instant::now() + idle,
+            let chunk = match early.take() {
+                Some(chunk) => Ok(chunk),
+                None => {
+                    let limit = match (self.watch.tally.whole, read) {
+                        (true, _) => Instant::now() + END_WAIT,
+                        (false, 0) => deadline,
+                        (false, _) => Instant::now() + idle,
+                    };
+                    let chunk = reply.meanwhile(self.leave(), timeout_at(limit, response.chunk())).await;
+                    chunk.map_err(|Gone| self.gone())?
+                }
             };
-            let chunk = reply.meanwhile(self.leave(), timeout_at(limit, response.chunk())).await;
-            let chunk = match chunk.map_err(|Gone| self.gone())? {
+            let chunk = match chunk {
                 // What comes after the closing event is not waited for, nor a fault.
                 Err(_) | Ok(Err(_)) if self.watch.tally.whole => return Ok(()),
                 Err(_) if read == 0 => return Err(self.late(wait)),
@@ -193,7 +206,6 @@ impl<'a> Exchange<'a> {
                 }
                 Ok(Ok(Some(chunk))) => chunk,
             };
-            let mut events = BytesMut::new();
             let mut fault = None;
             for piece in chunk.chunks(if matches!(decoder, Decoder::Identity) { chunk.len().max(1) } else { STEP }) {
                 plain.clear();
@@ -218,7 +230,13 @@ impl<'a> Exchange<'a> {
             let whole = self.watch.tally.whole;
             // A fault right at the beginning is not passed on: the next attempt may go better. Later, what was whole is.
             if !events.is_empty() && (fault.is_none() || whole || reply.forwarded) {
-                reply.forward(events.freeze()).await;
+                if fault.is_none() && reply.forwarded && events.len() < MAX_GATHERED {
+                    early = soon(response.chunk()).await;
+                    if matches!(early, Some(Ok(Some(_)))) {
+                        continue;
+                    }
+                }
+                reply.forward(events.split().freeze()).await;
             }
             match fault {
                 Some(_) if whole => return Ok(()),
@@ -313,6 +331,16 @@ impl<'a> Exchange<'a> {
     pub fn gathered(&mut self) -> Result<Option<Bytes>, Failed> {
         let Some(assembly) = self.assembly.take() else { return Ok(None) };
         assembly.finish().map(Some).map_err(|fault| self.failed(fault))
+    }
+}
+
+/// What is there now, or once those tasks have had their turn that can run already: the one that reads the connection
+/// hands over one piece at a time, also when it has read many at once.
+async fn soon<F: Future>(future: F) -> Option<F::Output> {
+    tokio::select! {
+        biased;
+        output = future => Some(output),
+        () = tokio::task::yield_now() => None,
     }
 }
 

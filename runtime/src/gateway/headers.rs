@@ -11,19 +11,28 @@ const ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version
 /// Who pays, at OpenAI. Only whose key it is may say so.
 const BILLING: [&str; 2] = ["openai-organization", "openai-project"];
 
-/// The headers of an attempt. `None`: the key has characters that no key has.
-pub(super) fn to_provider(callers: &HeaderMap, provider: &Provider, key: Option<&Key>) -> Option<HeaderMap> {
-    let mut headers = HeaderMap::new();
-    for (name, value) in callers {
+/// What of a caller's headers may pass, copied: as they came they share the buffer that the connection reads into, and a
+/// call would keep all of it for as long as it lasts.
+pub(super) fn kept(callers: &HeaderMap) -> HeaderMap {
+    let passes = |name: &HeaderName| {
         let text = name.as_str();
-        let passes = text == "anthropic-beta" || text == "anthropic-version" || text.starts_with("openai-");
-        let pays = BILLING.contains(&text) && !key.is_some_and(|key| key.callers);
-        if passes && !pays {
-            headers.append(name, value.clone());
+        name == USER_AGENT || text == "anthropic-beta" || text == "anthropic-version" || text.starts_with("openai-")
+    };
+    let passing = callers.iter().filter(|(name, _)| passes(name));
+    let copied = passing.filter_map(|(name, value)| {
+        let value = HeaderValue::from_bytes(value.as_bytes()).ok()?;
+        Some((name.clone(), value))
+    });
+    copied.collect()
+}
+
+/// The headers of an attempt, from what was [`kept`] of the caller's. `None`: the key has characters that no key has.
+pub(super) fn to_provider(kept: &HeaderMap, provider: &Provider, key: Option<&Key>) -> Option<HeaderMap> {
+    let mut headers = kept.clone();
+    if !key.is_some_and(|key| key.callers) {
+        for name in BILLING {
+            headers.remove(name);
         }
-    }
-    if let Some(agent) = callers.get(USER_AGENT) {
-        headers.insert(USER_AGENT, agent.clone());
     }
     if provider.dialect == crate::model::Dialect::Anthropic && !headers.contains_key(ANTHROPIC_VERSION) {
         headers.insert(ANTHROPIC_VERSION, HeaderValue::from_static(anthropic::VERSION));

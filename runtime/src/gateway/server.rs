@@ -243,7 +243,8 @@ async fn call(live: &Arc<Live>, api: Api, request: Request<Incoming>) -> Result<
     let room = Arc::clone(&live.bodies).try_acquire_many_owned(room).map_err(|_| busy())?;
     let (parts, body) = request.into_parts();
     let body = read(body).await.map_err(Box::new)?;
-    let sent = Sent { headers: parts.headers, query };
+    let sent = Sent { headers: headers::kept(&parts.headers), query };
+    drop(parts);
     let day = day_of(live.gateway.clock.now());
     let find = |name: &str| route::find(&live.gateway.models, &live.session, api, name, day);
     if api == Api::CountTokens {
@@ -262,11 +263,17 @@ async fn read(body: Incoming) -> Result<Bytes, Refusal> {
         return Err(request::too_large(MAX_BODY_BYTES));
     }
     match timeout(BODY_WAIT, Limited::new(body, MAX_BODY_BYTES).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Ok(body)) => Ok(released(body.to_bytes())),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(request::too_large(MAX_BODY_BYTES)),
         Ok(Err(_)) => Err(Refusal::bad_request("The body broke off; send it again.")),
         Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "The body did not come in time; send it again.")),
     }
+}
+
+/// A body that came in one piece is a part of the buffer that the connection reads into: copied, so that a call does not
+/// keep all of that.
+fn released(body: Bytes) -> Bytes {
+    if body.len() <= MAX_HEADER_BYTES { Bytes::copy_from_slice(&body) } else { body }
 }
 
 /// Passes on a request that costs nothing, once.
