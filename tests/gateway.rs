@@ -298,3 +298,43 @@ async fn what_is_retried_for_a_program_is_on_record_and_costs_nothing() {
     assert_eq!((count(&events, "model-called"), count(&events, "tokens-charged")), (1, 1));
     assert_eq!(never_over(&ledger(&house).await, u64::MAX), house.model.requests().await.cost());
 }
+
+/// Two calls with long prompts at once: the second fits only because the first gives back what its prompt turned out not to
+/// need.
+const PAIR: &str = r#"
+import json, os, sys, threading, time, urllib.request
+def ask(number):
+    body = {"model": "claude-sonnet-4-6", "max_tokens": 2000, "stream": True,
+            "messages": [{"role": "user", "content": f"call {number} " + "word " * 40000}]}
+    try:
+        request = urllib.request.Request(os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages", json.dumps(body).encode(),
+            {"content-type": "application/json", "anthropic-version": "2023-06-01", "x-api-key": "none"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            answer.read()
+    except OSError:
+        pass
+first = threading.Thread(target=ask, args=(1,))
+first.start()
+time.sleep(1)
+ask(2)
+first.join()
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_given_back_is_not_charged_after_a_kill() {
+    let mut slow = json!([{ "text": "word ".repeat(400) }]);
+    slow[0]["paceMs"] = json!(1_000);
+    let mut house = Setup::new(script(slow)).without_retry().config("[retry]\nmost_failures = 1").open().await;
+    let cap = 1_000_000_000;
+    set_budget(&house, "team:web", json!({ "perDay": { "maxUsd": 1.0 } })).await;
+    let task = run(&house, program(PAIR)).await;
+    house.model.asked(2).await;
+    assert_eq!(count(&ledger(&house).await, "trimmed"), 1, "the second call fits without");
+    house.kill().await;
+    house.restart().await;
+    let ended = house.ended(&task).await;
+    assert_eq!(ended["failure"]["code"], "network-dropped", "{ended:#}");
+    let events = house.events(&task).await;
+    let spent = never_over(&ledger(&house).await, cap);
+    assert_eq!(total(&events, "tokens-charged", "costNanoUsd"), spent);
+}

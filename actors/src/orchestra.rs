@@ -243,7 +243,8 @@ impl Orchestra {
         let model = model.map_err(|error| ServiceError::Internal(error.to_string()))?;
         let path = Path::from(spec);
         match self.workshop.affordable(path, &model, spec.harness, &spec.task).await {
-            Ok(()) => Ok(()),
+            // Calls that are under way may need less than is set aside for them: this task's first call waits for that.
+            Ok(()) | Err(LedgerError::Refused(Refused::Exhausted { waits_for: true, .. })) => Ok(()),
             Err(error) => Err(service_error(error)),
         }
     }
@@ -326,7 +327,11 @@ impl TaskService for Orchestra {
         if waiting >= MAX_WAITING {
             return Err(ServiceError::Busy);
         }
-        self.check_budget(&spec).await?;
+        // A repeat is answered with what stands, whatever is left of the money by now.
+        let repeated = new.idempotency.is_some() && self.resource(id).await?.is_some();
+        if !repeated {
+            self.check_budget(&spec).await?;
+        }
         let team = spec.team.clone();
         let hash = spec.request_hash.clone();
         let created = journal::create(&*self.store, id, spec, &who).await.map_err(|error| match error {

@@ -5,6 +5,7 @@
 //! ended; for nothing, where it cannot have been sent; at its bound, where it may have been.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use orchestra_events::ledger::Reserved;
 use orchestra_events::store::read_whole_stream;
@@ -17,6 +18,11 @@ use orchestra_events::{Actor, CallId, EventStore, Failure, FailureCode, StreamNa
 use crate::journal::{self, Loaded};
 use crate::ledger::Ledgers;
 use crate::workshop::money::book;
+
+/// How often a call is tried to be ended.
+const TRIES: u32 = 5;
+/// The wait between two tries.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How the task's stream says that a call ended.
 enum Told {
@@ -33,7 +39,16 @@ pub async fn settle_orphans(store: &Arc<dyn EventStore>, ledgers: &Ledgers) -> R
     let mut ended = 0;
     for team in ledgers.teams().await.map_err(|error| error.to_string())? {
         for open in ledgers.open_calls(&team).await.map_err(|error| error.to_string())? {
-            ended += usize::from(settle(store, ledgers, &team, &open).await?);
+            let mut settled = settle(store, ledgers, &team, &open).await;
+            for _ in 1..TRIES {
+                if settled.is_ok() {
+                    break;
+                }
+                // A caller may speak to the task in the same moment.
+                tokio::time::sleep(PAUSE).await;
+                settled = settle(store, ledgers, &team, &open).await;
+            }
+            ended += usize::from(settled?);
         }
     }
     Ok(ended)
@@ -65,7 +80,6 @@ async fn settle(store: &Arc<dyn EventStore>, ledgers: &Ledgers, team: &str, open
                 confirmed: false,
                 price: "reservation".to_owned(),
             };
-            book(ledgers, team, open.call, &charge).await.map_err(|error| text(&error))?;
             let message = "The server was restarted while the model answered.";
             let events = [
                 TaskEvent::ModelCalled {
@@ -81,7 +95,7 @@ async fn settle(store: &Arc<dyn EventStore>, ledgers: &Ledgers, team: &str, open
                     usage: charge.usage,
                     cost_nano_usd: charge.cost,
                     confirmed: charge.confirmed,
-                    price: charge.price,
+                    price: charge.price.clone(),
                     stop_reason: None,
                 },
                 TaskEvent::ModelCallFailed {
@@ -89,9 +103,11 @@ async fn settle(store: &Arc<dyn EventStore>, ledgers: &Ledgers, team: &str, open
                     failure: Failure::new(FailureCode::NetworkDropped, message),
                 },
             ];
+            // The task's stream first: a crash between the two is found by the next look, which books what stands here.
             journal::append(&**store, open.task, revision, &events, &Actor::system("recovery"))
                 .await
                 .map_err(|error| text(&error))?;
+            book(ledgers, team, open.call, &charge).await.map_err(|error| text(&error))?;
         }
     }
     Ok(true)

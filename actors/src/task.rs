@@ -22,6 +22,9 @@ const MOST_REFUSED: u32 = 16;
 /// How long an append that the store could not take is waited out before it is tried again.
 const STORE_PAUSE: Duration = Duration::from_millis(250);
 
+/// How often something that happens meanwhile is tried to be recorded: for half a minute.
+const RECORD_TRIES: u32 = 120;
+
 /// What a task's actor tells its supervisor when it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Departure {
@@ -119,8 +122,17 @@ pub enum NotRecorded {
 }
 
 impl Recorder {
-    /// Records it. Waits while the actor's mailbox is full.
+    /// Records it. Waits while the actor's mailbox is full, and while the store is overloaded or its disk says no: an
+    /// append that was not taken is nobody's fault here, and what happened, happened.
     pub async fn record(&self, command: Command) -> Result<(), NotRecorded> {
+        for _ in 1..RECORD_TRIES {
+            match self.meanwhile.send(Meanwhile(command.clone())).await.map_err(|_| NotRecorded::Gone)? {
+                Err(JournalError::Store(StoreError::Overloaded | StoreError::Failed(_))) => {
+                    tokio::time::sleep(STORE_PAUSE).await;
+                }
+                recorded => return Ok(recorded?),
+            }
+        }
         Ok(self.meanwhile.send(Meanwhile(command)).await.map_err(|_| NotRecorded::Gone)??)
     }
 

@@ -117,6 +117,18 @@ impl Workshop {
             _ => false,
         };
         if !sent && let Some(missing) = self.missing(id, task, &step) {
+            if let Step::AskModel(open) = &step {
+                // Nobody can say how long that takes; meanwhile the money is somebody else's.
+                let charge = self.end_call(task, open, None).await;
+                let failure =
+                    Failure::new(FailureCode::ModelAuth, "The model's key is gone: it is only kept in memory.");
+                return Some(Command::RecordModelFailure {
+                    call: open.call,
+                    charge,
+                    failure,
+                    then: Then::AskFor(missing),
+                });
+            }
             return Some(Command::RequireCredentials { missing, failure: None });
         }
         let done = match step {
@@ -171,7 +183,9 @@ impl Workshop {
     fn missing(&self, id: TaskId, task: &Task, step: &Step) -> Option<Vec<CredentialKind>> {
         let model = || {
             let resolved = self.models.resolve(&task.spec.model);
-            let callers = resolved.is_ok_and(|model| self.models.needs_callers_key(&model.provider));
+            // A caller who brought a key does not mean the operator to pay for what is left of the task.
+            let callers = task.spec.caller_brings_model_key
+                || resolved.is_ok_and(|model| self.models.needs_callers_key(&model.provider));
             (callers && self.vault.model(id).is_none()).then_some(CredentialKind::Model)
         };
         let git = || (task.spec.caller_brings_git_token && self.vault.git(id).is_none()).then_some(CredentialKind::Git);

@@ -123,7 +123,7 @@ impl Workshop {
         };
         let bound = input_bound(bytes(&request)?, previous);
         let quote = quote(&request.model.price, ModelRequest::CACHE_WRITES, bound, WANTED_OUTPUT);
-        self.set_aside(id, task, &request.model, quote).await
+        self.set_aside(id, task, &request.model, quote, attempt.unheard.len()).await
     }
 
     /// Asks the model under a reservation that stands. Whatever happens, the answer settles it.
@@ -145,6 +145,9 @@ impl Workshop {
             Ok(request) => request,
             Err(failed) => return self.not_sent(task, open, failed.failure).await,
         };
+        if attempt.deadline <= jiff::Timestamp::now() {
+            return self.not_sent(task, open, past_deadline(task)).await;
+        }
         if let Err(error) = self.calls.mark(id, open.call).await {
             return self.not_sent(task, open, internal(format!("The call's mark: {error}.")).failure).await;
         }
@@ -231,11 +234,11 @@ impl Workshop {
     async fn unconfirmed(&self, task: &Task, open: &OpenCall, message: &str) -> Command {
         let failure = Failure::new(FailureCode::NetworkDropped, message);
         let then = self.then(task, &failure, None);
-        let charge = self.end_lost_call(task, open, Some(bound_charge(open))).await;
+        let charge = self.end_lost_call(task, open, true).await;
         Command::RecordModelFailure { call: open.call, charge, failure, then }
     }
 
-    async fn not_sent(&self, task: &Task, open: &OpenCall, failure: Failure) -> Command {
+    pub(super) async fn not_sent(&self, task: &Task, open: &OpenCall, failure: Failure) -> Command {
         let then = self.then(task, &failure, None);
         let charge = self.end_call(task, open, None).await;
         Command::RecordModelFailure { call: open.call, charge, failure, then }
@@ -251,7 +254,7 @@ impl Workshop {
         } else {
             Failure::new(FailureCode::NetworkDropped, "Nobody waits for this answer any more.")
         };
-        let charge = self.end_lost_call(task, open, sent.then(|| bound_charge(open))).await;
+        let charge = self.end_lost_call(task, open, sent).await;
         if by_harness {
             let model = task.spec.model.clone();
             let failure = Some(failure);
@@ -343,7 +346,7 @@ fn internal(message: impl Into<String>) -> Failed {
     Failed::new(Failure::new(FailureCode::Internal, message))
 }
 
-fn bound_charge(open: &OpenCall) -> Charge {
+pub(super) fn bound_charge(open: &OpenCall) -> Charge {
     Charge {
         usage: Usage { input_tokens: open.reserved_tokens, ..Usage::default() },
         cost: open.reserved,

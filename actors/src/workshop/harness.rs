@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use orchestra_events::blob::Content;
+use orchestra_events::blob::{Content, INLINE_LIMIT};
 use orchestra_events::task::command::{Command, HarnessWord, Then, verdict};
 use orchestra_events::task::event::{CredentialKind, Harness, SandboxEnd, ToolOutcome};
 use orchestra_events::task::state::{HarnessRun, Task};
@@ -15,6 +15,7 @@ use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
 use orchestra_runtime::agent::harness::{Entry, MAX_LINE_BYTES, Prepared, Reader, Run, logged, placed, prepare};
 use orchestra_runtime::gateway::Session;
 use orchestra_runtime::sandbox::{Exec, ExecOutcome, Exit, Sandbox, SandboxError};
+use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 
@@ -30,10 +31,14 @@ const LOG: &str = "/home/agent/.orchestra";
 const MAX_WORDS: usize = 64;
 /// How long a word may wait for others to be recorded with.
 const GATHER: Duration = Duration::from_millis(100);
+/// The wait before the log is opened again after it ended.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 /// How long writing the program's configuration may take.
 const FILES_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the gateway may take to settle what is under way when the run ends.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long answers may take that a program did not wait for.
+const SIDE_CALLS: Duration = Duration::from_secs(20);
 /// How long answers that are under way may take when the server ends. Less than it waits for its steps.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(12);
 /// How much of an error log is shown to the user, in bytes.
@@ -115,7 +120,8 @@ impl Workshop {
         };
         let cancelled = recorder.task().await.is_ok_and(|task| task.cancel_requested);
         match &ran {
-            Some(Ok(_)) => {}
+            // What it asked on the side, and left: an answer costs less than what is set aside for it.
+            Some(Ok(_)) => meter.quiet(SIDE_CALLS).await,
             // The server is about to end: the program goes on without us. What it has asked may still be answered.
             None if !cancelled => meter.quiet(LEAVE_PATIENCE).await,
             // Nobody waits for it any more, so it must not go on spending.
@@ -219,7 +225,11 @@ impl Workshop {
         let outcome = loop {
             tokio::select! {
                 biased;
-                read = self.read_log(&mut log, sandbox, recorder, true) => read?,
+                read = self.read_log(&mut log, sandbox, recorder, true) => {
+                    read?;
+                    // The file is gone, or the reader was killed: once more, and not without end at full speed.
+                    tokio::time::sleep(READ_AGAIN).await;
+                }
                 outcome = &mut main => break outcome?,
             }
         };
@@ -340,7 +350,7 @@ impl Workshop {
                 Entry::Message(text) => said.push(HarnessWord::Message(self.content(text).await?)),
                 Entry::Error(text) => said.push(HarnessWord::Message(self.content(text).await?)),
                 Entry::ToolCalled { id, name, input } => {
-                    said.push(HarnessWord::ToolCalled { tool_call: id, name, input });
+                    said.push(HarnessWord::ToolCalled { tool_call: id, name, input: bounded_input(input) });
                 }
                 Entry::ToolFinished { id, ok, output } => said.push(HarnessWord::ToolFinished {
                     tool_call: id,
@@ -382,6 +392,15 @@ impl Workshop {
         let line = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
         Some(line.collect::<Vec<_>>().join(" ")).filter(|line| !line.is_empty())
     }
+}
+
+/// A tool's input as an event can hold it: one that is too large for that is its beginning, as text.
+fn bounded_input(input: Value) -> Value {
+    let text = input.to_string();
+    if text.len() <= INLINE_LIMIT {
+        return input;
+    }
+    Value::String(format!("{}…", &text[..text.floor_char_boundary(INLINE_LIMIT)]))
 }
 
 /// A program's log, and how far it is read.

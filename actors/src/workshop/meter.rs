@@ -17,11 +17,11 @@ use orchestra_events::task::step::{MAX_CALLS, out_of_calls};
 use orchestra_events::{CallId, Failure, NanoUsd, TaskId};
 use orchestra_runtime::meter::{Ask, Meter, MeterError, Reservation, Retried, Settlement};
 use orchestra_runtime::model::ResolvedModel;
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
 
 use super::money::{book, reserve_request, to_meter_error};
 use crate::ledger::Ledgers;
-use crate::task::{NotRecorded, Recorder};
+use crate::task::Recorder;
 
 /// Time between two looks at whether calls are open.
 const QUIET_LOOK: Duration = Duration::from_millis(50);
@@ -41,12 +41,17 @@ pub struct TaskMeter {
 #[derive(Default)]
 struct State {
     open: HashMap<CallId, Open>,
+    /// What this run's calls have cost: the task as the run began does not know of it.
+    settled: Amount,
     refusal: Option<Failure>,
 }
 
 struct Open {
     model: String,
-    recorded: JoinHandle<Result<(), NotRecorded>>,
+    /// What was set aside for it at first.
+    reserved: Amount,
+    /// Whether its beginning is in the task's stream, once that is known.
+    begun: watch::Receiver<Option<bool>>,
 }
 
 impl TaskMeter {
@@ -91,26 +96,26 @@ impl TaskMeter {
         if asked == self.model { self.task.spec.model.clone() } else { asked.to_owned() }
     }
 
-    /// Writes the call's end into the task's stream, after its beginning.
-    async fn end(
-        &self,
-        call: CallId,
-        charge: Option<Charge>,
-        settlement: Option<&Settlement>,
-        failure: Option<Failure>,
-    ) -> Result<(), MeterError> {
-        let Some(open) = self.state().open.remove(&call) else { return Ok(()) };
-        let recorded = |error: NotRecorded| {
+    /// Waits until the call's beginning is in the task's stream: nothing ends there before it has begun. The call's
+    /// model; `None` for one whose end is recorded.
+    async fn begun(&self, call: CallId) -> Result<Option<String>, MeterError> {
+        let beginning = self.state().open.get(&call).map(|open| (open.model.clone(), open.begun.clone()));
+        let Some((model, mut begun)) = beginning else { return Ok(None) };
+        match begun.wait_for(Option::is_some).await.ok().and_then(|begun| *begun) {
+            Some(true) => Ok(Some(model)),
+            // The reservation stays: whoever takes the task up next finds it, and books it in both places.
+            Some(false) | None => Err(MeterError::Over),
+        }
+    }
+
+    /// Writes the call's end into the task's stream.
+    async fn ended(&self, call: CallId, command: Command) -> Result<(), MeterError> {
+        self.recorder.record(command).await.map_err(|error| {
             tracing::warn!(task = %self.id, %call, %error, "a call's end is in the ledger and not yet in its task's stream");
             MeterError::Over
-        };
-        match open.recorded.await {
-            Ok(begun) => begun.map_err(recorded)?,
-            Err(error) => return Err(MeterError::Unavailable(error.to_string())),
-        }
-        let stop_reason = settlement.and_then(|settlement| settlement.stop_reason);
-        let command = Command::RecordCallEnd { call, model: open.model, charge, stop_reason, failure };
-        self.recorder.record(command).await.map_err(recorded)
+        })?;
+        self.state().open.remove(&call);
+        Ok(())
     }
 }
 
@@ -121,22 +126,39 @@ impl Meter for TaskMeter {
             return Err(self.refuse(out_of_calls()));
         }
         let model = self.reported_model(&ask.model);
-        let request = reserve_request(self.id, &self.task, ask.call, &model, &ask.price, ask.quote);
-        let reserved = self.ledgers.reserve(request).await.map_err(|error| match to_meter_error(error) {
-            MeterError::Refused(failure) => self.refuse(*failure),
-            other => other,
-        })?;
+        let mut request = reserve_request(self.id, &self.task, ask.call, &model, &ask.price, ask.quote);
+        request.opening += self.state().settled;
+        let reserved = match self.ledgers.reserve(request).await.map_err(to_meter_error) {
+            Ok(reserved) => reserved,
+            Err(MeterError::Refused(failure)) => return Err(self.refuse(*failure)),
+            Err(error) => {
+                // It may have been reserved all the same.
+                let _ = self.ledgers.release(&self.task.spec.team, ask.call).await;
+                return Err(error);
+            }
+        };
         let open = OpenCall {
             call: ask.call,
             reserved: reserved.reserved_nano_usd,
             reserved_tokens: reserved.reserved_tokens,
             max_output_tokens: reserved.max_output_tokens,
         };
-        let (recorder, named) = (self.recorder.clone(), model.clone());
-        let recorded = tokio::spawn(async move { recorder.record(Command::RecordCall { open, model: named }).await });
+        let (id, recorder, named) = (self.id, self.recorder.clone(), model.clone());
+        let (tell, begun) = watch::channel(None);
+        tokio::spawn(async move {
+            let recorded = recorder.record(Command::RecordCall { open, model: named }).await;
+            if let Err(error) = &recorded {
+                tracing::warn!(task = %id, %error, "a call that is under way is not in its task's stream");
+            }
+            tell.send_replace(Some(recorded.is_ok()));
+        });
         let mut state = self.state();
-        state.refusal = None;
-        state.open.insert(ask.call, Open { model, recorded });
+        // A call of another model, on the side, does not make good that the task's own was refused.
+        if ask.model == self.model {
+            state.refusal = None;
+        }
+        let amount = Amount { nano_usd: reserved.reserved_nano_usd, tokens: reserved.reserved_tokens };
+        state.open.insert(ask.call, Open { model, reserved: amount, begun });
         Ok(Reservation {
             call: ask.call,
             max_output_tokens: reserved.max_output_tokens,
@@ -146,10 +168,13 @@ impl Meter for TaskMeter {
     }
 
     fn trim(&self, call: CallId, nano_usd: NanoUsd, tokens: u64) {
+        let given_back = Amount { nano_usd, tokens };
+        let Some(reserved) = self.state().open.get(&call).map(|open| open.reserved) else { return };
+        let to = reserved.saturating_sub(given_back);
         let (ledgers, team) = (self.ledgers.clone(), self.task.spec.team.clone());
         // A hint: nobody waits for it, and nothing hangs on it.
         tokio::spawn(async move {
-            if let Err(error) = ledgers.trim(&team, call, Amount { nano_usd, tokens }).await {
+            if let Err(error) = ledgers.trim(&team, call, to).await {
                 tracing::debug!(%call, %error, "a reservation stays as large as it is");
             }
         });
@@ -162,13 +187,17 @@ impl Meter for TaskMeter {
             confirmed: settlement.confirmed,
             price: settlement.price.clone(),
         };
+        let Some(model) = self.begun(call).await? else { return Ok(()) };
         book(&self.ledgers, &self.task.spec.team, call, &charge).await.map_err(to_meter_error)?;
-        self.end(call, Some(charge), Some(&settlement), settlement.failure.clone()).await
+        self.state().settled += Amount { nano_usd: charge.cost, tokens: charge.usage.total() };
+        let (stop_reason, failure) = (settlement.stop_reason, settlement.failure);
+        self.ended(call, Command::RecordCallEnd { call, model, charge: Some(charge), stop_reason, failure }).await
     }
 
     async fn release(&self, call: CallId, failure: Option<Failure>) -> Result<(), MeterError> {
+        let Some(model) = self.begun(call).await? else { return Ok(()) };
         self.ledgers.release(&self.task.spec.team, call).await.map_err(to_meter_error)?;
-        self.end(call, None, None, failure).await
+        self.ended(call, Command::RecordCallEnd { call, model, charge: None, stop_reason: None, failure }).await
     }
 
     async fn retried(&self, call: CallId, retried: Retried) {

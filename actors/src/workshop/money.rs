@@ -88,6 +88,7 @@ impl Workshop {
         task: &Task,
         model: &ResolvedModel,
         quote: Quote,
+        heard: usize,
     ) -> Result<Command, Failed> {
         for number in 0..CALL_IDS {
             let call = call_id(id, task, number);
@@ -96,6 +97,7 @@ impl Workshop {
                 Ok(reserved) => {
                     return Ok(Command::ReserveModel {
                         call,
+                        heard,
                         reserved: reserved.reserved_nano_usd,
                         reserved_tokens: reserved.reserved_tokens,
                         max_output_tokens: reserved.max_output_tokens,
@@ -128,12 +130,22 @@ impl Workshop {
         charge
     }
 
-    /// Ends a call whose answer was lost: as the ledger has it, if it has ended there, else at what is given.
-    pub(super) async fn end_lost_call(&self, task: &Task, open: &OpenCall, charge: Option<Charge>) -> Option<Charge> {
-        match booked(&self.ledgers, &task.spec.team, open.call).await {
-            Some(booked) => booked,
-            None => self.end_call(task, open, charge).await,
+    /// Ends a call whose answer was lost: as the ledger has it, if it has ended there; else, if it may have been sent, at
+    /// all that is still set aside for it.
+    pub(super) async fn end_lost_call(&self, task: &Task, open: &OpenCall, sent: bool) -> Option<Charge> {
+        let team = &task.spec.team;
+        if let Some(booked) = booked(&self.ledgers, team, open.call).await {
+            return booked;
         }
+        // What was given back while the reply came may be somebody else's by now: the ledger's amount is the bound.
+        let mut bound = agent::bound_charge(open);
+        if let Ok(Some(reserved)) = self.ledgers.open_call(team, open.call).await {
+            bound.cost = reserved.reserved_nano_usd;
+            bound.usage.input_tokens = reserved.reserved_tokens;
+        }
+        let charge = self.end_call(task, open, sent.then_some(bound)).await;
+        // Somebody may have ended it between the two looks; the ledger's word counts.
+        booked(&self.ledgers, team, open.call).await.unwrap_or(charge)
     }
 
     /// Gives back what a step set aside that the task had no use for any more.

@@ -52,6 +52,8 @@ pub enum Command {
     ReserveModel {
         /// The call.
         call: CallId,
+        /// How many unheard messages it was counted with: later ones are not paid for.
+        heard: usize,
         /// The most it can cost.
         reserved: NanoUsd,
         /// The most tokens it can use.
@@ -592,7 +594,12 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
             }
             _ => Err(Refusal::MovedOn),
         },
-        Command::ReserveModel { call, reserved, reserved_tokens, max_output_tokens } if next == Step::ReserveModel => {
+        Command::ReserveModel { call, heard, reserved, reserved_tokens, max_output_tokens }
+            if next == Step::ReserveModel =>
+        {
+            if working(task)?.unheard.len() != heard {
+                return Err(Refusal::MovedOn);
+            }
             if working(task)?.calls >= MAX_CALLS {
                 return Err(Refusal::OutOfCalls);
             }

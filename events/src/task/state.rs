@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::conversation::{Block, StopReason, Turn, Usage, UserPart};
 use super::event::{CredentialKind, Harness, TaskEvent, TaskSpec, Workspace};
 use crate::blob::Content;
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureCode};
 use crate::id::{CallId, CommitId, SandboxId};
 use crate::money::NanoUsd;
 
@@ -558,7 +558,10 @@ fn evolve_harness(attempt: &mut Attempt, text: &str, event: &TaskEvent) -> bool 
         }
         TaskEvent::ModelCallFailed { call, failure } => {
             harness.open.remove(call);
-            harness.last_call = Some(LastCall::Failed(failure.clone()));
+            // One that we broke off says nothing about the agent.
+            if failure.code != FailureCode::Cancelled {
+                harness.last_call = Some(LastCall::Failed(failure.clone()));
+            }
         }
         TaskEvent::HarnessStarted { run, resumes } => {
             let mut prompt = std::mem::take(&mut attempt.unheard).join("\n\n");
@@ -589,6 +592,13 @@ fn evolve_harness(attempt: &mut Attempt, text: &str, event: &TaskEvent) -> bool 
         TaskEvent::SandboxStopped { .. } => {
             attempt.sandbox = None;
             harness.running = false;
+        }
+        // Its program hears them when it is started again.
+        TaskEvent::Steered { message } => {
+            attempt.unheard.push(message.clone());
+            if attempt.turn == AgentTurn::Done && attempt.commit.is_none() {
+                attempt.turn = AgentTurn::Model;
+            }
         }
         TaskEvent::Message { .. } | TaskEvent::ToolCalled { .. } | TaskEvent::ToolFinished { .. } => {}
         _ => return false,

@@ -130,7 +130,11 @@ pub fn planned_step(task: &Task) -> Step {
             (Some(tool), ToolProgress::Lost) => Step::InterruptTool(tool.clone()),
             (None, _) => Step::ReserveModel,
         },
-        AgentTurn::Done => Step::Commit(checkout.clone()),
+        AgentTurn::Done => match attempt.open_calls().next() {
+            // Nothing is delivered before it is paid for.
+            Some(open) => Step::AbandonModel(open.clone()),
+            None => Step::Commit(checkout.clone()),
+        },
     }
 }
 

@@ -116,6 +116,7 @@ impl Story {
 
 fn reserve(number: u128, nanos: i64) -> Command {
     Command::ReserveModel {
+        heard: 0,
         call: call(number),
         reserved: NanoUsd::from_nanos(nanos),
         reserved_tokens: 50,
@@ -407,6 +408,48 @@ fn run_harness(task: &Task, number: u128, luck: u8, price: i64, then: Then) -> C
             Command::RecordHarnessEnd { run: run.run, exit_code: Some(0), duration_ms: 1, failed }
         }
     }
+}
+
+#[test]
+fn words_that_come_after_the_quote_are_not_part_of_the_call() {
+    let mut story = Story::in_sandbox();
+    story.when(Command::Steer { message: "And mind the tests.".into() }).expect("steered");
+    // What was set aside was counted without them.
+    assert_eq!(story.when(reserve(1, 100)), Err(Refusal::MovedOn));
+    let counted = match reserve(1, 100) {
+        Command::ReserveModel { call, reserved, reserved_tokens, max_output_tokens, .. } => {
+            Command::ReserveModel { call, heard: 1, reserved, reserved_tokens, max_output_tokens }
+        }
+        other => other,
+    };
+    story.when(counted).expect("reserved");
+}
+
+#[test]
+fn a_harness_that_is_done_is_paid_for_before_it_is_committed_and_hears_what_comes_late() {
+    let mut story = Story { task: None, kinds: Vec::new() };
+    story.when(Command::Create(Box::new(TaskSpec { harness: Harness::Codex, ..spec() }))).expect("created");
+    story.when(Command::Claim { node: "n".into() }).expect("claimed");
+    story.when(Command::Begin { now: now() }).expect("begun");
+    story.when(Command::RecordClone { base: "main".into(), commit: oid('a'), sandbox: sandbox() }).expect("cloned");
+    story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
+    story.when(Command::BeginHarness).expect("begun");
+    let reserved = NanoUsd::from_nanos(100);
+    let open = OpenCall { call: call(1), reserved, reserved_tokens: 5, max_output_tokens: 5 };
+    story.when(Command::RecordCall { open: open.clone(), model: "m".into() }).expect("asked");
+    let end = Command::RecordHarnessEnd { run: 1, exit_code: Some(0), duration_ms: 1, failed: None };
+    story.when(end).expect("ended");
+    assert_eq!(story.next(), Step::AbandonModel(open));
+    let failure = Some(failure(FailureCode::Cancelled));
+    let charge = Some(charge(100));
+    let ended = Command::RecordCallEnd { call: call(1), model: "m".into(), charge, stop_reason: None, failure };
+    story.when(ended).expect("paid for");
+    assert!(matches!(story.next(), Step::Commit(_)), "one that was broken off is no failure of the agent's");
+    story.when(Command::Steer { message: "And the readme.".into() }).expect("steered");
+    assert!(matches!(story.next(), Step::BeginHarness(_)));
+    story.when(Command::BeginHarness).expect("begun again");
+    let prompt = &story.task().current().expect("it runs").harness.prompt;
+    assert!(prompt.contains("And the readme."), "{prompt}");
 }
 
 #[test]

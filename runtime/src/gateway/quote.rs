@@ -36,6 +36,8 @@ const UNBOUNDED: &[(&str, &str)] = &[
     ("prediction", "leave it out"),
     ("audio", "ask for text"),
     ("best_of", "use n"),
+    // A server of llama.cpp's believes this one where both are given.
+    ("n_predict", "use max_tokens"),
     ("models", "name one model"),
     ("fallbacks", "name one model"),
     ("plugins", "leave them out"),
@@ -54,6 +56,11 @@ pub(super) fn bound(
         if object.get(field).is_some_and(|field| field.raw != "[]") {
             return Err(format!("{field:?} makes the cost of a call unbounded; {instead}."));
         }
+    }
+    // Some servers match names without regard to case; which of two they would believe is not known.
+    if let Some(field) = object.fields.iter().find(|field| field.key.bytes().any(|byte| byte.is_ascii_uppercase())) {
+        let name: String = field.key.chars().take(80).collect();
+        return Err(format!("{name:?} is no field of this API; names are in lower case."));
     }
     if object.get("background").is_some_and(|field| field.raw != "false") {
         return Err("\"background\" is not served here: a reply must come while the sandbox runs.".into());

@@ -239,7 +239,14 @@ fn limits(api: Api, object: &Object<'_>, target: &Target) -> Result<(Vec<Limit>,
         }
     }
     let wanted = match wanted {
-        Some(wanted) => wanted,
+        Some(wanted) => {
+            // A server that knows the old name only would write without a limit.
+            if api == Api::Chat && !target.renamed && object.get("max_tokens").is_none() {
+                let null = object.find("max_tokens").map(|field| Limit::Null(field.at.clone()));
+                limits.push(null.unwrap_or(Limit::Absent("max_tokens")));
+            }
+            wanted
+        }
         None => {
             let name = if api == Api::Chat && !target.renamed { "max_tokens" } else { names[0] };
             limits.push(null.unwrap_or(Limit::Absent(name)));

@@ -49,8 +49,8 @@ const MAX_QUERY: usize = 1_024;
 /// The bodies of one sandbox's calls are at most so large together, in KiB.
 const MAX_BODIES_KIB: usize = 256 * 1024;
 
-/// A body of unknown length takes room as if it had this one, in KiB.
-const UNKNOWN_BODY_KIB: u32 = 1024;
+/// A body of unknown length takes the room of the longest, in KiB: it may turn out to be that.
+const UNKNOWN_BODY_KIB: u32 = (MAX_BODY_BYTES / 1024) as u32;
 
 /// A body must have come within this.
 const BODY_WAIT: Duration = Duration::from_secs(60);

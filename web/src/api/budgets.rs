@@ -177,7 +177,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> 
         let detail = "is required with an operator's key: whose budgets?".to_owned();
         return Err(Problem::invalid_query(vec![Field { pointer: "?team".to_owned(), detail }]));
     };
-    if !caller.sees(&team) {
+    if !caller.sees(&team) || format!("team:{team}").parse::<Scope>().is_err() {
         return Err(Problem::no_such_team());
     }
     let views = app.budgets.budgets(&team).await?;

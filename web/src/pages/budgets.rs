@@ -4,7 +4,7 @@ use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 use askama::Template;
 use orchestra_events::key::Scope as KeyScope;
-use orchestra_events::ledger::{Cap, Standing, View};
+use orchestra_events::ledger::{Cap, Scope, Standing, View};
 use orchestra_events::projections::{Dimension, UsageQuery};
 use serde::Deserialize;
 
@@ -125,7 +125,9 @@ pub async fn show(app: web::Data<App>, visitor: Visitor, query: web::Query<Query
     };
     let chosen = query.into_inner().team.filter(|team| !team.is_empty()).or_else(|| names.first().cloned());
     let scopes = match &chosen {
-        Some(team) if !visitor.caller.sees(team) => return Err(Problem::no_such_team().into()),
+        Some(team) if !visitor.caller.sees(team) || format!("team:{team}").parse::<Scope>().is_err() => {
+            return Err(Problem::no_such_team().into());
+        }
         Some(team) => app.budgets.budgets(team).await.map_err(Problem::from)?,
         None => Vec::new(),
     };

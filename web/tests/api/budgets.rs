@@ -80,9 +80,12 @@ async fn a_key_sees_the_budgets_of_its_own_team_alone() {
         assert_eq!(server.get(key, &path).await.status, reading, "reading {scope}");
         assert_eq!(server.send(put(key, &path, &body)).await.status, writing, "writing {scope}");
     }
-    for (key, path, expected) in
-        [(&reads, "/v1/budgets", 200), (&reads, "/v1/budgets?team=other", 404), (&none, "/v1/budgets", 403)]
-    {
+    for (key, path, expected) in [
+        (&reads, "/v1/budgets", 200),
+        (&reads, "/v1/budgets?team=other", 404),
+        (&none, "/v1/budgets", 403),
+        (&server.admin, "/v1/budgets?team=no%20team", 404),
+    ] {
         assert_eq!(server.send(get(key, path)).await.status, expected, "{path}");
     }
     assert_eq!(server.get(&server.admin, "/v1/budgets").await.status, 400, "an operator names the team");

@@ -236,8 +236,13 @@ impl World {
     pub async fn reply(&self, id: TaskId, words: &str, tool: Option<(&str, &str, Value)>, micros: i64, pace: Duration) {
         let service = &self.service;
         let call = CallId::from_uuid(Uuid::now_v7());
-        let reserve =
-            Command::ReserveModel { call, reserved: usd(12), reserved_tokens: 30_000, max_output_tokens: 4_096 };
+        let reserve = Command::ReserveModel {
+            call,
+            heard: 0,
+            reserved: usd(12),
+            reserved_tokens: 30_000,
+            max_output_tokens: 4_096,
+        };
         service.step(id, reserve).await;
         if !pace.is_zero() {
             for piece in words.split_inclusive(' ') {
