@@ -55,7 +55,7 @@ impl Meter for Sums {
     async fn settle(&self, call: CallId, settlement: Settlement) -> Result<(), MeterError> {
         let mut counted = self.0.lock().unwrap();
         if counted.open.remove(&call).is_some() {
-            counted.spent = counted.spent + settlement.cost;
+            counted.spent += settlement.cost;
         }
         Ok(())
     }
