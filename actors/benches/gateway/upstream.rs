@@ -100,6 +100,8 @@ impl Body for Reply {
                 return Poll::Pending;
             }
             Pace::AtOnce { given_way } => *given_way = false,
+            // A timer that is due already would still wait for the next millisecond.
+            Pace::Paced { .. } if next == 0 => {}
             Pace::Paced { start, due } => {
                 let sleep = due.get_or_insert_with(|| Box::pin(sleep_until(*start + PACE * next as u32)));
                 ready!(sleep.as_mut().poll(context));

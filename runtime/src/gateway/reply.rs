@@ -109,11 +109,13 @@ impl Reply {
         }
         if let Some(head) = self.head.take() {
             let (pieces, stream) = mpsc::channel(BACKLOG);
-            if head.send(Answer::Stream(std::mem::take(&mut self.headers), stream)).is_err() {
-                self.gone = true;
-                return;
+            // Before the head, so that both are written at once. A new channel has room.
+            let _ = pieces.try_send(Piece::Bytes(bytes));
+            match head.send(Answer::Stream(std::mem::take(&mut self.headers), stream)) {
+                Ok(()) => self.pieces = Some(pieces),
+                Err(_) => self.gone = true,
             }
-            self.pieces = Some(pieces);
+            return;
         }
         if let Some(pieces) = &self.pieces {
             let sent = timeout(STALLED, pieces.send(Piece::Bytes(bytes))).await;
