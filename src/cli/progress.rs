@@ -21,6 +21,7 @@ type Failed = (String, String, String);
 pub struct Progress {
     bar: Option<ProgressBar>,
     spoken: String,
+    harness: bool,
     cost: NanoUsd,
     end: Option<Result<(), Failed>>,
 }
@@ -41,7 +42,7 @@ impl Progress {
 
     /// Lines only.
     pub fn plain() -> Self {
-        Self { bar: None, spoken: String::new(), cost: NanoUsd::ZERO, end: None }
+        Self { bar: None, spoken: String::new(), harness: false, cost: NanoUsd::ZERO, end: None }
     }
 
     fn line(&self, line: &str) {
@@ -73,7 +74,14 @@ impl Progress {
             "tool-called" => self.now(&activity(data)),
             _ => {}
         }
-        if !matches!(&*event.kind, "model-called" | "tool-called") {
+        // The built-in agent's message names its tools; a harness's does not.
+        self.harness |= event.kind == "harness-started";
+        let told = match &*event.kind {
+            "model-called" | "harness-read" => false,
+            "tool-called" => self.harness,
+            _ => true,
+        };
+        if told {
             self.line(&line(&event.data));
         }
         let failed = |code: &str, message: &str, hint: &str| Some(Err((code.into(), message.into(), hint.into())));
@@ -153,13 +161,27 @@ pub fn line(envelope: &Value) -> String {
         "tool-called" => activity(data),
         "tool-finished" => {
             let first = text("output").lines().next().unwrap_or_default();
-            format!("{} in {} ms: {first}", text("outcome"), data["durationMs"])
+            let took = data["durationMs"].as_u64().map_or_else(String::new, |ms| format!(" in {ms} ms"));
+            format!("{}{took}: {first}", text("outcome"))
         }
         "committed" => {
             let (files, plus, minus) = (&data["files"], &data["insertions"], &data["deletions"]);
             format!("{} ({files} files, +{plus} -{minus})", short("commit"))
         }
         "pushed" => format!("{} → {}", short("commit"), text("branch")),
+        "call-retried" => {
+            format!("call {} failed ({}); again in {} ms", data["attempt"], text("class"), data["waitMs"])
+        }
+        "harness-started" => format!("run {}", data["run"]),
+        "harness-finished" => format!("run {} ended with code {}", data["run"], data["exitCode"]),
+        "refund-granted" => {
+            let amount = NanoUsd::from_nanos(data["nanoUsd"].as_i64().unwrap_or_default());
+            format!("${amount} are not billed ({})", text("reason"))
+        }
+        "attempt-failed" => {
+            let field = |name: &str| data["failure"][name].as_str().unwrap_or_default();
+            format!("{}: {} Another one begins in {} ms.", field("code"), field("message"), data["waitMs"])
+        }
         "retry-scheduled" => format!("in {} ms", data["waitMs"]),
         "step-failed" | "model-call-failed" | "failed" => {
             let field = |name: &str| data["failure"][name].as_str().unwrap_or_default();

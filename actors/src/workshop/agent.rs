@@ -251,6 +251,8 @@ impl Workshop {
         let sent = by_harness || self.calls.is_marked(id, open.call).await.unwrap_or(true);
         let failure = if task.cancel_requested {
             Failure::new(FailureCode::Cancelled, "The task was cancelled while the model answered.")
+        } else if by_harness {
+            Failure::new(FailureCode::NetworkDropped, "The server, or the sandbox, went away while the model answered.")
         } else {
             Failure::new(FailureCode::NetworkDropped, "Nobody waits for this answer any more.")
         };

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orchestra_events::blob::{Content, INLINE_LIMIT};
-use orchestra_events::task::command::{Command, HarnessWord, Then, verdict};
+use orchestra_events::task::command::{Command, Then};
 use orchestra_events::task::event::{CredentialKind, Harness, SandboxEnd, ToolOutcome};
-use orchestra_events::task::state::{HarnessRun, Task};
+use orchestra_events::task::harness::{HarnessRun, HarnessWord, verdict};
+use orchestra_events::task::state::Task;
 use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
 use orchestra_runtime::agent::harness::{Entry, MAX_LINE_BYTES, Prepared, Reader, Run, logged, placed, prepare};
 use orchestra_runtime::gateway::Session;

@@ -4,8 +4,9 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::conversation::{Block, StopReason, Usage};
-use super::event::{CredentialKind, Harness, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
-use super::state::{AgentTurn, Attempt, Ending, LastCall, OpenCall, Phase, Task, ToolProgress};
+use super::event::{CredentialKind, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
+use super::harness::{HarnessWord, by_harness};
+use super::state::{AgentTurn, Attempt, Ending, OpenCall, Phase, Task, ToolProgress};
 use super::step::{MAX_CALLS, Step, planned_step};
 use crate::blob::{BlobRef, Content};
 use crate::failure::{Failure, FailureCode};
@@ -232,47 +233,6 @@ pub enum Command {
     },
 }
 
-/// Something a harness said or did.
-#[derive(Debug, Clone, PartialEq)]
-pub enum HarnessWord {
-    /// Words.
-    Message(Content),
-    /// It is about to use a tool of its own.
-    ToolCalled {
-        /// Its id of the call.
-        tool_call: String,
-        /// The tool.
-        name: String,
-        /// Its input.
-        input: Value,
-    },
-    /// The tool answered.
-    ToolFinished {
-        /// Its id of the call.
-        tool_call: String,
-        /// How.
-        outcome: ToolOutcome,
-        /// What it answered.
-        output: Content,
-        /// Bytes that are not in `output`.
-        omitted_bytes: u64,
-    },
-}
-
-impl HarnessWord {
-    fn event(self) -> TaskEvent {
-        match self {
-            Self::Message(text) => {
-                TaskEvent::Message { call: None, content: vec![Block::Text { text }], stop_reason: None }
-            }
-            Self::ToolCalled { tool_call, name, input } => TaskEvent::ToolCalled { tool_call, name, input },
-            Self::ToolFinished { tool_call, outcome, output, omitted_bytes } => {
-                TaskEvent::ToolFinished { tool_call, outcome, output, duration_ms: 0, omitted_bytes }
-            }
-        }
-    }
-}
-
 /// The cost of a model call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Charge {
@@ -343,7 +303,7 @@ fn ended(ending: &Ending) -> Refusal {
 }
 
 /// The open attempt, or why there is none.
-fn working(task: &Task) -> Result<&Attempt, Refusal> {
+pub(super) fn working(task: &Task) -> Result<&Attempt, Refusal> {
     match &task.phase {
         Phase::Working(attempt) => Ok(attempt),
         Phase::Ended(ending) => Err(ended(ending)),
@@ -370,7 +330,7 @@ fn charged(task: &Task, call: CallId, charge: Charge) -> TaskEvent {
     }
 }
 
-fn followed_by(task: &Task, failed: TaskEvent, failure: &Failure, then: Then) -> Vec<TaskEvent> {
+pub(super) fn followed_by(task: &Task, failed: TaskEvent, failure: &Failure, then: Then) -> Vec<TaskEvent> {
     match then {
         Then::Retry { until, wait_ms } => {
             vec![failed, TaskEvent::RetryScheduled { until, failures: task.failures + 1, wait_ms }]
@@ -451,115 +411,6 @@ fn supply(task: &Task, supplied: Vec<CredentialKind>, now: Timestamp) -> Result<
 fn deadline(task: &Task, now: Timestamp) -> Timestamp {
     let limit = SignedDuration::from_secs(i64::try_from(task.spec.timeout_seconds).unwrap_or(i64::MAX));
     now.checked_add(limit).unwrap_or(Timestamp::MAX)
-}
-
-/// What a harness did, or the gateway for it: none of it is a step, all of it happened.
-fn by_harness(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
-    let attempt = match &task.phase {
-        Phase::AwaitingCredentials(_, Some(attempt)) => attempt,
-        _ => working(task)?,
-    };
-    let harness = &attempt.harness;
-    match command {
-        Command::RecordHarnessOutput { run, offset, session, said } => {
-            // What was recorded before a crash is read again after it.
-            if run != harness.run || !harness.running || offset <= harness.offset {
-                return Err(Refusal::MovedOn);
-            }
-            let mut events: Vec<_> = said.into_iter().map(HarnessWord::event).collect();
-            events.push(TaskEvent::HarnessRead { run, offset, session });
-            Ok(events)
-        }
-        Command::RecordHarnessEnd { run, exit_code, duration_ms, failed } => {
-            if run != harness.run || !harness.running {
-                return Err(Refusal::MovedOn);
-            }
-            let mut events = vec![TaskEvent::HarnessFinished { run, exit_code, duration_ms, done: failed.is_none() }];
-            if let Some((failure, then)) = failed {
-                events.extend(followed_by(task, TaskEvent::StepFailed { failure: failure.clone() }, &failure, then));
-            }
-            Ok(events)
-        }
-        Command::RecordCall { open, model } => {
-            if harness.open.contains_key(&open.call) {
-                return Ok(Vec::new());
-            }
-            Ok(vec![TaskEvent::ModelCalled {
-                call: open.call,
-                model,
-                reserved_nano_usd: open.reserved,
-                reserved_tokens: open.reserved_tokens,
-                max_output_tokens: open.max_output_tokens,
-            }])
-        }
-        Command::RecordRetry { call, attempt, class, wait_ms } => {
-            Ok(vec![TaskEvent::CallRetried { call, attempt, class, wait_ms }])
-        }
-        Command::RecordCallEnd { call, model, charge, stop_reason, failure } => {
-            if !harness.open.contains_key(&call) {
-                return Ok(Vec::new());
-            }
-            let mut events = Vec::new();
-            if let Some(charge) = charge {
-                events.push(TaskEvent::TokensCharged {
-                    call,
-                    model,
-                    usage: charge.usage,
-                    cost_nano_usd: charge.cost,
-                    confirmed: charge.confirmed,
-                    price: charge.price,
-                    stop_reason,
-                });
-            }
-            match failure {
-                Some(failure) => events.push(TaskEvent::ModelCallFailed { call, failure }),
-                // Given back without a word: the call closes all the same.
-                None if events.is_empty() => {
-                    let message = "The model call was given up before it cost anything.";
-                    let failure = Failure::new(FailureCode::Cancelled, message);
-                    events.push(TaskEvent::ModelCallFailed { call, failure });
-                }
-                None => {}
-            }
-            Ok(events)
-        }
-        _ => Err(Refusal::MovedOn),
-    }
-}
-
-/// How a harness's run ended, judged by how its last model call did and never by its exit code: command line agents
-/// end with 0 after errors, and with 1 after work well done.
-pub fn verdict(task: &Task, exit_code: Option<i32>) -> Result<(), Failure> {
-    let Some(attempt) = task.current() else { return Ok(()) };
-    let harness = task.spec.harness.as_str();
-    let how = exit_code.map_or_else(|| "was killed".to_owned(), |code| format!("ended with code {code}"));
-    let truncated = |message: &str| Err(Failure::new(FailureCode::ModelTruncated, message));
-    match &attempt.harness.last_call {
-        Some(LastCall::Failed(failure)) => Err(failure.clone()),
-        Some(LastCall::Stopped(stop)) => match stop {
-            StopReason::EndTurn => Ok(()),
-            StopReason::MaxTokens => truncated("The agent stopped because a reply reached its output limit."),
-            StopReason::Pause => truncated("The agent stopped in the middle of a turn that the provider had paused."),
-            StopReason::Refusal => {
-                Err(Failure::new(FailureCode::ModelTruncated, "The model declined to go on.").with_retryable(false))
-            }
-            StopReason::ContextWindow => Err(Failure::new(
-                FailureCode::ModelTruncated,
-                "The conversation no longer fits into the model's context window.",
-            )
-            .with_retryable(false)),
-            StopReason::ToolUse => Err(Failure::new(
-                FailureCode::HarnessFailed,
-                format!("The program of {harness} {how} while the model waited for a tool."),
-            )
-            .with_retryable(true)),
-        },
-        None if task.spec.harness == Harness::Command && exit_code == Some(0) => Ok(()),
-        None => Err(Failure::new(
-            FailureCode::HarnessFailed,
-            format!("The program of {harness} {how} without an answer from a model."),
-        )),
-    }
 }
 
 fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
@@ -652,6 +503,7 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
         Command::RecordTool { tool_call, outcome, output, duration_ms, omitted_bytes } => match &working(task)?.turn {
             AgentTurn::Tools { waiting, first } => match waiting.first() {
                 Some(tool) if tool.id == tool_call && *first != ToolProgress::Waiting => {
+                    let duration_ms = Some(duration_ms);
                     Ok(vec![TaskEvent::ToolFinished { tool_call, outcome, output, duration_ms, omitted_bytes }])
                 }
                 _ => Err(Refusal::MovedOn),

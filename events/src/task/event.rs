@@ -336,8 +336,9 @@ pub enum TaskEvent {
         outcome: ToolOutcome,
         /// What the model is shown.
         output: Content,
-        /// How long it ran, in milliseconds.
-        duration_ms: u64,
+        /// How long it ran, in milliseconds; absent where nobody measured it, as for the tools of a harness.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        duration_ms: Option<u64>,
         /// Bytes it printed that are not in `output`.
         omitted_bytes: u64,
     },

@@ -8,6 +8,7 @@ pub mod conversation;
 pub mod event;
 #[cfg(test)]
 mod golden;
+pub mod harness;
 pub mod resource;
 pub mod state;
 pub mod step;

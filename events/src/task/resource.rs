@@ -327,16 +327,39 @@ fn first_words(content: &[Block]) -> Option<String> {
     })
 }
 
-/// A tool call in the words of a status line.
+/// A tool call in the words of a status line. Every agent has its own names for the same few tools.
 pub fn activity(tool: &str, input: &Value) -> String {
-    let field = |name: &str| input.get(name).and_then(Value::as_str).unwrap_or("…");
-    shorten(&match tool {
-        "bash" => format!("running {}", field("command")),
-        "read" => format!("reading {}", field("path")),
-        "write" => format!("writing {}", field("path")),
-        "edit" => format!("editing {}", field("path")),
-        "glob" => format!("looking for {}", field("pattern")),
-        "grep" => format!("searching for {}", field("pattern")),
-        other => format!("using {other}"),
+    let field = |names: &[&str]| names.iter().find_map(|name| input.get(name)?.as_str()).unwrap_or("…");
+    let path = || field(&["path", "file_path", "filePath"]);
+    shorten(&match tool.to_ascii_lowercase().as_str() {
+        "bash" | "shell" | "exec_command" | "command_execution" => format!("running {}", field(&["command", "cmd"])),
+        "read" => format!("reading {}", path()),
+        "write" => format!("writing {}", path()),
+        "edit" => format!("editing {}", path()),
+        "glob" => format!("looking for {}", field(&["pattern"])),
+        "grep" => format!("searching for {}", field(&["pattern"])),
+        _ => format!("using {tool}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_agents_tools_are_told_in_the_same_words() {
+        for (tool, input, expected) in [
+            ("bash", json!({ "command": "ls" }), "running ls"),
+            ("Bash", json!({ "command": "ls", "description": "x" }), "running ls"),
+            ("command_execution", json!({ "command": "ls" }), "running ls"),
+            ("Edit", json!({ "file_path": "a.rs" }), "editing a.rs"),
+            ("write", json!({ "filePath": "a.rs" }), "writing a.rs"),
+            ("read", json!({ "path": 1 }), "reading …"),
+            ("WebThing", Value::Null, "using WebThing"),
+        ] {
+            assert_eq!(activity(tool, &input), expected, "{tool}");
+        }
+    }
 }

@@ -1,6 +1,5 @@
 //! What is known about a task: the fold of its events. Total: whatever happened is taken in.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -8,8 +7,9 @@ use serde_json::Value;
 
 use super::conversation::{Block, StopReason, Turn, Usage, UserPart};
 use super::event::{CredentialKind, Harness, TaskEvent, TaskSpec, Workspace};
+use super::harness::{HarnessRun, LastCall, evolve_harness};
 use crate::blob::Content;
-use crate::failure::{Failure, FailureCode};
+use crate::failure::Failure;
 use crate::id::{CallId, CommitId, SandboxId};
 use crate::money::NanoUsd;
 
@@ -19,9 +19,6 @@ const CONTINUE: &str = "Your reply reached its output limit. Go on from where it
 /// What the model is told when an earlier attempt has left its changes.
 const INHERITED: &str = "An earlier attempt at this task ended before it was done. What it changed is still in the \
                          workspace: look at it first.";
-
-/// What a harness is told when it goes on with its session and nobody has said anything new.
-const CONTINUE_SESSION: &str = "You were interrupted. Look at what is done already, and finish the task.";
 
 /// A task as its events tell it.
 #[derive(Debug, Clone, PartialEq)]
@@ -154,36 +151,6 @@ pub enum AgentTurn {
     },
     /// The model said what it had to say.
     Done,
-}
-
-/// How far a harness has come with its attempt.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct HarnessRun {
-    /// Which run this is, counted from 1; 0 before the first.
-    pub run: u32,
-    /// The program runs, or ran when its sandbox was last heard of.
-    pub running: bool,
-    /// What the run was started with.
-    pub prompt: String,
-    /// The session that the run goes on with.
-    pub resumes: Option<String>,
-    /// The session that a later run can go on with.
-    pub session: Option<String>,
-    /// Bytes of the run's log that are recorded.
-    pub offset: u64,
-    /// Its model calls whose outcome is not known.
-    pub open: BTreeMap<CallId, OpenCall>,
-    /// How its latest model call ended.
-    pub last_call: Option<LastCall>,
-}
-
-/// How a model call ended.
-#[derive(Debug, Clone, PartialEq)]
-pub enum LastCall {
-    /// The reply came whole.
-    Stopped(StopReason),
-    /// It did not.
-    Failed(Failure),
 }
 
 /// How far the first waiting tool has come.
@@ -540,70 +507,6 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
         }
     }
     Some(task)
-}
-
-/// What the events of a harness mean that mean something else for the built-in agent. `false`: nothing of its own.
-fn evolve_harness(attempt: &mut Attempt, text: &str, event: &TaskEvent) -> bool {
-    let harness = &mut attempt.harness;
-    match event {
-        TaskEvent::ModelCalled { call, reserved_nano_usd, reserved_tokens, max_output_tokens, .. } => {
-            attempt.calls += 1;
-            let open = OpenCall {
-                call: *call,
-                reserved: *reserved_nano_usd,
-                reserved_tokens: *reserved_tokens,
-                max_output_tokens: *max_output_tokens,
-            };
-            harness.open.insert(*call, open);
-        }
-        TaskEvent::ModelCallFailed { call, failure } => {
-            harness.open.remove(call);
-            // One that we broke off says nothing about the agent.
-            if failure.code != FailureCode::Cancelled {
-                harness.last_call = Some(LastCall::Failed(failure.clone()));
-            }
-        }
-        TaskEvent::HarnessStarted { run, resumes } => {
-            let mut prompt = std::mem::take(&mut attempt.unheard).join("\n\n");
-            if resumes.is_none() {
-                let more = if prompt.is_empty() { String::new() } else { format!("\n\n{prompt}") };
-                prompt = format!("{text}{more}");
-            } else if prompt.is_empty() {
-                CONTINUE_SESSION.clone_into(&mut prompt);
-            }
-            attempt.wait_until = None;
-            harness.run = *run;
-            harness.running = true;
-            harness.prompt = prompt;
-            harness.resumes.clone_from(resumes);
-            harness.offset = 0;
-            harness.last_call = None;
-        }
-        TaskEvent::HarnessRead { offset, session, .. } => {
-            harness.offset = *offset;
-            if session.is_some() {
-                harness.session.clone_from(session);
-            }
-        }
-        TaskEvent::HarnessFinished { done, .. } => {
-            harness.running = false;
-            attempt.turn = if *done && attempt.unheard.is_empty() { AgentTurn::Done } else { AgentTurn::Model };
-        }
-        TaskEvent::SandboxStopped { .. } => {
-            attempt.sandbox = None;
-            harness.running = false;
-        }
-        // Its program hears them when it is started again.
-        TaskEvent::Steered { message } => {
-            attempt.unheard.push(message.clone());
-            if attempt.turn == AgentTurn::Done && attempt.commit.is_none() {
-                attempt.turn = AgentTurn::Model;
-            }
-        }
-        TaskEvent::Message { .. } | TaskEvent::ToolCalled { .. } | TaskEvent::ToolFinished { .. } => {}
-        _ => return false,
-    }
-    true
 }
 
 fn evolve_attempt(attempt: &mut Attempt, text: &str, event: &TaskEvent) {

@@ -5,11 +5,12 @@ use proptest::prelude::*;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::command::{Charge, Command, HarnessWord, Refusal, Then, decide, verdict};
+use super::command::{Charge, Command, Refusal, Then, decide};
 use super::conversation::{Block, StopReason, Turn, Usage};
 use super::event::{
     Attempts, Budget, CredentialKind, Harness, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome, Workspace,
 };
+use super::harness::{HarnessWord, verdict};
 use super::state::{Ending, OpenCall, Task, evolve};
 use super::step::{Step, next_step};
 use crate::blob::{BlobRef, Content};

@@ -2,7 +2,7 @@
 
 use askama::Template;
 use orchestra_events::key::Scope;
-use orchestra_events::task::event::CredentialKind;
+use orchestra_events::task::event::{CredentialKind, Harness};
 use orchestra_events::task::{TaskEvent, TaskResource, TaskStatus};
 
 use super::diff::{self, Diff};
@@ -165,6 +165,8 @@ fn facts(task: &TaskResource) -> Vec<Fact> {
     add("Customer", spec.customer.clone(), false);
     add("Token cap", spec.budget.max_tokens.map(format::thousands), false);
     add("Attempt", (task.attempt > 0).then(|| task.attempt.to_string()), false);
+    let harness = spec.harness;
+    add("Agent", (harness != Harness::Builtin).then(|| harness.as_str().to_owned()), false);
     add("Image", Some(spec.image.clone()), false);
     for (name, time) in
         [("Created", Some(task.created_at)), ("Started", task.started_at), ("Finished", task.finished_at)]

@@ -203,8 +203,12 @@ impl TimelineRow {
                     if *confirmed { "" } else { " The provider’s count was lost: the reservation was charged." };
                 self.say(Tone::Quiet, "Cost", format!("{cost} for {read} tokens read and {written} written.{lost}"));
             }
-            TaskEvent::Message { content, stop_reason, .. } => {
-                self.message(task, content, stop_reason.unwrap_or(StopReason::EndTurn))
+            TaskEvent::Message { call, content, stop_reason } => {
+                self.message(task, content, stop_reason.unwrap_or(StopReason::EndTurn));
+                // A harness prints what its model says and what it says itself alike.
+                if call.is_none() {
+                    "Agent".clone_into(&mut self.label);
+                }
             }
             TaskEvent::ModelCallFailed { failure, .. } => {
                 self.say(Tone::Bad, "Model", "The model did not answer.");
@@ -388,13 +392,13 @@ fn sandbox_end(end: SandboxEnd) -> &'static str {
     }
 }
 
-fn tool_outcome(outcome: ToolOutcome, duration_ms: u64) -> String {
-    let took = format::milliseconds(duration_ms);
+fn tool_outcome(outcome: ToolOutcome, duration_ms: Option<u64>) -> String {
+    let took = |word: &str| duration_ms.map_or_else(String::new, |ms| format!(" {word} {}", format::milliseconds(ms)));
     match outcome {
-        ToolOutcome::Ok => format!("Done in {took}."),
-        ToolOutcome::Error => format!("Failed after {took}."),
-        ToolOutcome::TimedOut => format!("Ran out of time after {took}."),
-        ToolOutcome::OutOfMemory => format!("Ran out of memory after {took}."),
+        ToolOutcome::Ok => format!("Done{}.", took("in")),
+        ToolOutcome::Error => format!("Failed{}.", took("after")),
+        ToolOutcome::TimedOut => format!("Ran out of time{}.", took("after")),
+        ToolOutcome::OutOfMemory => format!("Ran out of memory{}.", took("after")),
         ToolOutcome::Interrupted => "Interrupted: its sandbox was lost.".to_owned(),
     }
 }
