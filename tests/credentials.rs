@@ -86,3 +86,29 @@ async fn a_task_without_a_key_waits_for_one_and_can_be_cancelled() {
     assert_eq!(house.model.requests().await.len(), 0);
     house.nothing_left().await;
 }
+
+/// The operator's own key is for callers that bring none: who brought one is asked for it again, and the operator does not
+/// pay for what is left of the task.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_operators_key_does_not_stand_in_for_a_callers() {
+    let turns = json!([bash("echo one >> log.txt; sleep 2"), done()]);
+    let operators = ("NO_OPERATOR_KEY".to_owned(), "the-operators-key".to_owned());
+    let mut house = Setup::new(script(turns)).key_required().environment(&operators.0, &*operators.1).open().await;
+    let id = house.submit(json!({ "credentials": { "model": { "apiKey": "the-callers-key" } } })).await;
+    house.event(&id, "tool-called").await;
+    house.kill().await;
+    house.restart_with(std::slice::from_ref(&operators)).await;
+    house.event(&id, "credentials-required").await;
+    let (status, problem) = house
+        .api
+        .put(&format!("/v1/tasks/{id}/credentials"), &json!({ "model": { "apiKey": "the-callers-key" } }))
+        .await;
+    assert_eq!(status, 202, "{problem}");
+    let task = house.ended(&id).await;
+    assert_eq!(task["status"], "succeeded", "{task:#}");
+    // Who brings none is served with the operator's.
+    let other = house.submit(json!({})).await;
+    assert_eq!(house.ended(&other).await["status"], "succeeded");
+    let (caller, operator) = (sha256("the-callers-key"), sha256("the-operators-key"));
+    assert_eq!(keys(&house.model.requests().await.0), [&caller[..], &caller, &operator, &operator]);
+}

@@ -141,6 +141,20 @@ async fn a_team_without_money_is_told_so_at_the_door_and_in_the_middle() {
     let (_, tasks) = house.api.get("/v1/tasks?team=web").await;
     assert_eq!(tasks["data"], json!([]), "nothing was taken");
 
+    // What was taken before is answered as it stands, whatever is left of the money.
+    set_budget(&house, "team:web", json!({})).await;
+    let submit = || {
+        let request = house.api.request(reqwest::Method::POST, "/v1/tasks").header("idempotency-key", "once");
+        house.api.send(request.json(&payload))
+    };
+    let (status, first) = submit().await;
+    assert_eq!(status, 202, "{first}");
+    house.ended(first["id"].as_str().unwrap()).await;
+    set_budget(&house, "team:web", json!({ "perDay": { "maxUsd": 0 } })).await;
+    let (status, again) = submit().await;
+    assert!(status < 300 && again["id"] == first["id"], "{status} {again}");
+    let before = house.model.requests().await.len();
+
     // Room for the first call and not for the second.
     set_budget(&house, "project:web/infra", json!({ "perDay": { "maxTokens": 20_000 } })).await;
     set_budget(&house, "team:web", json!({})).await;
@@ -151,7 +165,7 @@ async fn a_team_without_money_is_told_so_at_the_door_and_in_the_middle() {
     assert_eq!((&budget["scope"], &budget["period"]), (&json!("project:web/infra"), &json!("day")), "{ended:#}");
     assert_eq!(budget["capTokens"], 20_000);
     assert!(budget["spentTokens"].as_u64().unwrap() > 0 && budget["resetsAt"].is_string(), "{budget}");
-    assert_eq!(house.model.requests().await.len(), 1);
+    assert_eq!(house.model.requests().await.len(), before + 1);
     never_over(&ledger(&house).await, u64::MAX);
 }
 
