@@ -400,9 +400,9 @@ impl Handler<Outcome> for TaskActor {
                 tracing::debug!(task = %actor.id, %refusal, "a step's outcome came too late");
                 actor.refused += 1;
                 let Some(loaded) = &actor.loaded else { return actor.proceed(ctx) };
-                let (id, task, workshop) = (actor.id, Arc::clone(&loaded.task), Arc::clone(&actor.workshop));
+                let (task, workshop) = (Arc::clone(&loaded.task), Arc::clone(&actor.workshop));
                 // Before what is next: money that was set aside for nothing may be needed for it.
-                let discarded = async move { workshop.discarded(id, &task, &command).await };
+                let discarded = async move { workshop.discarded(&task, &command).await };
                 ctx.wait(discarded.into_actor(actor).map(|(), _, ctx| ctx.notify(Proceed)));
             }
             Err(JournalError::Store(StoreError::WrongExpectedRevision { .. })) => {}

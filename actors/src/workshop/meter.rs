@@ -189,9 +189,12 @@ impl Meter for TaskMeter {
         };
         let Some(model) = self.begun(call).await? else { return Ok(()) };
         book(&self.ledgers, &self.task.spec.team, call, &charge).await.map_err(to_meter_error)?;
-        self.state().settled += Amount { nano_usd: charge.cost, tokens: charge.usage.total() };
+        let cost = Amount { nano_usd: charge.cost, tokens: charge.usage.total() };
         let (stop_reason, failure) = (settlement.stop_reason, settlement.failure);
-        self.ended(call, Command::RecordCallEnd { call, model, charge: Some(charge), stop_reason, failure }).await
+        self.ended(call, Command::RecordCallEnd { call, model, charge: Some(charge), stop_reason, failure }).await?;
+        // Here, where it comes once however often the gateway asks.
+        self.state().settled += cost;
+        Ok(())
     }
 
     async fn release(&self, call: CallId, failure: Option<Failure>) -> Result<(), MeterError> {

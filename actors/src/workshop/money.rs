@@ -149,7 +149,7 @@ impl Workshop {
     }
 
     /// Gives back what a step set aside that the task had no use for any more.
-    pub async fn discarded(&self, _id: TaskId, task: &Task, command: &Command) {
+    pub async fn discarded(&self, task: &Task, command: &Command) {
         if let Command::ReserveModel { call, .. } = command {
             let open = task.current().is_some_and(|attempt| attempt.open_calls().any(|open| open.call == *call));
             if !open && let Err(error) = self.ledgers.release(&task.spec.team, *call).await {
