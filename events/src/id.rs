@@ -113,6 +113,11 @@ typed_id!(
     "key"
 );
 typed_id!(
+    /// A campaign: one task over many repositories.
+    CampaignId,
+    "campaign"
+);
+typed_id!(
     /// One call to a model: the reservation, the request and the charge share it.
     CallId,
     "call"

@@ -24,7 +24,7 @@ pub mod task;
 
 pub use envelope::{Actor, ActorKind, Envelope, NewEvent, Position, Revision, StreamName};
 pub use failure::{Failure, FailureCode};
-pub use id::{CallId, CommitId, EventId, KeyId, SandboxId, TaskId};
+pub use id::{CallId, CampaignId, CommitId, EventId, KeyId, SandboxId, TaskId};
 pub use json::Json;
 pub use money::NanoUsd;
 pub use store::{Appended, Direction, EventStore, Expected, StoreError};

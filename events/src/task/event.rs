@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::conversation::{Block, StopReason, Usage};
 use crate::blob::{BlobRef, Content};
 use crate::failure::{Failure, FailureCode};
-use crate::id::{CallId, CommitId, SandboxId};
+use crate::id::{CallId, CampaignId, CommitId, SandboxId};
 use crate::money::NanoUsd;
 use crate::repo::RepoRef;
 
@@ -52,6 +52,15 @@ pub struct TaskSpec {
     pub base: Option<String>,
     /// The branch to push to.
     pub branch: String,
+    /// The repositories besides `repo`, each with its own branch and pull request.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<FurtherRepo>,
+    /// What the pull requests are to be like, as far as the caller said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_request: Option<PullRequestWish>,
+    /// The campaign that this is a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub campaign: Option<CampaignId>,
     /// The sandbox image.
     pub image: String,
     /// The wall-clock limit of one attempt.
@@ -70,6 +79,77 @@ pub struct TaskSpec {
     pub caller_brings_model_key: bool,
     /// Whether a git token came with the request.
     pub caller_brings_git_token: bool,
+}
+
+/// A repository that a task works on besides its first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FurtherRepo {
+    /// Where it is.
+    pub repo: RepoRef,
+    /// The branch to start from; the repository's default branch when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// The branch to push to.
+    pub branch: String,
+}
+
+/// What a caller wants of a pull request. What is absent is made from the operator's templates.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PullRequestWish {
+    /// Its title.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// Its text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    /// Whether it begins as a draft.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draft: bool,
+    /// Who is asked to look at it, by the names that the forge knows them by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reviewers: Vec<String>,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+}
+
+/// One of the repositories that a task works on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Where it is.
+    pub repo: RepoRef,
+    /// The branch to start from; the repository's default branch when absent.
+    pub base: Option<String>,
+    /// The branch to push to.
+    pub branch: String,
+    /// The folder of its work tree below the workspace; empty when the workspace is the work tree.
+    pub directory: String,
+}
+
+/// Most repositories of one task, the first one counted.
+pub const MAX_REPOS: usize = 16;
+
+impl TaskSpec {
+    /// The repositories, in the order of the request. One alone is the workspace itself; of several each has a folder
+    /// with its own name, and a number behind it where two names are alike.
+    pub fn targets(&self) -> Vec<Target> {
+        let first = FurtherRepo { repo: self.repo.clone(), base: self.base.clone(), branch: self.branch.clone() };
+        if self.further.is_empty() {
+            let FurtherRepo { repo, base, branch } = first;
+            return vec![Target { repo, base, branch, directory: String::new() }];
+        }
+        let mut targets: Vec<Target> = Vec::with_capacity(1 + self.further.len());
+        for FurtherRepo { repo, base, branch } in std::iter::once(first).chain(self.further.iter().cloned()) {
+            let name = repo.path().rsplit('/').next().unwrap_or(repo.path()).to_owned();
+            let taken = |name: &str| targets.iter().any(|target| target.directory.eq_ignore_ascii_case(name));
+            let numbered = (2..).map(|number| format!("{name}-{number}"));
+            let directory = std::iter::once(name.clone()).chain(numbered).find(|name| !taken(name));
+            targets.push(Target { repo, base, branch, directory: directory.unwrap_or(name) });
+        }
+        targets
+    }
 }
 
 /// Which agent does the work.

@@ -52,7 +52,7 @@ pub struct Forges {
 
 /// Why a repository has no remote.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ForgeError {
+pub enum ResolveError {
     /// The text is no repository reference.
     #[error(transparent)]
     Reference(#[from] RepoRefError),
@@ -90,16 +90,16 @@ impl Forges {
     }
 
     /// Parses what a user wrote: `owner/name`, `forge:owner/name` or a URL of a configured forge.
-    pub fn parse(&self, text: &str) -> Result<RepoRef, ForgeError> {
+    pub fn parse(&self, text: &str) -> Result<RepoRef, ResolveError> {
         let repo = if text.contains("://") { self.parse_url(text)? } else { RepoRef::parse(text, &self.default)? };
         self.config(&repo)?;
         Ok(repo)
     }
 
-    fn parse_url(&self, text: &str) -> Result<RepoRef, ForgeError> {
+    fn parse_url(&self, text: &str) -> Result<RepoRef, ResolveError> {
         let (scheme, rest) = text.split_once("://").ok_or(RepoRefError::Shape)?;
         if rest.split('/').next().is_some_and(|authority| authority.contains('@')) {
-            return Err(ForgeError::Userinfo);
+            return Err(ResolveError::Userinfo);
         }
         let url = format!("{}://{rest}", scheme.to_ascii_lowercase());
         self.forges
@@ -109,24 +109,24 @@ impl Forges {
                 let path = url.strip_prefix(base)?.strip_prefix('/')?;
                 Some(RepoRef::new(name, path))
             })
-            .ok_or(ForgeError::UnknownHost)?
-            .map_err(ForgeError::from)
+            .ok_or(ResolveError::UnknownHost)?
+            .map_err(ResolveError::from)
     }
 
-    fn config(&self, repo: &RepoRef) -> Result<&ForgeConfig, ForgeError> {
-        self.forges.get(repo.forge()).ok_or_else(|| ForgeError::Unknown {
+    fn config(&self, repo: &RepoRef) -> Result<&ForgeConfig, ResolveError> {
+        self.forges.get(repo.forge()).ok_or_else(|| ResolveError::Unknown {
             name: repo.forge().to_owned(),
             known: self.forges.keys().cloned().collect::<Vec<_>>().join(", "),
         })
     }
 
     /// The remote that git talks to.
-    pub fn remote(&self, repo: &RepoRef) -> Result<Remote, ForgeError> {
+    pub fn remote(&self, repo: &RepoRef) -> Result<Remote, ResolveError> {
         let config = self.config(repo)?;
-        let incomplete = |key| ForgeError::Incomplete { name: repo.forge().to_owned(), key };
+        let incomplete = |key| ResolveError::Incomplete { name: repo.forge().to_owned(), key };
         if config.kind == ForgeKind::Local {
             let root = config.root.as_ref().ok_or_else(|| incomplete("root"))?;
-            let missing = || ForgeError::NoSuchLocal(repo.path().to_owned());
+            let missing = || ResolveError::NoSuchLocal(repo.path().to_owned());
             let root = root.canonicalize().map_err(|_| missing())?;
             let found = [format!("{}.git", repo.path()), repo.path().to_owned()]
                 .iter()
@@ -202,7 +202,7 @@ mod tests {
         let forges = Forges::new(BTreeMap::from([("local".to_owned(), local)]), "local");
         let remote = |text: &str| forges.parse(text).and_then(|repo| forges.remote(&repo));
         assert!(remote("local:acme/api").is_ok_and(|remote| remote.url.ends_with("acme/api.git")));
-        assert!(matches!(remote("local:acme/link"), Err(ForgeError::NoSuchLocal(_))));
-        assert!(matches!(remote("local:acme/none"), Err(ForgeError::NoSuchLocal(_))));
+        assert!(matches!(remote("local:acme/link"), Err(ResolveError::NoSuchLocal(_))));
+        assert!(matches!(remote("local:acme/none"), Err(ResolveError::NoSuchLocal(_))));
     }
 }
