@@ -10,4 +10,5 @@ pub mod meter;
 pub mod model;
 mod redact;
 pub mod sandbox;
+pub mod texts;
 pub mod vault;
