@@ -26,6 +26,7 @@ use orchestra_runtime::gateway::Gateway;
 use orchestra_runtime::git::{Git, GitConfig};
 use orchestra_runtime::model::Models;
 use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig};
+use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
 use orchestra_web::auth::{KeyRing, ensure_admin_key, issue_key, revoke_key};
@@ -146,6 +147,9 @@ fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Work
         sandboxes: Arc::new(sandboxes),
         git: Git::new(git),
         forges: Forges::new(config.forges.clone(), &config.default_forge),
+        texts: Texts::open(config.templates_dir.as_ref().map(|dir| dir.join("texts")).as_deref())
+            .context("a template of the operator's does not do")?,
+        public_url: config.public_url.clone(),
         model_client: Arc::clone(&gateway) as _,
         gateway,
         models,

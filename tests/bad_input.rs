@@ -204,7 +204,7 @@ async fn every_field_of_the_payload_wrong_in_turn_is_pointed_at() {
         ("repos", r#"["a/b"]"#.into(), "/repos"),
         ("retry", r#"{"attempts": 99}"#.into(), "/retry/attempts"),
         ("egress", "[]".into(), "/egress"),
-        ("pullRequest", r#"{"draft": true}"#.into(), "/pullRequest"),
+        ("pullRequest", r#"{"draft": "yes"}"#.into(), "/pullRequest/draft"),
     ];
     for (name, value, pointer) in &cases {
         let what = format!("{name} = {value}");

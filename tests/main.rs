@@ -16,4 +16,5 @@ mod isolation;
 mod lifecycle;
 mod reaper;
 mod reconnect;
+mod repos;
 mod secrets;

@@ -25,4 +25,4 @@ pub mod workshop;
 pub use ledger::{LedgerError, Ledgers, Settlement};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;
-pub use service::{BudgetService, Credentials, Delta, FieldError, NewTask, Submitted, TaskService};
+pub use service::{BudgetService, Credentials, Delta, FieldError, NewRepo, NewTask, Submitted, TaskService};

@@ -11,7 +11,8 @@ use orchestra_events::ledger::{Budget as ScopeBudget, Path, Refusal as Refused, 
 use orchestra_events::projections::ReadModels;
 use orchestra_events::store::{EventStore, read_whole_stream};
 use orchestra_events::task::command::Command;
-use orchestra_events::task::event::{Attempts, CredentialKind, TaskSpec};
+use orchestra_events::task::event::{Attempts, CredentialKind, FurtherRepo, TaskSpec};
+use orchestra_events::task::resource::RepoDiff;
 use orchestra_events::task::{Refusal, TaskEvent, TaskResource, TaskStatus};
 use orchestra_events::{Actor as Who, StreamName, TaskId};
 use orchestra_runtime::agent::harness::{PrepareError, Run, prepare};
@@ -29,7 +30,7 @@ use crate::scheduler::{Capacity, Enqueue, Lengths, Scheduler, Serve};
 use crate::service::{BudgetService, Credentials, Delta, FieldError, NewTask, ServiceError, Submitted, TaskService};
 use crate::supervisor::{Count, TaskSupervisor, Tell};
 use crate::task::{AskError, Drain};
-use crate::workshop::Workshop;
+use crate::workshop::{Workshop, append_diff};
 
 /// Tasks that may wait for a place on this node. Beyond, submissions are refused rather than forgotten.
 pub const MAX_WAITING: usize = 100_000;
@@ -180,7 +181,30 @@ impl Orchestra {
         let mut wrong = |pointer: &str, detail: String| {
             errors.push(FieldError { pointer: pointer.to_owned(), detail });
         };
-        let repo = self.workshop.forges.parse(&new.repo).map_err(|error| wrong("/repo", error.to_string())).ok();
+        let mut targets: Vec<FurtherRepo> = Vec::with_capacity(new.repos.len());
+        for wanted in &new.repos {
+            for (name, branch) in [("branch", &wanted.branch), ("base", &wanted.base)] {
+                if let Some(branch) = branch
+                    && let Err(error) = check_branch_name(branch)
+                {
+                    wrong(&format!("{}/{name}", wanted.within), error.to_string());
+                }
+            }
+            if wanted.branch.is_some() && wanted.branch == wanted.base {
+                let detail = "is the branch the work starts from; choose another one".to_owned();
+                wrong(&format!("{}/branch", wanted.within), detail);
+            }
+            match self.workshop.forges.parse(&wanted.repo) {
+                Err(error) => wrong(&wanted.pointer, error.to_string()),
+                Ok(repo) if targets.iter().any(|target| target.repo == repo) => {
+                    wrong(&wanted.pointer, "is named twice; one task has one branch in each repository".to_owned());
+                }
+                Ok(repo) => {
+                    let branch = wanted.branch.clone().unwrap_or_else(|| branch_slug(&new.task, id));
+                    targets.push(FurtherRepo { repo, base: wanted.base.clone(), branch });
+                }
+            }
+        }
         match self.workshop.models.resolve(&new.model) {
             Err(error) => wrong("/model", error.to_string()),
             Ok(model) => {
@@ -202,20 +226,17 @@ impl Orchestra {
                 }
             }
         }
-        for (pointer, branch) in [("/branch", &new.branch), ("/base", &new.base)] {
-            if let Some(branch) = branch
-                && let Err(error) = check_branch_name(branch)
-            {
-                wrong(pointer, error.to_string());
-            }
+        if !errors.is_empty() {
+            return Err(ServiceError::Invalid(errors));
         }
-        if new.branch.is_some() && new.branch == new.base {
-            wrong("/branch", "is the branch the work starts from; choose another one".to_owned());
-        }
-        let Some(repo) = repo.filter(|_| errors.is_empty()) else { return Err(ServiceError::Invalid(errors)) };
+        let mut targets = targets.into_iter();
+        let Some(FurtherRepo { repo, base, branch }) = targets.next() else {
+            return Err(ServiceError::Internal("a task without a repository".to_owned()));
+        };
         Ok(TaskSpec {
             repo,
-            branch: new.branch.clone().unwrap_or_else(|| branch_slug(&new.task, id)),
+            base,
+            branch,
             task: new.task.clone(),
             model: new.model.clone(),
             harness: new.harness,
@@ -226,9 +247,8 @@ impl Orchestra {
             task_type: new.task_type.clone(),
             customer: new.customer.clone(),
             budget: new.budget,
-            base: new.base.clone(),
-            further: Vec::new(),
-            pull_request: None,
+            further: targets.collect(),
+            pull_request: new.pull_request.clone(),
             campaign: None,
             image: new.image.clone().unwrap_or_else(|| self.defaults.image.clone()),
             timeout_seconds: new.timeout_seconds.unwrap_or(self.defaults.timeout_seconds),
@@ -383,8 +403,12 @@ impl TaskService for Orchestra {
 
     async fn diff(&self, id: TaskId) -> Result<Vec<u8>, ServiceError> {
         let task = self.resource(id).await?.ok_or(ServiceError::NoSuchTask)?;
-        if let Some(diff) = &task.diff {
-            return self.blob(diff).await;
+        if !task.diffs.is_empty() {
+            let mut text = Vec::new();
+            for RepoDiff { repo, diff } in &task.diffs {
+                append_diff(&mut text, task.spec.further.is_empty(), repo, &self.blob(diff).await?);
+            }
+            return Ok(text);
         }
         let loaded = journal::load(&*self.store, id).await;
         match loaded.map_err(|error| ServiceError::Internal(error.to_string()))? {

@@ -5,7 +5,7 @@ use orchestra_events::ledger::Exhausted;
 use orchestra_events::ledger::event::Budget as ScopeBudget;
 use orchestra_events::ledger::scope::Scope;
 use orchestra_events::ledger::view::View;
-use orchestra_events::task::event::{Attempts, Budget, Harness};
+use orchestra_events::task::event::{Attempts, Budget, Harness, PullRequestWish};
 use orchestra_events::task::{Refusal, TaskResource, TaskStatus};
 use orchestra_events::{Actor, StoreError, TaskId};
 pub use orchestra_runtime::vault::Credentials;
@@ -15,8 +15,8 @@ use tokio::sync::broadcast;
 /// What a caller asks for, syntax checked, names not yet resolved.
 #[derive(Debug, Clone)]
 pub struct NewTask {
-    /// `owner/name`, `forge:owner/name` or a URL.
-    pub repo: String,
+    /// Where it is to be done; at least one.
+    pub repos: Vec<NewRepo>,
     /// What is to be done.
     pub task: String,
     /// The model's name.
@@ -37,10 +37,8 @@ pub struct NewTask {
     pub customer: Option<String>,
     /// What it may cost.
     pub budget: Budget,
-    /// The branch to start from.
-    pub base: Option<String>,
-    /// The branch to push to; made from the task's words when absent.
-    pub branch: Option<String>,
+    /// What the pull requests are to be like.
+    pub pull_request: Option<PullRequestWish>,
     /// The sandbox image; the server's default when absent.
     pub image: Option<String>,
     /// The wall-clock limit; the server's default when absent.
@@ -53,6 +51,21 @@ pub struct NewTask {
     pub credentials: Credentials,
     /// Who repeats itself: the key's id and the caller's `Idempotency-Key`, with the hash of the request.
     pub idempotency: Option<Idempotency>,
+}
+
+/// A repository of a request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewRepo {
+    /// `owner/name`, `forge:owner/name` or a URL.
+    pub repo: String,
+    /// The branch to start from.
+    pub base: Option<String>,
+    /// The branch to push to; made from the task's words when absent.
+    pub branch: Option<String>,
+    /// Where in the request its name stands (RFC 6901).
+    pub pointer: String,
+    /// Where the object with its branches stands; empty for the request itself.
+    pub within: String,
 }
 
 /// A caller's wish that a repeated request does nothing new.

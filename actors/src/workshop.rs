@@ -4,6 +4,7 @@
 //! each returns the command that says what came of it.
 
 mod agent;
+mod delivery;
 mod harness;
 mod meter;
 pub mod money;
@@ -17,14 +18,16 @@ use jiff::Timestamp;
 use orchestra_events::blob::BlobStore;
 use orchestra_events::task::Step;
 use orchestra_events::task::command::{Command, Then};
+use orchestra_events::task::delivery::is_committed;
 use orchestra_events::task::event::{CredentialKind, SandboxEnd, Workspace};
-use orchestra_events::task::state::{Checkout, Ending, Task};
+use orchestra_events::task::state::{Attempt, Ending, Task};
 use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
 use orchestra_runtime::forge::Forges;
 use orchestra_runtime::gateway::Gateway;
 use orchestra_runtime::git::Git;
 use orchestra_runtime::model::{ModelClient, Models};
 use orchestra_runtime::sandbox::{Limits, Sandbox, SandboxError, SandboxSpec, Sandboxes};
+use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -36,6 +39,8 @@ use crate::policy::RetryPolicy;
 use crate::speech::Speech;
 use crate::task::Recorder;
 
+pub(crate) use repository::append_diff;
+
 /// Everything the steps are done with.
 pub struct Workshop {
     /// Where large content lies.
@@ -46,6 +51,10 @@ pub struct Workshop {
     pub git: Git,
     /// Where repositories live.
     pub forges: Forges,
+    /// What pull requests and commits say.
+    pub texts: Texts,
+    /// Where people reach the dashboard.
+    pub public_url: Option<String>,
     /// Names and prices of models.
     pub models: Arc<Models>,
     /// Asks them.
@@ -81,8 +90,7 @@ pub fn sandbox_of(id: TaskId, attempt: u32) -> SandboxId {
 
 /// The sandbox whose workspace the attempt has: its own, or that of an attempt before it that it went on in.
 fn workspace_of(id: TaskId, task: &Task) -> SandboxId {
-    let checkout = task.current().and_then(|attempt| attempt.checkout.as_ref());
-    checkout.map_or_else(|| sandbox_of(id, task.attempt), |checkout| checkout.sandbox)
+    task.current().and_then(Attempt::workspace).unwrap_or_else(|| sandbox_of(id, task.attempt))
 }
 
 /// Uniform over all of `u64`.
@@ -133,15 +141,17 @@ impl Workshop {
         }
         let done = match step {
             Step::WaitForClaim => return Some(Command::Claim { node: self.node.clone() }),
-            Step::Begin => return Some(Command::Begin { now: Timestamp::now() }),
+            Step::Begin => {
+                return Some(Command::Begin { now: Timestamp::now(), delivers: self.has_kept_work(task) });
+            }
             Step::ReserveModel => self.reserve(id, task).await,
             Step::AskModel(open) => return Some(self.ask(id, task, &open, cancel).await),
             Step::AbandonModel(open) => return Some(self.abandon(id, task, &open).await),
             Step::CallTool(tool) => return Some(Command::CallTool { tool_call: tool.id }),
             Step::RunTool(tool) => self.unless(cancel, task, self.run_tool(task, tool)).await?,
             Step::InterruptTool(tool) => return Some(agent::interrupted(tool)),
-            Step::Clone => self.unless(cancel, task, self.clone_repository(id, task)).await?,
-            Step::StartSandbox(checkout) => self.unless(cancel, task, self.start_sandbox(task, &checkout)).await?,
+            Step::Clone(repo) => self.unless(cancel, task, self.clone_repository(id, task, repo)).await?,
+            Step::StartSandbox(sandbox) => self.unless(cancel, task, self.start_sandbox(task, sandbox)).await?,
             Step::BeginHarness(_) => return Some(Command::BeginHarness),
             Step::RunHarness => {
                 let ran = self.run_harness(id, task, &recorder, &cancel).await;
@@ -150,9 +160,12 @@ impl Workshop {
                 }
                 ran
             }
-            Step::Commit(checkout) => self.unless(cancel, task, self.commit(id, task, &checkout)).await?,
+            Step::Commit(repo) => self.unless(cancel, task, self.commit(id, task, repo)).await?,
             Step::StopSandbox(sandbox, reason) => self.stop_sandbox(sandbox, reason).await,
-            Step::Push(commit) => self.push(id, task, &commit).await,
+            Step::Push(repo) => self.push(id, task, repo).await,
+            Step::OpenPullRequest(repo) => self.open_pull_request(id, task, repo).await,
+            Step::LinkPullRequest(repo) => self.link_pull_request(id, task, repo).await,
+            Step::Report(repo, ending) => self.report(id, task, repo, ending.as_ref()).await,
             Step::NextAttempt(failure, workspace) => {
                 return Some(self.next_attempt(id, task, failure, workspace).await);
             }
@@ -194,7 +207,9 @@ impl Workshop {
             Step::ReserveModel | Step::AskModel(_) | Step::BeginHarness(_) | Step::RunHarness => {
                 model().into_iter().collect()
             }
-            Step::Clone | Step::Push(_) => git().into_iter().collect(),
+            Step::Clone(_) | Step::Push(_) | Step::OpenPullRequest(_) | Step::LinkPullRequest(_) => {
+                git().into_iter().collect()
+            }
             Step::WaitForClaim
             | Step::WaitForCredentials
             | Step::WaitUntil(_)
@@ -204,6 +219,7 @@ impl Workshop {
             | Step::RunTool(_)
             | Step::InterruptTool(_)
             | Step::Commit(_)
+            | Step::Report(..)
             | Step::StopSandbox(..)
             | Step::NextAttempt(..)
             | Step::Finish(_)
@@ -222,9 +238,8 @@ impl Workshop {
         self.policy.after(failure, task.failures + 1, asked, Timestamp::now(), random())
     }
 
-    async fn start_sandbox(&self, task: &Task, checkout: &Checkout) -> Result<Command, Failed> {
+    async fn start_sandbox(&self, task: &Task, id: SandboxId) -> Result<Command, Failed> {
         let started = std::time::Instant::now();
-        let id = checkout.sandbox;
         let sandbox = match self.sandboxes.attach(id).await? {
             Some(running) => running,
             None => {
@@ -267,7 +282,18 @@ impl Workshop {
 
     /// Clears away what the attempt left on disk, forgets its secrets, and says how it ended.
     async fn finish(&self, id: TaskId, task: &Task, ending: Ending) -> Command {
-        self.clear_away(id, task).await;
+        let committed = task.current().is_some_and(|attempt| is_committed(&attempt.repos));
+        if matches!(ending, Ending::Failed(_)) && committed {
+            // What was made is not lost with the push: a retry delivers it.
+            let sandbox = workspace_of(id, task);
+            if let Err(error) = self.stop_sandbox(sandbox, SandboxEnd::Failed).await {
+                tracing::warn!(%sandbox, failure = %error.failure, "the sandbox is left to the reaper");
+            }
+            self.keep_repositories(sandbox).await;
+            self.calls.clear_all(id).await;
+        } else {
+            self.clear_away(id, task).await;
+        }
         self.vault.forget(id);
         let refund = self.refund(id, task, &ending).await;
         Command::Finish { ending, refund }
@@ -289,19 +315,14 @@ impl Workshop {
         if let Err(error) = self.stop_sandbox(sandbox, SandboxEnd::Finished).await {
             tracing::warn!(%sandbox, failure = %error.failure, "the sandbox is left to the reaper");
         }
-        self.forget_repository(sandbox).await;
+        self.forget_repositories(sandbox).await;
         self.calls.clear_all(id).await;
-    }
-
-    /// The sandboxes whose repositories lie on this host.
-    pub(crate) async fn repositories_found(&self) -> Vec<SandboxId> {
-        self.repository_folders().await.into_iter().map(|(_, sandbox)| sandbox).collect()
     }
 
     /// Removes everything of a sandbox that nobody owns.
     pub(crate) async fn remove(&self, sandbox: SandboxId) {
         match tokio::time::timeout(TEARDOWN_TIMEOUT, self.sandboxes.destroy(sandbox)).await {
-            Ok(Ok(())) => self.forget_repository(sandbox).await,
+            Ok(Ok(())) => self.reap_repositories(sandbox).await,
             Ok(Err(error)) => tracing::warn!(%sandbox, %error, "a sandbox resists its removal"),
             Err(_) => tracing::warn!(%sandbox, "a sandbox's removal takes too long"),
         }
@@ -324,17 +345,25 @@ impl Workshop {
 struct Failed {
     failure: Failure,
     asks_for: Option<CredentialKind>,
+    /// What the other side asks to wait.
+    wait: Option<Duration>,
 }
 
 impl Failed {
     fn new(failure: Failure) -> Self {
-        Self { failure, asks_for: None }
+        Self { failure, asks_for: None, wait: None }
+    }
+
+    /// A forge's refusal. Where another token is the remedy, the task waits for one and its work is kept.
+    fn by_forge(failure: Failure, wait: Option<Duration>) -> Self {
+        let about_token = matches!(failure.code, FailureCode::GitAuth | FailureCode::GitTokenScope);
+        Self { failure, asks_for: about_token.then_some(CredentialKind::Git), wait }
     }
 
     fn command(self, workshop: &Workshop, task: &Task) -> Command {
         let then = match self.asks_for {
             Some(kind) => Then::AskFor(vec![kind]),
-            None => workshop.then(task, &self.failure, None),
+            None => workshop.then(task, &self.failure, self.wait),
         };
         Command::RecordFailure { failure: self.failure, then }
     }

@@ -16,7 +16,7 @@ use orchestra_actors::ledger::Ledgers;
 use orchestra_actors::policy::RetryPolicy;
 use orchestra_actors::speech::Speech;
 use orchestra_actors::workshop::Workshop;
-use orchestra_actors::{Capacity, Credentials, Defaults, NewTask, Orchestra, TaskService};
+use orchestra_actors::{Capacity, Credentials, Defaults, NewRepo, NewTask, Orchestra, TaskService};
 use orchestra_events::blob::MemoryBlobs;
 use orchestra_events::projections::ReadModels;
 use orchestra_events::store::memory::MemoryStore;
@@ -33,6 +33,7 @@ use orchestra_runtime::gateway::{Gateway, GatewayPolicy};
 use orchestra_runtime::git::{Git, GitConfig};
 use orchestra_runtime::model::{Models, ProviderConfig, Timeouts};
 use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig};
+use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use tokio::sync::watch;
 
@@ -140,6 +141,8 @@ async fn house(trouble: Trouble) -> House {
         speech: Speech::default(),
         policy: RetryPolicy::default(),
         limits: Limits::default(),
+        texts: Texts::default(),
+        public_url: None,
         node: "test".into(),
         repositories: at("repositories"),
     };
@@ -153,7 +156,7 @@ async fn house(trouble: Trouble) -> House {
 impl House {
     async fn submit(&self) -> TaskId {
         let new = NewTask {
-            repo: "acme/none".into(),
+            repos: vec![NewRepo { repo: "acme/none".into(), pointer: "/repo".into(), ..NewRepo::default() }],
             task: "Do it".into(),
             model: "claude-sonnet-4-6".into(),
             harness: Harness::Builtin,
@@ -165,8 +168,7 @@ impl House {
             task_type: None,
             customer: None,
             budget: Budget::default(),
-            base: None,
-            branch: None,
+            pull_request: None,
             image: None,
             timeout_seconds: None,
             metadata: serde_json::Map::new(),

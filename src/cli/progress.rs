@@ -141,7 +141,7 @@ pub fn line(envelope: &Value) -> String {
     let kind = envelope["type"].as_str().unwrap_or_default();
     let words = match kind {
         "created" => text("task").to_owned(),
-        "cloned" => format!("{} at {}", text("base"), short("commit")),
+        "cloned" => format!("{} {} at {}", text("repo"), text("base"), short("commit")),
         "sandbox-started" => format!("in {} ms", data["startMs"]),
         "tokens-charged" => {
             let usage = &data["usage"];
@@ -169,6 +169,10 @@ pub fn line(envelope: &Value) -> String {
             format!("{} ({files} files, +{plus} -{minus})", short("commit"))
         }
         "pushed" => format!("{} → {}", short("commit"), text("branch")),
+        "unchanged" | "pull-request-linked" | "reported" => text("repo").to_owned(),
+        "pull-request-opened" => text("url").to_owned(),
+        "pull-request-omitted" => text("reason").to_owned(),
+        "forge-noted" => format!("without {}: {}", text("feature"), text("detail")),
         "call-retried" => {
             format!("call {} failed ({}); again in {} ms", data["attempt"], text("class"), data["waitMs"])
         }

@@ -13,9 +13,9 @@ use crate::wiring;
 /// Submit a task and, with --follow, stay until it is over
 #[derive(clap::Args)]
 pub struct Run {
-    /// The repository: owner/name, forge:owner/name or a URL
-    #[arg(long)]
-    repo: String,
+    /// The repository: owner/name, forge:owner/name or a URL. Several times: one task on all of them, one pull request each
+    #[arg(long, required = true)]
+    repo: Vec<String>,
     /// What is to be done
     #[arg(long)]
     task: String,
@@ -40,6 +40,18 @@ pub struct Run {
     /// The branch to push to
     #[arg(long)]
     branch: Option<String>,
+    /// The title of the pull request
+    #[arg(long)]
+    title: Option<String>,
+    /// Open the pull request as a draft
+    #[arg(long)]
+    draft: bool,
+    /// Who is asked to review; may be repeated
+    #[arg(long = "reviewer", value_name = "NAME")]
+    reviewers: Vec<String>,
+    /// A label of the pull request; may be repeated
+    #[arg(long = "label", value_name = "LABEL")]
+    labels: Vec<String>,
     /// The wall-clock limit, in seconds
     #[arg(long)]
     timeout_seconds: Option<u64>,
@@ -70,7 +82,26 @@ fn secret(variable: &Option<String>) -> anyhow::Result<Option<String>> {
 
 impl Run {
     fn payload(&self) -> anyhow::Result<Value> {
-        let mut body = json!({ "repo": self.repo, "task": self.task, "model": self.model, "team": self.team });
+        let mut body = json!({ "task": self.task, "model": self.model, "team": self.team });
+        match self.repo.as_slice() {
+            [repo] => body["repo"] = json!(repo),
+            repos => body["repos"] = json!(repos),
+        }
+        let mut request = Map::new();
+        if let Some(title) = &self.title {
+            request.insert("title".to_owned(), json!(title));
+        }
+        if self.draft {
+            request.insert("draft".to_owned(), json!(true));
+        }
+        for (name, values) in [("reviewers", &self.reviewers), ("labels", &self.labels)] {
+            if !values.is_empty() {
+                request.insert(name.to_owned(), json!(values));
+            }
+        }
+        if !request.is_empty() {
+            body["pullRequest"] = Value::Object(request);
+        }
         if let Some(usd) = &self.budget_usd {
             // Sent as the user wrote it: the server reads the decimal exactly.
             let cap = orchestra_events::NanoUsd::parse_decimal(usd).with_context(|| format!("--budget-usd {usd}"))?;

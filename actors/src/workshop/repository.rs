@@ -1,33 +1,100 @@
-//! The steps around the repository: clone and check out, commit, push, diff.
+//! The steps around the repositories: clone and check out, commit, diff; and what is kept of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use orchestra_events::repo::RepoRef;
 use orchestra_events::task::command::Command;
-use orchestra_events::task::event::{CredentialKind, PushOutcome};
-use orchestra_events::task::state::{Checkout, Commit, Task};
+use orchestra_events::task::delivery::{Outcome, RepoWork};
+use orchestra_events::task::event::Target;
+use orchestra_events::task::state::Task;
 use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
+use orchestra_runtime::forge::ResolveError;
 use orchestra_runtime::git::{GitError, Remote, Signature, diff_script, export_script};
 use orchestra_runtime::sandbox::{Exec, WORKSPACE_GID, WORKSPACE_UID};
+use orchestra_runtime::texts::{Standing, trailers};
 use tokio::io::AsyncReadExt;
 
-use super::{Failed, Workshop, sandbox_of, workspace_of};
+use super::{Failed, Workshop, sandbox_of};
 
 /// The largest diff that is kept and shown, in bytes.
 pub const MAX_DIFF: usize = 8 * 1024 * 1024;
 /// How long the sandbox may take to pack its work.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(300);
-/// Longest first line of a commit message, in characters.
-const MAX_SUBJECT: usize = 72;
+
+/// How long commits that could not be delivered are kept for a retry.
+const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// The file in a repository that says since when it has been kept.
+const KEPT: &str = "orchestra-kept";
+
+/// One of a task's repositories, with its place among them.
+pub(super) fn work(task: &Task, repo: usize) -> Result<&RepoWork, Failed> {
+    task.current()
+        .and_then(|attempt| attempt.repos.get(repo))
+        .ok_or_else(|| Failed::new(Failure::new(FailureCode::Internal, "The attempt has no repository at that place.")))
+}
+
+/// A repository that the configuration has no place for.
+pub(super) fn unresolved(error: &ResolveError) -> Failed {
+    Failed::new(Failure::new(FailureCode::RepoNotFound, format!("{error}.")))
+}
 
 impl Workshop {
-    pub(super) fn repository(&self, sandbox: SandboxId) -> PathBuf {
-        self.repositories.join(format!("{sandbox}.git"))
+    /// Where the host's own copy of one of a task's repositories lies.
+    pub(super) fn repository(&self, sandbox: SandboxId, repo: usize) -> PathBuf {
+        let name = if repo == 0 { format!("{sandbox}.git") } else { format!("{sandbox}.{repo}.git") };
+        self.repositories.join(name)
     }
 
-    /// Removes the repository, and what a clone that never came to its end has left of it.
-    pub(super) async fn forget_repository(&self, sandbox: SandboxId) {
+    /// Whether the commits that an attempt before has left can still be delivered.
+    pub(super) fn has_kept_work(&self, task: &Task) -> bool {
+        let Some(kept) = &task.kept else { return false };
+        kept.repos.iter().enumerate().all(|(repo, work)| match (work.commit(), &work.checkout) {
+            (Some(_), Some(checkout)) => work.pushed || self.repository(checkout.sandbox, repo).is_dir(),
+            (Some(_), None) => false,
+            (None, _) => true,
+        })
+    }
+
+    /// Notes that these repositories hold commits that a retry can deliver.
+    pub(super) async fn keep_repositories(&self, sandbox: SandboxId) {
+        for (path, _) in self.repository_folders().await.into_iter().filter(|(_, of)| *of == sandbox) {
+            if let Err(error) = tokio::fs::write(path.join(KEPT), b"").await {
+                tracing::warn!(path = %path.display(), %error, "a task's commits are not kept");
+            }
+        }
+    }
+
+    /// Whether the repository is kept for a retry that may still come.
+    async fn is_kept(path: &Path) -> bool {
+        let Ok(marker) = tokio::fs::metadata(path.join(KEPT)).await else { return false };
+        marker.modified().ok().and_then(|since| since.elapsed().ok()).is_none_or(|age| age < KEPT_FOR)
+    }
+
+    /// The sandboxes whose repositories lie on this host and are not kept for anybody.
+    pub(crate) async fn repositories_found(&self) -> Vec<SandboxId> {
+        let mut found = Vec::new();
+        for (path, sandbox) in self.repository_folders().await {
+            if !Self::is_kept(&path).await {
+                found.push(sandbox);
+            }
+        }
+        found
+    }
+
+    /// Removes the repositories of a sandbox that nobody owns, unless they are kept.
+    pub(super) async fn reap_repositories(&self, sandbox: SandboxId) {
+        for (path, of) in self.repository_folders().await {
+            if of == sandbox && Self::is_kept(&path).await {
+                return;
+            }
+        }
+        self.forget_repositories(sandbox).await;
+    }
+
+    /// Removes the repositories, and what a clone that never came to its end has left of them.
+    pub(super) async fn forget_repositories(&self, sandbox: SandboxId) {
         for (path, of) in self.repository_folders().await {
             if of != sandbox {
                 continue;
@@ -54,56 +121,64 @@ impl Workshop {
         found
     }
 
-    fn remote(&self, task: &Task) -> Result<Remote, Failed> {
-        self.forges
-            .remote(&task.spec.repo)
-            .map_err(|error| Failed::new(Failure::new(FailureCode::RepoNotFound, format!("{error}."))))
+    pub(super) fn remote(&self, repo: &RepoRef) -> Result<Remote, Failed> {
+        self.forges.remote(repo).map_err(|error| unresolved(&error))
     }
 
-    /// A git failure as the task's, asking for a token where a new one is the remedy.
-    fn git_failed(&self, error: &GitError) -> Failed {
-        let failure = error.failure();
-        let asks_for = (failure.code == FailureCode::GitAuth).then_some(CredentialKind::Git);
-        Failed { failure, asks_for }
+    pub(super) fn git_failed(&self, error: &GitError) -> Failed {
+        let wait = match error {
+            GitError::RateLimited { retry_after, .. } => *retry_after,
+            _ => None,
+        };
+        Failed::by_forge(error.failure(), wait)
     }
 
-    pub(super) async fn clone_repository(&self, id: TaskId, task: &Task) -> Result<Command, Failed> {
+    pub(super) async fn clone_repository(&self, id: TaskId, task: &Task, repo: usize) -> Result<Command, Failed> {
         let sandbox = sandbox_of(id, task.attempt);
-        let remote = self.remote(task)?;
-        // What a first try left is not trusted to be whole.
-        self.sandboxes.destroy(sandbox).await?;
-        let repository = self.repository(sandbox);
+        let target = &work(task, repo)?.target;
+        let remote = self.remote(&target.repo)?;
+        if repo == 0 {
+            // What a first try left is not trusted to be whole.
+            self.sandboxes.destroy(sandbox).await?;
+        }
+        let repository = self.repository(sandbox, repo);
         let cloned = self
             .git
-            .clone(&repository, &remote, self.vault.git(id), task.spec.base.as_deref())
+            .clone(&repository, &remote, self.vault.git(id), target.base.as_deref())
             .await
             .map_err(|error| self.git_failed(&error))?;
-        let branch = &task.spec.branch;
+        let branch = &target.branch;
         if *branch == cloned.base || *branch == cloned.default_branch {
             let message = format!("The branch {branch} is where the work starts from; it is never pushed to.");
             return Err(Failed::new(Failure::new(FailureCode::BranchPolicy, message)));
         }
         let volume = self.sandboxes.create_volume(sandbox, self.limits(task).disk_bytes).await?;
+        let folder = volume.workspace().join(&target.directory);
         self.git
-            .checkout(&repository, &cloned.commit, volume.workspace(), (WORKSPACE_UID, WORKSPACE_GID))
+            .checkout(&repository, &cloned.commit, &folder, (WORKSPACE_UID, WORKSPACE_GID))
             .await
             .map_err(|error| self.git_failed(&error))?;
-        Ok(Command::RecordClone { base: cloned.base, commit: cloned.commit, sandbox })
+        Ok(Command::RecordClone { repo, base: cloned.base, commit: cloned.commit, sandbox })
     }
 
-    pub(super) async fn commit(&self, id: TaskId, task: &Task, checkout: &Checkout) -> Result<Command, Failed> {
+    pub(super) async fn commit(&self, id: TaskId, task: &Task, repo: usize) -> Result<Command, Failed> {
         let sandbox = match self.sandbox(task).await {
             Ok(sandbox) => sandbox,
             Err(otherwise) => return otherwise,
         };
-        let repository = self.repository(checkout.sandbox);
-        let mut pack = sandbox.exec_piped(piped("export", export_script(&checkout.commit))).await?;
+        let work = work(task, repo)?;
+        let Some(checkout) = &work.checkout else {
+            return Err(Failed::new(Failure::new(FailureCode::Internal, "The repository is not checked out.")));
+        };
+        let repository = self.repository(checkout.sandbox, repo);
+        let export = piped("export", &work.target, export_script(&checkout.commit));
+        let mut pack = sandbox.exec_piped(export).await?;
         let imported = self.git.import(&repository, &checkout.commit, &mut pack).await;
         let Some(imported) = imported.map_err(|error| self.git_failed(&error))? else {
-            let message = "The agent finished without changing a file.";
-            return Err(Failed::new(Failure::new(FailureCode::NothingToPush, message)));
+            return nothing_changed(task, repo);
         };
-        let message = commit_message(id, task);
+        let text = self.task_text(id, task, repo, Standing::Running).await?;
+        let message = with_trailers(self.texts.commit_message(&text), &trailers(&text));
         let signature = Signature { name: "Orchestra".to_owned(), email: "orchestra@localhost".to_owned() };
         let commit = self
             .git
@@ -119,32 +194,40 @@ impl Workshop {
         let diff = self.blobs.put(diff.text).await.map_err(|error| {
             Failed::new(Failure::new(FailureCode::Internal, format!("The diff could not be stored: {error}.")))
         })?;
-        Ok(Command::RecordCommit { commit, tree: imported.tree, message, stat: stat.into(), diff })
+        Ok(Command::RecordCommit {
+            repo,
+            commits: vec![(commit, subject(&message))],
+            tree: imported.tree,
+            message,
+            stat: stat.into(),
+            diff,
+        })
     }
 
-    pub(super) async fn push(&self, id: TaskId, task: &Task, commit: &Commit) -> Result<Command, Failed> {
-        let sandbox = workspace_of(id, task);
-        let remote = self.remote(task)?;
-        let pushed = self
-            .git
-            .push(&self.repository(sandbox), &remote, self.vault.git(id), &task.spec.branch, &commit.id)
-            .await
-            .map_err(|error| self.git_failed(&error))?;
-        let outcome = if pushed.already_there { PushOutcome::AlreadyThere } else { PushOutcome::Pushed };
-        Ok(Command::RecordPush { outcome })
-    }
-
-    /// The unified diff of what was, or would be, pushed. Empty before there are files.
+    /// The unified diff of what was, or would be, pushed, in all repositories. Empty before there are files.
     pub async fn diff(&self, task: &Task) -> Result<Vec<u8>, Failure> {
         let Some(attempt) = task.current() else { return Ok(Vec::new()) };
-        if let Some(commit) = &attempt.commit {
-            let read = self.blobs.get(&commit.diff).await;
-            return read.map_err(|error| Failure::new(FailureCode::Internal, format!("{error}.")));
+        let mut text = Vec::new();
+        for work in &attempt.repos {
+            let one = match work.commit() {
+                Some(commit) => {
+                    let read = self.blobs.get(&commit.diff).await;
+                    read.map_err(|error| Failure::new(FailureCode::Internal, format!("{error}.")))?
+                }
+                None => self.diff_inside(task, work).await?,
+            };
+            append_diff(&mut text, task.spec.further.is_empty(), &work.target.repo, &one);
         }
-        let (Some(checkout), Ok(sandbox)) = (&attempt.checkout, self.sandbox(task).await) else {
+        text.truncate(MAX_DIFF);
+        Ok(text)
+    }
+
+    /// The difference between the base and what is in the sandbox now.
+    async fn diff_inside(&self, task: &Task, work: &RepoWork) -> Result<Vec<u8>, Failure> {
+        let (Some(checkout), Ok(sandbox)) = (&work.checkout, self.sandbox(task).await) else {
             return Ok(Vec::new());
         };
-        let piped = sandbox.exec_piped(piped("diff", diff_script(&checkout.commit))).await;
+        let piped = sandbox.exec_piped(piped("diff", &work.target, diff_script(&checkout.commit))).await;
         let mut text = Vec::new();
         let limit = u64::try_from(MAX_DIFF).unwrap_or(u64::MAX);
         piped.map_err(|error| error.failure())?.take(limit).read_to_end(&mut text).await.map_err(|error| {
@@ -154,25 +237,44 @@ impl Workshop {
     }
 }
 
-fn piped(what: &str, argv: Vec<String>) -> Exec {
+/// Puts one repository's diff behind those before it. Where there are several, a line says whose it is: programs that
+/// read diffs pass over what stands between files.
+pub(crate) fn append_diff(text: &mut Vec<u8>, alone: bool, repo: &RepoRef, diff: &[u8]) {
+    if !alone && !diff.is_empty() {
+        text.extend_from_slice(format!("# {repo}\n").as_bytes());
+    }
+    text.extend_from_slice(diff);
+}
+
+/// What follows when the agent has left a repository as it was: nothing, unless it has left them all so.
+fn nothing_changed(task: &Task, repo: usize) -> Result<Command, Failed> {
+    let repos = task.current().map(|attempt| attempt.repos.as_slice()).unwrap_or_default();
+    let mut others = repos.iter().enumerate().filter(|(other, _)| *other != repo);
+    if others.all(|(_, work)| work.outcome == Some(Outcome::Unchanged)) {
+        let message = "The agent finished without changing a file.";
+        return Err(Failed::new(Failure::new(FailureCode::NothingToPush, message)));
+    }
+    Ok(Command::RecordUnchanged { repo })
+}
+
+fn piped(what: &str, target: &Target, argv: Vec<String>) -> Exec {
     Exec {
         id: format!("{what}-{}", uuid::Uuid::new_v4()),
         argv,
         env: Vec::new(),
-        cwd: "/workspace".to_owned(),
+        cwd: format!("/workspace/{}", target.directory),
         stdin: Vec::new(),
         timeout: EXPORT_TIMEOUT,
     }
 }
 
-fn commit_message(id: TaskId, task: &Task) -> String {
-    let text = task.spec.task.trim();
-    let first = text.lines().next().unwrap_or_default();
-    let subject: String = if first.chars().count() > MAX_SUBJECT {
-        first.chars().take(MAX_SUBJECT - 1).chain(['…']).collect()
-    } else {
-        first.to_owned()
-    };
-    let body = if subject == text { String::new() } else { format!("{text}\n\n") };
-    format!("{subject}\n\n{body}Orchestra-Task: {id}\nOrchestra-Model: {}\n", task.spec.model)
+/// A commit's message with the lines at its end that lead back to the task.
+fn with_trailers(message: String, trailers: &[(String, String)]) -> String {
+    let lines = trailers.iter().map(|(name, value)| format!("{name}: {value}\n"));
+    format!("{}\n\n{}", message.trim_end(), lines.collect::<String>())
+}
+
+/// A commit message's first line.
+fn subject(message: &str) -> String {
+    message.lines().next().unwrap_or_default().to_owned()
 }

@@ -4,6 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::conversation::{Block, StopReason, Usage};
+use super::delivery::{Outcome, RepoWork, Request, is_committed};
 use super::event::{CredentialKind, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
 use super::harness::{HarnessWord, by_harness};
 use super::state::{AgentTurn, Attempt, Ending, OpenCall, Phase, Task, ToolProgress};
@@ -12,6 +13,7 @@ use crate::blob::{BlobRef, Content};
 use crate::failure::{Failure, FailureCode};
 use crate::id::{CallId, CommitId, SandboxId};
 use crate::money::NanoUsd;
+use crate::repo::RepoRef;
 
 /// The longest message to a running agent, in bytes.
 pub const MAX_STEERING: usize = 16 * 1024;
@@ -32,9 +34,13 @@ pub enum Command {
     Begin {
         /// Now.
         now: Timestamp,
+        /// The commits that an attempt before has left are still there, and only to be delivered.
+        delivers: bool,
     },
-    /// The repository is checked out.
+    /// A repository is checked out.
     RecordClone {
+        /// Its place among the task's.
+        repo: usize,
         /// The branch.
         base: String,
         /// Where it stands.
@@ -102,10 +108,12 @@ pub enum Command {
         /// What it printed beyond that.
         omitted_bytes: u64,
     },
-    /// The workspace is a commit.
+    /// What was changed in a repository is a commit, or several.
     RecordCommit {
-        /// The commit.
-        commit: CommitId,
+        /// Its place among the task's.
+        repo: usize,
+        /// The commits with their first lines, oldest first; there is at least one.
+        commits: Vec<(CommitId, String)>,
         /// Its tree.
         tree: CommitId,
         /// Its message.
@@ -122,10 +130,40 @@ pub enum Command {
         /// Why.
         reason: SandboxEnd,
     },
+    /// Nothing was changed in a repository.
+    RecordUnchanged {
+        /// Its place among the task's.
+        repo: usize,
+    },
     /// The branch holds the commit.
     RecordPush {
+        /// The repository's place among the task's.
+        repo: usize,
         /// How it got there.
         outcome: PushOutcome,
+    },
+    /// A pull request is open, or there is none to be had.
+    RecordPullRequest {
+        /// The repository's place among the task's.
+        repo: usize,
+        /// What came of it.
+        opened: PullRequestOutcome,
+        /// What the forge could not do of what was wished for: the feature, and why.
+        notes: Vec<(String, String)>,
+    },
+    /// A pull request names those of the other repositories.
+    RecordLink {
+        /// The repository's place among the task's.
+        repo: usize,
+        /// What the forge could not do.
+        notes: Vec<(String, String)>,
+    },
+    /// The forge was told how the task ends.
+    RecordReport {
+        /// The repository's place among the task's.
+        repo: usize,
+        /// What the forge could not do.
+        notes: Vec<(String, String)>,
     },
     /// A step failed.
     RecordFailure {
@@ -246,6 +284,25 @@ pub struct Charge {
     pub price: String,
 }
 
+/// What came of asking for a pull request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PullRequestOutcome {
+    /// It is open.
+    Open {
+        /// Its page.
+        url: String,
+        /// Its number.
+        number: u64,
+        /// It was open before.
+        existed: bool,
+    },
+    /// The forge has none.
+    Omitted {
+        /// Why.
+        reason: String,
+    },
+}
+
 /// What follows a failed step.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Then {
@@ -318,6 +375,26 @@ fn open_call(task: &Task, call: CallId) -> Result<&OpenCall, Refusal> {
     }
 }
 
+/// The name of one of the task's repositories.
+fn named(task: &Task, repo: usize) -> Result<RepoRef, Refusal> {
+    Ok(working(task)?.repos.get(repo).ok_or(Refusal::MovedOn)?.target.repo.clone())
+}
+
+/// A repository whose commits are on their way: the sandbox is gone.
+fn delivered(task: &Task, repo: usize) -> Result<&RepoWork, Refusal> {
+    let attempt = working(task)?;
+    match attempt.repos.get(repo) {
+        Some(work) if attempt.sandbox.is_none() => Ok(work),
+        Some(_) | None => Err(Refusal::MovedOn),
+    }
+}
+
+/// What a forge could not do, as events.
+fn noted(repo: &RepoRef, notes: Vec<(String, String)>) -> impl Iterator<Item = TaskEvent> + use<> {
+    let repo = repo.clone();
+    notes.into_iter().map(move |(feature, detail)| TaskEvent::ForgeNoted { repo: repo.clone(), feature, detail })
+}
+
 fn charged(task: &Task, call: CallId, charge: Charge) -> TaskEvent {
     TaskEvent::TokensCharged {
         call,
@@ -385,7 +462,7 @@ fn by_caller(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
                 return Err(Refusal::BadMessage);
             }
             match task.current() {
-                Some(attempt) if attempt.commit.is_some() => Err(Refusal::MovedOn),
+                Some(attempt) if !attempt.listens() => Err(Refusal::MovedOn),
                 Some(attempt) if attempt.unheard.len() >= MAX_UNHEARD => Err(Refusal::TooManyMessages),
                 Some(_) => Ok(vec![TaskEvent::Steered { message }]),
                 // Words before the attempt begins would be lost with the next `attempt-started`.
@@ -433,14 +510,15 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
         | Command::RecordRetry { .. }
         | Command::RecordCallEnd { .. } => by_harness(task, command),
         Command::Claim { node } if next == Step::WaitForClaim => Ok(vec![TaskEvent::Claimed { node }]),
-        Command::Begin { now } if next == Step::Begin => {
-            Ok(vec![TaskEvent::AttemptStarted { attempt: task.attempt + 1, deadline: deadline(task, now) }])
+        Command::Begin { now, delivers } if next == Step::Begin => {
+            let delivers = delivers && task.kept.as_ref().is_some_and(|kept| is_committed(&kept.repos));
+            Ok(vec![TaskEvent::AttemptStarted { attempt: task.attempt + 1, deadline: deadline(task, now), delivers }])
         }
-        Command::RecordClone { base, commit, sandbox } if next == Step::Clone => {
-            Ok(vec![TaskEvent::Cloned { repo: task.spec.repo.clone(), base, commit, sandbox }])
+        Command::RecordClone { repo, base, commit, sandbox } if next == Step::Clone(repo) => {
+            Ok(vec![TaskEvent::Cloned { repo: named(task, repo)?, base, commit, sandbox }])
         }
         Command::RecordSandbox { sandbox, start_ms } => match next {
-            Step::StartSandbox(checkout) if checkout.sandbox == sandbox => {
+            Step::StartSandbox(workspace) if workspace == sandbox => {
                 Ok(vec![TaskEvent::SandboxStarted { sandbox, image: task.spec.image.clone(), start_ms }])
             }
             _ => Err(Refusal::MovedOn),
@@ -510,24 +588,76 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
             },
             _ => Err(Refusal::MovedOn),
         },
-        Command::RecordCommit { commit, tree, message, stat: (files, insertions, deletions), diff } => match next {
-            Step::Commit(_) => {
-                Ok(vec![TaskEvent::Committed { commit, tree, message, files, insertions, deletions, diff }])
+        Command::RecordCommit { repo, commits, tree, message, stat: (files, insertions, deletions), diff } => {
+            let Some((commit, _)) = commits.last().cloned().filter(|_| next == Step::Commit(repo)) else {
+                return Err(Refusal::MovedOn);
+            };
+            let (commits, subjects) = if commits.len() > 1 { commits.into_iter().unzip() } else { Default::default() };
+            let repo = if task.spec.further.is_empty() { None } else { Some(named(task, repo)?) };
+            Ok(vec![TaskEvent::Committed {
+                repo,
+                commit,
+                commits,
+                tree,
+                message,
+                subjects,
+                files,
+                insertions,
+                deletions,
+                diff,
+            }])
+        }
+        Command::RecordUnchanged { repo } if next == Step::Commit(repo) => {
+            // A task of which nothing comes at all does not end in silence but in `nothing-to-push`.
+            let others = working(task)?.repos.iter().enumerate().filter(|(other, _)| *other != repo);
+            if others.into_iter().all(|(_, work)| work.outcome == Some(Outcome::Unchanged)) {
+                return Err(Refusal::MovedOn);
             }
-            _ => Err(Refusal::MovedOn),
-        },
+            Ok(vec![TaskEvent::Unchanged { repo: named(task, repo)? }])
+        }
         Command::RecordSandboxStopped { sandbox, reason } => match working(task)?.sandbox {
             Some(running) if running == sandbox => Ok(vec![TaskEvent::SandboxStopped { sandbox, reason }]),
             _ => Err(Refusal::MovedOn),
         },
         // Also after a cancel: the branch has moved all the same, and the record says so.
-        Command::RecordPush { outcome } => match working(task)? {
-            Attempt { commit: Some(commit), sandbox: None, pushed: false, .. } => Ok(vec![TaskEvent::Pushed {
-                repo: task.spec.repo.clone(),
-                branch: task.spec.branch.clone(),
-                commit: commit.id.clone(),
-                outcome,
-            }]),
+        Command::RecordPush { repo, outcome } => {
+            let work = delivered(task, repo)?;
+            match work.commit() {
+                Some(commit) if !work.pushed => Ok(vec![TaskEvent::Pushed {
+                    repo: work.target.repo.clone(),
+                    branch: work.target.branch.clone(),
+                    commit: commit.id.clone(),
+                    outcome,
+                }]),
+                Some(_) | None => Err(Refusal::MovedOn),
+            }
+        }
+        Command::RecordPullRequest { repo, opened, notes } => {
+            let work = delivered(task, repo)?;
+            if !work.pushed || work.request != Request::NotAsked {
+                return Err(Refusal::MovedOn);
+            }
+            let repo = work.target.repo.clone();
+            let came = match opened {
+                PullRequestOutcome::Open { url, number, existed } => {
+                    TaskEvent::PullRequestOpened { repo: repo.clone(), url, number, existed }
+                }
+                PullRequestOutcome::Omitted { reason } => TaskEvent::PullRequestOmitted { repo: repo.clone(), reason },
+            };
+            Ok(std::iter::once(came).chain(noted(&repo, notes)).collect())
+        }
+        Command::RecordLink { repo, notes } => match next {
+            Step::LinkPullRequest(linked) if linked == repo => {
+                let repo = named(task, repo)?;
+                Ok(noted(&repo, notes).chain([TaskEvent::PullRequestLinked { repo: repo.clone() }]).collect())
+            }
+            _ => Err(Refusal::MovedOn),
+        },
+        Command::RecordReport { repo, notes } => match next {
+            Step::Report(reported, _) if reported == repo => {
+                let repo = named(task, repo)?;
+                Ok(noted(&repo, notes).chain([TaskEvent::Reported { repo: repo.clone() }]).collect())
+            }
             _ => Err(Refusal::MovedOn),
         },
         // Nothing is held before the attempt begins, so nothing has to be cleaned up first.

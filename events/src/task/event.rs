@@ -152,6 +152,23 @@ impl TaskSpec {
     }
 }
 
+impl TaskSpec {
+    /// What the agent is told: the task, and where its repositories are when there are several.
+    pub fn prompt(&self) -> String {
+        let targets = self.targets();
+        if targets.len() < 2 {
+            return self.task.clone();
+        }
+        let folders = targets.iter().map(|target| format!("- {}/ is {}", target.directory, target.repo));
+        let folders = folders.collect::<Vec<_>>().join("\n");
+        format!(
+            "{}\n\nThe workspace holds several repositories, each in a folder of its own:\n{folders}\nWhat is changed \
+             in each becomes a pull request of its own.",
+            self.task
+        )
+    }
+}
+
 /// Which agent does the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -287,6 +304,9 @@ pub enum TaskEvent {
         attempt: u32,
         /// When the attempt must be over.
         deadline: Timestamp,
+        /// The commits of the attempt before are delivered; the agent is not asked again.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        delivers: bool,
     },
     /// The repository was fetched and checked out.
     Cloned {
@@ -429,12 +449,21 @@ pub enum TaskEvent {
     },
     /// The agent's work is a commit.
     Committed {
-        /// The commit.
+        /// Where; the task's first repository when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        repo: Option<RepoRef>,
+        /// The commit, the last one if there are several.
         commit: CommitId,
+        /// All of them, oldest first, where there are several.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        commits: Vec<CommitId>,
         /// Its tree.
         tree: CommitId,
         /// Its message.
         message: String,
+        /// The first lines of all of them, oldest first, where there are several.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        subjects: Vec<String>,
         /// Files it touches.
         files: u32,
         /// Lines added.
@@ -443,6 +472,11 @@ pub enum TaskEvent {
         deletions: u32,
         /// The unified diff.
         diff: BlobRef,
+    },
+    /// The agent changed nothing in one of the task's repositories.
+    Unchanged {
+        /// In which.
+        repo: RepoRef,
     },
     /// The branch holds the commit.
     Pushed {
@@ -463,6 +497,35 @@ pub enum TaskEvent {
         url: String,
         /// Its number.
         number: u64,
+        /// It was open before: an earlier attempt's answer was lost, or somebody else has opened it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        existed: bool,
+    },
+    /// There is no pull request: the forge has none.
+    PullRequestOmitted {
+        /// Where.
+        repo: RepoRef,
+        /// Why not.
+        reason: String,
+    },
+    /// The pull request names those of the task's other repositories.
+    PullRequestLinked {
+        /// Where.
+        repo: RepoRef,
+    },
+    /// The forge could not do something that was wished for; the task goes on without it.
+    ForgeNoted {
+        /// Where.
+        repo: RepoRef,
+        /// What: `labels`, `reviewers`, `drafts`, `commit-status`, `comments`, `descriptions`.
+        feature: String,
+        /// Why not.
+        detail: String,
+    },
+    /// The forge was told how the task ended: the light beside the commit, and words below the pull request.
+    Reported {
+        /// Where.
+        repo: RepoRef,
     },
     /// The machine is gone.
     SandboxStopped {
@@ -586,8 +649,13 @@ impl TaskEvent {
             Self::ToolFinished { .. } => "tool-finished",
             Self::Steered { .. } => "steered",
             Self::Committed { .. } => "committed",
+            Self::Unchanged { .. } => "unchanged",
             Self::Pushed { .. } => "pushed",
             Self::PullRequestOpened { .. } => "pull-request-opened",
+            Self::PullRequestOmitted { .. } => "pull-request-omitted",
+            Self::PullRequestLinked { .. } => "pull-request-linked",
+            Self::ForgeNoted { .. } => "forge-noted",
+            Self::Reported { .. } => "reported",
             Self::SandboxStopped { .. } => "sandbox-stopped",
             Self::StepFailed { .. } => "step-failed",
             Self::RetryScheduled { .. } => "retry-scheduled",
@@ -632,8 +700,13 @@ impl TaskEvent {
         "tool-finished",
         "steered",
         "committed",
+        "unchanged",
         "pushed",
         "pull-request-opened",
+        "pull-request-omitted",
+        "pull-request-linked",
+        "forge-noted",
+        "reported",
         "sandbox-stopped",
         "step-failed",
         "retry-scheduled",

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::command::{Command, Refusal, followed_by, working};
 use super::conversation::{Block, StopReason};
-use super::event::{Harness, TaskEvent, ToolOutcome};
+use super::event::{Harness, TaskEvent, TaskSpec, ToolOutcome};
 use super::state::{AgentTurn, Attempt, OpenCall, Phase, Task};
 use crate::blob::Content;
 use crate::failure::{Failure, FailureCode};
@@ -197,7 +197,7 @@ pub fn verdict(task: &Task, exit_code: Option<i32>) -> Result<(), Failure> {
 }
 
 /// What the events of a harness mean that mean something else for the built-in agent. `false`: nothing of its own.
-pub(super) fn evolve_harness(attempt: &mut Attempt, text: &str, event: &TaskEvent) -> bool {
+pub(super) fn evolve_harness(attempt: &mut Attempt, spec: &TaskSpec, event: &TaskEvent) -> bool {
     let harness = &mut attempt.harness;
     match event {
         TaskEvent::ModelCalled { call, reserved_nano_usd, reserved_tokens, max_output_tokens, .. } => {
@@ -221,7 +221,7 @@ pub(super) fn evolve_harness(attempt: &mut Attempt, text: &str, event: &TaskEven
             let mut prompt = std::mem::take(&mut attempt.unheard).join("\n\n");
             if resumes.is_none() {
                 let more = if prompt.is_empty() { String::new() } else { format!("\n\n{prompt}") };
-                prompt = format!("{text}{more}");
+                prompt = format!("{}{more}", spec.prompt());
             } else if prompt.is_empty() {
                 CONTINUE_SESSION.clone_into(&mut prompt);
             }
@@ -250,7 +250,7 @@ pub(super) fn evolve_harness(attempt: &mut Attempt, text: &str, event: &TaskEven
         // Its program hears them when it is started again.
         TaskEvent::Steered { message } => {
             attempt.unheard.push(message.clone());
-            if attempt.turn == AgentTurn::Done && attempt.commit.is_none() {
+            if attempt.turn == AgentTurn::Done && attempt.listens() {
                 attempt.turn = AgentTurn::Model;
             }
         }

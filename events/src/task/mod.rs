@@ -1,10 +1,12 @@
 //! The task aggregate: one sentence, one repository, one budget, and everything that happened to them.
 //!
 //! Read [`event`] for what can happen, [`command`] for what can be asked, [`state`] for what is known from it, and
-//! [`step`] for what comes next. [`resource`] is what the outside sees.
+//! [`step`] for what comes next, and [`delivery`] for the way
+//! of each repository's commits to their pull request. [`resource`] is what the outside sees.
 
 pub mod command;
 pub mod conversation;
+pub mod delivery;
 pub mod event;
 #[cfg(test)]
 mod golden;

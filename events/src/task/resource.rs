@@ -13,6 +13,7 @@ use crate::envelope::{Envelope, Position, Revision};
 use crate::failure::Failure;
 use crate::id::{CallId, CommitId, SandboxId, TaskId};
 use crate::money::NanoUsd;
+use crate::repo::RepoRef;
 
 /// Where a task stands, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -97,8 +98,8 @@ pub struct TaskResource {
     pub commits: Vec<CommitId>,
     /// Files, lines added, lines removed.
     pub stat: Option<(u32, u32, u32)>,
-    /// The diff of the commit.
-    pub diff: Option<BlobRef>,
+    /// The diffs of the commits, one for each repository that was changed.
+    pub diffs: Vec<RepoDiff>,
     /// The open pull requests.
     pub pull_requests: Vec<PullRequest>,
     /// The sandbox that is up now.
@@ -117,6 +118,15 @@ pub struct TaskResource {
     pub revision: Revision,
     /// Its place in the log.
     pub position: Position,
+}
+
+/// What was changed in a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepoDiff {
+    /// Which.
+    pub repo: RepoRef,
+    /// The unified diff.
+    pub diff: BlobRef,
 }
 
 /// A pull request.
@@ -149,7 +159,7 @@ impl TaskResource {
                 base_commit: None,
                 commits: Vec::new(),
                 stat: None,
-                diff: None,
+                diffs: Vec::new(),
                 pull_requests: Vec::new(),
                 sandbox: None,
                 attempt: 0,
@@ -199,17 +209,24 @@ impl TaskResource {
                 self.to(Status::Queued, "waiting for a free sandbox");
             }
             TaskEvent::Claimed { node } => self.to(Status::Preparing, format!("taken by {node}")),
-            TaskEvent::AttemptStarted { attempt, .. } => {
+            TaskEvent::AttemptStarted { attempt, delivers: true, .. } => {
+                self.attempt = *attempt;
+                self.started_at = Some(time);
+                self.to(Status::Running, "delivering what the attempt before has committed");
+            }
+            TaskEvent::AttemptStarted { attempt, delivers: false, .. } => {
                 self.attempt = *attempt;
                 self.started_at = Some(time);
                 self.commits.clear();
                 self.stat = None;
-                self.diff = None;
+                self.diffs.clear();
                 self.to(Status::Preparing, format!("cloning {}", self.spec.repo));
             }
-            TaskEvent::Cloned { base, commit, .. } => {
-                self.base = Some(base.clone());
-                self.base_commit = Some(commit.clone());
+            TaskEvent::Cloned { repo, base, commit, .. } => {
+                if *repo == self.spec.repo {
+                    self.base = Some(base.clone());
+                    self.base_commit = Some(commit.clone());
+                }
                 self.to(Status::Preparing, "starting the sandbox");
             }
             TaskEvent::SandboxStarted { sandbox, .. } => {
@@ -257,16 +274,34 @@ impl TaskResource {
             | TaskEvent::HarnessFinished { .. }
             | TaskEvent::ToolFinished { .. }
             | TaskEvent::Steered { .. } => {}
-            TaskEvent::Committed { commit, files, insertions, deletions, diff, .. } => {
-                self.commits = vec![commit.clone()];
-                self.stat = Some((*files, *insertions, *deletions));
-                self.diff = Some(diff.clone());
+            TaskEvent::Committed { repo, commit, commits, files, insertions, deletions, diff, .. } => {
+                if commits.is_empty() {
+                    self.commits.push(commit.clone());
+                } else {
+                    self.commits.extend(commits.iter().cloned());
+                }
+                let (f, i, d) = self.stat.unwrap_or_default();
+                let sum = |one: u32, more: &u32| one.saturating_add(*more);
+                self.stat = Some((sum(f, files), sum(i, insertions), sum(d, deletions)));
+                let repo = repo.clone().unwrap_or_else(|| self.spec.repo.clone());
+                self.diffs.push(RepoDiff { repo, diff: diff.clone() });
                 self.to(Status::Running, format!("pushing {}", self.spec.branch));
             }
             TaskEvent::Pushed { branch, .. } => self.to(Status::Running, format!("pushed {branch}")),
-            TaskEvent::PullRequestOpened { repo, url, number } => {
-                self.pull_requests.push(PullRequest { repo: repo.to_string(), url: url.clone(), number: *number });
+            TaskEvent::PullRequestOpened { repo, url, number, .. } => {
+                let opened = PullRequest { repo: repo.to_string(), url: url.clone(), number: *number };
+                if !self.pull_requests.contains(&opened) {
+                    self.pull_requests.push(opened);
+                }
+                self.to(Status::Running, format!("opened a pull request on {repo}"));
             }
+            TaskEvent::PullRequestLinked { repo } => {
+                self.to(Status::Running, format!("linked the pull request on {repo} to the others"));
+            }
+            TaskEvent::Unchanged { .. }
+            | TaskEvent::PullRequestOmitted { .. }
+            | TaskEvent::ForgeNoted { .. }
+            | TaskEvent::Reported { .. } => {}
             TaskEvent::SandboxStopped { .. } => self.sandbox = None,
             TaskEvent::RetryScheduled { wait_ms, failures, .. } => {
                 let because = self.failure.as_ref().map_or("a failure", |(failure, _)| failure.code.as_str());
@@ -303,7 +338,12 @@ impl TaskResource {
             }
             TaskEvent::Succeeded {} => {
                 self.failure = None;
-                self.end(Status::Succeeded, time, format!("pushed {}", self.spec.branch));
+                let reason = match self.pull_requests.as_slice() {
+                    [] => format!("pushed {}", self.spec.branch),
+                    [one] => format!("opened {}", one.url),
+                    several => format!("opened {} pull requests", several.len()),
+                };
+                self.end(Status::Succeeded, time, reason);
             }
         }
     }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::conversation::{Block, StopReason, Turn, Usage, UserPart};
+use super::delivery::{self, RepoWork, is_committed};
 use super::event::{CredentialKind, Harness, TaskEvent, TaskSpec, Workspace};
 use super::harness::{HarnessRun, LastCall, evolve_harness};
 use crate::blob::Content;
@@ -43,15 +44,17 @@ pub struct Task {
     pub begin_after: Option<Timestamp>,
 }
 
-/// What an attempt leaves to the next one that works in the same workspace.
+/// What an attempt leaves to the next one: a workspace to go on in, or commits that are only to be delivered.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kept {
-    /// The checked-out repository.
-    pub checkout: Checkout,
+    /// The repositories, as far as they have come.
+    pub repos: Vec<RepoWork>,
     /// The running sandbox.
     pub sandbox: Option<SandboxId>,
     /// The session that the harness can go on with.
     pub session: Option<String>,
+    /// What the agent said last.
+    pub last_words: Option<Content>,
 }
 
 /// Where a task stands.
@@ -85,8 +88,8 @@ pub enum Ending {
 pub struct Attempt {
     /// When it must be over.
     pub deadline: Timestamp,
-    /// The checked-out repository, once there.
-    pub checkout: Option<Checkout>,
+    /// Its repositories, in the order of the request.
+    pub repos: Vec<RepoWork>,
     /// The running sandbox.
     pub sandbox: Option<SandboxId>,
     /// What was said so far. Empty until the first model call is due.
@@ -95,14 +98,12 @@ pub struct Attempt {
     pub turn: AgentTurn,
     /// Words from the user that arrived while the model was speaking.
     pub unheard: Vec<String>,
+    /// What the agent said last.
+    pub last_words: Option<Content>,
     /// The size of what the model has read, as the provider counted it, and how many turns that covers.
     pub counted: Option<(u64, usize)>,
     /// Model calls made.
     pub calls: u32,
-    /// The agent's work.
-    pub commit: Option<Commit>,
-    /// The branch holds the commit.
-    pub pushed: bool,
     /// The program that does the work, unless the built-in agent does.
     pub harness: HarnessRun,
     /// It goes on in the workspace of the attempt before.
@@ -129,9 +130,13 @@ pub struct Checkout {
 /// The agent's work as a commit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Commit {
-    /// The commit.
+    /// The commit, the last one if there are several.
     pub id: CommitId,
-    /// Its diff against the base.
+    /// The first lines of all of them, oldest first.
+    pub subjects: Vec<String>,
+    /// Files touched, lines added, lines removed.
+    pub stat: (u32, u32, u32),
+    /// The diff against the base.
     pub diff: crate::blob::BlobRef,
 }
 
@@ -202,18 +207,17 @@ pub struct Spent {
 }
 
 impl Attempt {
-    fn new(deadline: Timestamp) -> Self {
+    fn new(deadline: Timestamp, repos: Vec<RepoWork>) -> Self {
         Self {
             deadline,
-            checkout: None,
+            repos,
             sandbox: None,
             conversation: Vec::new(),
             turn: AgentTurn::Model,
             unheard: Vec::new(),
+            last_words: None,
             counted: None,
             calls: 0,
-            commit: None,
-            pushed: false,
             harness: HarnessRun::default(),
             inherited: false,
             cost: NanoUsd::ZERO,
@@ -224,12 +228,40 @@ impl Attempt {
 
     /// The attempt that goes on with what one before it has left.
     fn inheriting(deadline: Timestamp, kept: Kept) -> Self {
-        let mut attempt = Self::new(deadline);
-        attempt.checkout = Some(kept.checkout);
+        let mut attempt = Self::new(deadline, kept.repos);
         attempt.sandbox = kept.sandbox;
         attempt.harness.session = kept.session;
+        attempt.last_words = kept.last_words;
         attempt.inherited = true;
         attempt
+    }
+
+    /// The sandbox whose workspace holds its files.
+    pub fn workspace(&self) -> Option<SandboxId> {
+        self.repos.iter().find_map(|repo| repo.checkout.as_ref()).map(|checkout| checkout.sandbox)
+    }
+
+    /// Whether the agent's words are still wanted: nothing of its work has been taken.
+    pub fn listens(&self) -> bool {
+        self.repos.iter().all(|repo| repo.outcome.is_none())
+    }
+
+    /// What it leaves to an attempt that goes on where it has stopped.
+    fn leave(&mut self) -> Option<Kept> {
+        let mut repos = std::mem::take(&mut self.repos);
+        if !is_committed(&repos) {
+            // The agent goes on, so what was taken of its work is taken anew.
+            repos.iter_mut().for_each(|repo| repo.outcome = None);
+        }
+        // The forge hears how the next one ends.
+        repos.iter_mut().for_each(|repo| repo.reported = false);
+        let checked_out = repos.iter().any(|repo| repo.checkout.is_some());
+        checked_out.then(|| Kept {
+            repos,
+            sandbox: self.sandbox,
+            session: self.harness.session.take(),
+            last_words: self.last_words.take(),
+        })
     }
 
     /// What the model is told first.
@@ -378,12 +410,13 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
                 task.phase = Phase::Claimed;
             }
         }
-        TaskEvent::AttemptStarted { attempt, deadline } => {
+        TaskEvent::AttemptStarted { attempt, deadline, delivers } => {
             task.attempt = *attempt;
             task.begin_after = None;
-            let attempt = match task.kept.take() {
+            // Commits that are kept and not delivered are gone from the disk.
+            let attempt = match task.kept.take().filter(|kept| is_committed(&kept.repos) == *delivers) {
                 Some(kept) => Attempt::inheriting(*deadline, kept),
-                None => Attempt::new(*deadline),
+                None => Attempt::new(*deadline, RepoWork::all(&task.spec)),
             };
             task.phase = Phase::Working(Box::new(attempt));
         }
@@ -428,10 +461,7 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
         TaskEvent::RefundGranted { nano_usd, .. } => task.refunded += *nano_usd,
         TaskEvent::AttemptFailed { workspace, until, .. } => {
             task.kept = match (workspace, task.current_mut()) {
-                (Workspace::Same, Some(attempt)) => {
-                    let (sandbox, session) = (attempt.sandbox, attempt.harness.session.take());
-                    attempt.checkout.take().map(|checkout| Kept { checkout, sandbox, session })
-                }
+                (Workspace::Same, Some(attempt)) => attempt.leave(),
                 (Workspace::Fresh, _) | (Workspace::Same, None) => None,
             };
             task.failures = 0;
@@ -439,7 +469,11 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
             task.phase = Phase::Claimed;
         }
         TaskEvent::Cancelled {} => task.phase = Phase::Ended(Ending::Cancelled),
-        TaskEvent::Failed { failure, .. } => task.phase = Phase::Ended(Ending::Failed(failure.clone())),
+        TaskEvent::Failed { failure, .. } => {
+            let committed = task.current_mut().filter(|attempt| is_committed(&attempt.repos));
+            task.kept = committed.and_then(Attempt::leave);
+            task.phase = Phase::Ended(Ending::Failed(failure.clone()));
+        }
         TaskEvent::Succeeded {} => task.phase = Phase::Ended(Ending::Succeeded),
         TaskEvent::TokensCharged { call, usage, cost_nano_usd, confirmed, stop_reason, .. } => {
             task.spent.cost += *cost_nano_usd;
@@ -475,8 +509,13 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
         | TaskEvent::ToolFinished { .. }
         | TaskEvent::Steered { .. }
         | TaskEvent::Committed { .. }
+        | TaskEvent::Unchanged { .. }
         | TaskEvent::Pushed { .. }
         | TaskEvent::PullRequestOpened { .. }
+        | TaskEvent::PullRequestOmitted { .. }
+        | TaskEvent::PullRequestLinked { .. }
+        | TaskEvent::ForgeNoted { .. }
+        | TaskEvent::Reported { .. }
         | TaskEvent::SandboxStopped { .. }
         | TaskEvent::StepFailed { .. }
         | TaskEvent::RetryScheduled { .. } => {
@@ -499,24 +538,36 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
                 _ => task.failures = 0,
             }
             let spec = Arc::clone(&task.spec);
+            if let (TaskEvent::Message { content, .. }, Some(attempt)) = (event, task.current_mut()) {
+                let said = content.iter().rev().find_map(|block| match block {
+                    Block::Text { text } => Some(text.clone()),
+                    Block::Thinking { .. } | Block::ToolUse { .. } => None,
+                });
+                attempt.last_words = said.or(attempt.last_words.take());
+            }
             if let Some(attempt) = task.current_mut()
-                && (spec.harness == Harness::Builtin || !evolve_harness(attempt, &spec.task, event))
+                && (spec.harness == Harness::Builtin || !evolve_harness(attempt, &spec, event))
             {
-                evolve_attempt(attempt, &spec.task, event);
+                evolve_attempt(attempt, &spec, event);
             }
         }
     }
     Some(task)
 }
 
-fn evolve_attempt(attempt: &mut Attempt, text: &str, event: &TaskEvent) {
+fn evolve_attempt(attempt: &mut Attempt, spec: &TaskSpec, event: &TaskEvent) {
     if !matches!(event, TaskEvent::RetryScheduled { .. } | TaskEvent::Steered { .. }) {
         attempt.wait_until = None;
     }
     match event {
-        TaskEvent::Cloned { base, commit, sandbox, .. } => {
-            attempt.checkout = Some(Checkout { base: base.clone(), commit: commit.clone(), sandbox: *sandbox });
-        }
+        TaskEvent::Cloned { .. }
+        | TaskEvent::Committed { .. }
+        | TaskEvent::Unchanged { .. }
+        | TaskEvent::Pushed { .. }
+        | TaskEvent::PullRequestOpened { .. }
+        | TaskEvent::PullRequestOmitted { .. }
+        | TaskEvent::PullRequestLinked { .. }
+        | TaskEvent::Reported { .. } => delivery::evolve(&mut attempt.repos, event),
         TaskEvent::SandboxStarted { sandbox, .. } => attempt.sandbox = Some(*sandbox),
         TaskEvent::SandboxStopped { .. } => {
             attempt.sandbox = None;
@@ -526,7 +577,7 @@ fn evolve_attempt(attempt: &mut Attempt, text: &str, event: &TaskEvent) {
         }
         TaskEvent::ModelCalled { call, reserved_nano_usd, reserved_tokens, max_output_tokens, .. } => {
             if attempt.conversation.is_empty() {
-                attempt.opening(text).into_iter().for_each(|part| attempt.say(part));
+                attempt.opening(&spec.prompt()).into_iter().for_each(|part| attempt.say(part));
             }
             attempt.hear_out();
             attempt.calls += 1;
@@ -562,16 +613,12 @@ fn evolve_attempt(attempt: &mut Attempt, text: &str, event: &TaskEvent) {
         }
         TaskEvent::Steered { message } => {
             attempt.unheard.push(message.clone());
-            if attempt.turn == AgentTurn::Done && attempt.commit.is_none() {
+            if attempt.turn == AgentTurn::Done && attempt.listens() {
                 attempt.turn = AgentTurn::Model;
                 attempt.hear_out();
             }
         }
-        TaskEvent::Committed { commit, diff, .. } => {
-            attempt.commit = Some(Commit { id: commit.clone(), diff: diff.clone() });
-        }
-        TaskEvent::Pushed { .. } => attempt.pushed = true,
-        TaskEvent::PullRequestOpened { .. }
+        TaskEvent::ForgeNoted { .. }
         | TaskEvent::CallRetried { .. }
         | TaskEvent::HarnessStarted { .. }
         | TaskEvent::HarnessRead { .. }

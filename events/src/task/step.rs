@@ -2,8 +2,9 @@
 
 use jiff::Timestamp;
 
+use super::delivery::{self, is_committed, unreported};
 use super::event::{Harness, SandboxEnd, Workspace};
-use super::state::{AgentTurn, Attempt, Checkout, Commit, Ending, OpenCall, Phase, Task, ToolProgress, ToolUse};
+use super::state::{AgentTurn, Attempt, Ending, OpenCall, Phase, Task, ToolProgress, ToolUse};
 use crate::failure::{Failure, FailureCode};
 use crate::id::SandboxId;
 
@@ -18,10 +19,10 @@ pub enum Step {
     WaitUntil(Timestamp),
     /// Start an attempt.
     Begin,
-    /// Fetch the repository and fill a workspace.
-    Clone,
-    /// Start the machine around that workspace.
-    StartSandbox(Checkout),
+    /// Fetch this repository (by its place among the task's) and put its files into the workspace.
+    Clone(usize),
+    /// Start the machine around the workspace that was filled for it.
+    StartSandbox(SandboxId),
     /// Reserve the money for a model call.
     ReserveModel,
     /// Ask the model; the money is reserved.
@@ -38,12 +39,18 @@ pub enum Step {
     BeginHarness(Option<String>),
     /// Run it, or go on reading the run that has begun.
     RunHarness,
-    /// Turn the workspace into a commit.
-    Commit(Checkout),
+    /// Turn what was changed in this repository into commits.
+    Commit(usize),
     /// Stop the machine.
     StopSandbox(SandboxId, SandboxEnd),
-    /// Put the commit on its branch.
-    Push(Commit),
+    /// Put this repository's commits on their branch.
+    Push(usize),
+    /// Open the pull request for that branch.
+    OpenPullRequest(usize),
+    /// Have it name the pull requests of the task's other repositories.
+    LinkPullRequest(usize),
+    /// Tell its forge how the task ends: well, or like this.
+    Report(usize, Option<Ending>),
     /// Leave the attempt that failed so, and go on with another one.
     NextAttempt(Failure, Workspace),
     /// Say how it ended.
@@ -94,23 +101,29 @@ pub fn planned_step(task: &Task) -> Step {
             (None, Some((failure, Workspace::Same)), _) => Step::NextAttempt(failure, Workspace::Same),
             (None, _, Some(sandbox)) => Step::StopSandbox(sandbox, end),
             (None, Some((failure, workspace)), None) => Step::NextAttempt(failure, workspace),
-            (None, None, None) => Step::Finish(ending),
+            (None, None, None) => match unreported(&attempt.repos) {
+                Some(repo) => Step::Report(repo, Some(ending)),
+                None => Step::Finish(ending),
+            },
         };
     }
-    let Some(checkout) = &attempt.checkout else { return Step::Clone };
-    if let Some(commit) = &attempt.commit {
-        return match attempt.sandbox {
-            Some(sandbox) => Step::StopSandbox(sandbox, SandboxEnd::Finished),
-            None if !attempt.pushed => Step::Push(commit.clone()),
-            None => Step::Finish(Ending::Succeeded),
+    if let Some(repo) = attempt.repos.iter().position(|repo| repo.checkout.is_none()) {
+        return Step::Clone(repo);
+    }
+    if is_committed(&attempt.repos) {
+        return match (attempt.sandbox, delivery::next(&attempt.repos)) {
+            (Some(sandbox), _) => Step::StopSandbox(sandbox, SandboxEnd::Finished),
+            (None, Some(step)) => step,
+            (None, None) => Step::Finish(Ending::Succeeded),
         };
     }
+    let Some(workspace) = attempt.workspace() else { return Step::Clone(0) };
     // A call whose money is reserved is settled before a machine is started for it.
     if let AgentTurn::Asked(open) = &attempt.turn {
         return Step::AskModel(open.clone());
     }
     if attempt.sandbox.is_none() {
-        return Step::StartSandbox(checkout.clone());
+        return Step::StartSandbox(workspace);
     }
     let harness = &attempt.harness;
     match &attempt.turn {
@@ -133,7 +146,7 @@ pub fn planned_step(task: &Task) -> Step {
         AgentTurn::Done => match attempt.open_calls().next() {
             // Nothing is delivered before it is paid for.
             Some(open) => Step::AbandonModel(open.clone()),
-            None => Step::Commit(checkout.clone()),
+            None => Step::Commit(attempt.repos.iter().position(|repo| repo.outcome.is_none()).unwrap_or_default()),
         },
     }
 }
@@ -141,7 +154,10 @@ pub fn planned_step(task: &Task) -> Step {
 /// Whether another attempt follows one that failed so, and what it begins with.
 fn another_attempt(task: &Task, failure: &Failure) -> Option<Workspace> {
     let retry = task.spec.retry?;
-    (failure.retryable && task.attempt < retry.most).then_some(retry.workspace)
+    // What is committed is only to be delivered: no agent is paid for it twice.
+    let committed = task.current().is_some_and(|attempt| is_committed(&attempt.repos));
+    let workspace = if committed { Workspace::Same } else { retry.workspace };
+    (failure.retryable && task.attempt < retry.most).then_some(workspace)
 }
 
 /// The agent used up its calls.
@@ -158,7 +174,7 @@ impl Step {
             Self::WaitForCredentials => "wait-for-credentials",
             Self::WaitUntil(_) => "wait",
             Self::Begin => "begin",
-            Self::Clone => "clone",
+            Self::Clone(_) => "clone",
             Self::StartSandbox(_) => "start-sandbox",
             Self::ReserveModel => "reserve-model",
             Self::AskModel(_) => "ask-model",
@@ -171,6 +187,9 @@ impl Step {
             Self::Commit(_) => "commit",
             Self::StopSandbox(..) => "stop-sandbox",
             Self::Push(_) => "push",
+            Self::OpenPullRequest(_) => "open-pull-request",
+            Self::LinkPullRequest(_) => "link-pull-request",
+            Self::Report(..) => "report",
             Self::NextAttempt(..) => "next-attempt",
             Self::Finish(_) => "finish",
             Self::Rest => "rest",

@@ -5,10 +5,12 @@ use proptest::prelude::*;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::command::{Charge, Command, Refusal, Then, decide};
+use super::command::{Charge, Command, PullRequestOutcome, Refusal, Then, decide};
 use super::conversation::{Block, StopReason, Turn, Usage};
+use super::delivery::is_committed;
 use super::event::{
-    Attempts, Budget, CredentialKind, Harness, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome, Workspace,
+    Attempts, Budget, CredentialKind, FurtherRepo, Harness, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome,
+    Workspace,
 };
 use super::harness::{HarnessWord, verdict};
 use super::state::{Ending, OpenCall, Task, evolve};
@@ -63,6 +65,16 @@ fn spec() -> TaskSpec {
     }
 }
 
+/// A task on several repositories.
+fn several(repos: usize) -> TaskSpec {
+    let further = (1..repos).map(|number| FurtherRepo {
+        repo: RepoRef::new("local", &format!("acme/web{number}")).expect("a repo"),
+        base: None,
+        branch: "orchestra/fix-1".into(),
+    });
+    TaskSpec { further: further.collect(), ..spec() }
+}
+
 /// A task's stream in the making: `given(...)` folds, `when(...)` decides and folds what was decided.
 struct Story {
     task: Option<Task>,
@@ -79,13 +91,15 @@ impl Story {
     fn working() -> Self {
         let mut story = Self::new();
         story.when(Command::Claim { node: "n".into() }).expect("claimed");
-        story.when(Command::Begin { now: now() }).expect("begun");
+        story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
         story
     }
 
     fn in_sandbox() -> Self {
         let mut story = Self::working();
-        story.when(Command::RecordClone { base: "main".into(), commit: oid('a'), sandbox: sandbox() }).expect("cloned");
+        story
+            .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox() })
+            .expect("cloned");
         story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
         story
     }
@@ -160,13 +174,23 @@ fn tool_done(id: &str) -> Command {
 }
 
 fn commit() -> Command {
+    commit_in(0)
+}
+
+fn commit_in(repo: usize) -> Command {
     Command::RecordCommit {
-        commit: oid('c'),
+        repo,
+        commits: vec![(oid('c'), "Fix".into())],
         tree: oid('d'),
         message: "Fix".into(),
         stat: (1, 1, 0),
         diff: BlobRef { sha256: "0".repeat(64), bytes: 3 },
     }
+}
+
+fn opened(repo: usize) -> Command {
+    let opened = PullRequestOutcome::Open { url: "https://forge.example/1".into(), number: 1, existed: false };
+    Command::RecordPullRequest { repo, opened, notes: Vec::new() }
 }
 
 fn failure(code: FailureCode) -> Failure {
@@ -185,13 +209,16 @@ fn from_a_sentence_to_a_pushed_branch() {
     story
         .when(Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Finished })
         .expect("sandbox stopped");
-    story.when(Command::RecordPush { outcome: PushOutcome::Pushed }).expect("push");
+    story.when(Command::RecordPush { repo: 0, outcome: PushOutcome::Pushed }).expect("push");
+    story.when(opened(0)).expect("opened");
+    story.when(Command::RecordReport { repo: 0, notes: Vec::new() }).expect("reported");
     story.when(Command::Finish { ending: Ending::Succeeded, refund: NanoUsd::ZERO }).expect("finish");
     assert_eq!(story.next(), Step::Rest);
     assert_eq!(
         story.kinds.join(" "),
         "created queued claimed attempt-started cloned sandbox-started model-called tokens-charged message \
-         tool-called tool-finished model-called tokens-charged message committed sandbox-stopped pushed succeeded"
+         tool-called tool-finished model-called tokens-charged message committed sandbox-stopped pushed \
+         pull-request-opened reported succeeded"
     );
     assert_eq!(story.task().spent.cost, NanoUsd::from_nanos(80));
 }
@@ -327,7 +354,7 @@ fn a_push_that_a_cancel_could_not_stop_is_on_record() {
     let mut story = Story::asked(1);
     story.when(reply(1, vec![text("Done.")], StopReason::EndTurn)).expect("reply");
     story.when(commit()).expect("commit");
-    let push = Command::RecordPush { outcome: PushOutcome::Pushed };
+    let push = Command::RecordPush { repo: 0, outcome: PushOutcome::Pushed };
     assert_eq!(story.when(push.clone()), Err(Refusal::MovedOn));
     story.when(Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Finished }).expect("stopped");
     story.when(Command::Cancel { reason: None }).expect("cancel");
@@ -367,9 +394,9 @@ fn a_retry_begins_a_new_attempt_with_what_is_left_of_the_budget() {
     story.when(Command::Finish { ending, refund: NanoUsd::ZERO }).expect("failed");
     story.when(Command::Retry).expect("retry");
     story.when(Command::Claim { node: "n".into() }).expect("claim");
-    story.when(Command::Begin { now: now() }).expect("begin");
+    story.when(Command::Begin { now: now(), delivers: true }).expect("begin");
     assert_eq!(story.task().attempt, 2);
-    assert_eq!(story.next(), Step::Clone);
+    assert_eq!(story.next(), Step::Clone(0));
     assert_eq!(story.task().dollars_left(), Some(NanoUsd::from_nanos(960)));
 }
 
@@ -434,8 +461,10 @@ fn a_harness_that_is_done_is_paid_for_before_it_is_committed_and_hears_what_come
     let mut story = Story { task: None, kinds: Vec::new() };
     story.when(Command::Create(Box::new(TaskSpec { harness: Harness::Codex, ..spec() }))).expect("created");
     story.when(Command::Claim { node: "n".into() }).expect("claimed");
-    story.when(Command::Begin { now: now() }).expect("begun");
-    story.when(Command::RecordClone { base: "main".into(), commit: oid('a'), sandbox: sandbox() }).expect("cloned");
+    story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
+    story
+        .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox() })
+        .expect("cloned");
     story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
     story.when(Command::BeginHarness).expect("begun");
     let reserved = NanoUsd::from_nanos(100);
@@ -464,10 +493,10 @@ fn another_attempt_begins_anew_or_where_the_last_one_stopped() {
         story.when(Command::Create(Box::new(TaskSpec { retry, ..spec() }))).expect("created");
         story.when(Command::Claim { node: "n".into() }).expect("claimed");
         for attempt in 1..=2 {
-            story.when(Command::Begin { now: now() }).expect("begun");
+            story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
             if attempt == 1 || workspace == Workspace::Fresh {
                 story
-                    .when(Command::RecordClone { base: "main".into(), commit: oid('a'), sandbox: sandbox() })
+                    .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox() })
                     .expect("cloned");
                 story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
             }
@@ -505,8 +534,10 @@ fn what_another_attempt_would_not_mend_is_the_end() {
         let retry = Some(Attempts { most: 2, workspace: Workspace::Same });
         story.when(Command::Create(Box::new(TaskSpec { retry, ..spec() }))).expect("created");
         story.when(Command::Claim { node: "n".into() }).expect("claimed");
-        story.when(Command::Begin { now: now() }).expect("begun");
-        story.when(Command::RecordClone { base: "main".into(), commit: oid('a'), sandbox: sandbox() }).expect("cloned");
+        story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
+        story
+            .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox() })
+            .expect("cloned");
         story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
         story.when(Command::RecordFailure { failure: failure(code), then: Then::GiveUp }).expect("failed");
         assert_eq!(matches!(story.next(), Step::NextAttempt(..)), again, "{code}");
@@ -520,10 +551,15 @@ fn what_another_attempt_would_not_mend_is_the_end() {
     }
 }
 
+fn may_be_unchanged(task: &Task, repo: usize) -> bool {
+    let repos = &task.current().expect("it works").repos;
+    repos.iter().enumerate().any(|(other, work)| other != repo && (work.outcome.is_none() || work.commit().is_some()))
+}
+
 /// Does whatever the step asks for, with luck and prices drawn at random, until the task rests.
-fn drive(harness: Harness, retry: Option<Attempts>, luck: &[(u8, u16)]) -> Story {
+fn drive(harness: Harness, retry: Option<Attempts>, further: usize, luck: &[(u8, u16)]) -> Story {
     let mut story = Story { task: None, kinds: Vec::new() };
-    story.when(Command::Create(Box::new(TaskSpec { harness, retry, ..spec() }))).expect("created");
+    story.when(Command::Create(Box::new(TaskSpec { harness, retry, ..several(1 + further) }))).expect("created");
     for (turn, (luck, price)) in luck.iter().cycle().take(10_000).enumerate() {
         let number = turn as u128;
         let failed = failure(FailureCode::NetworkDropped);
@@ -535,7 +571,8 @@ fn drive(harness: Harness, retry: Option<Attempts>, luck: &[(u8, u16)]) -> Story
         let command = match story.next() {
             Step::Rest => return story,
             Step::WaitForClaim => Command::Claim { node: "n".into() },
-            Step::Begin => Command::Begin { now: now() },
+            // Now and then somebody has cleared the disk.
+            Step::Begin => Command::Begin { now: now(), delivers: luck % 4 != 1 },
             Step::WaitForCredentials => {
                 Command::SupplyCredentials { supplied: vec![CredentialKind::Model], now: now() }
             }
@@ -543,7 +580,9 @@ fn drive(harness: Harness, retry: Option<Attempts>, luck: &[(u8, u16)]) -> Story
             _ if luck % 32 == 15 && !asking && !given_up => Command::RecordFailure { failure: failed, then },
             Step::WaitUntil(until) => unreachable!("{until} is not over yet"),
             Step::ReserveModel => reserve(number, i64::from(*price % 300)),
-            Step::Clone => Command::RecordClone { base: "main".into(), commit: oid('a'), sandbox: sandbox() },
+            Step::Clone(repo) => {
+                Command::RecordClone { repo, base: "main".into(), commit: oid('a'), sandbox: sandbox() }
+            }
             Step::StartSandbox(_) => Command::RecordSandbox { sandbox: sandbox(), start_ms: 1 },
             Step::BeginHarness(_) => Command::BeginHarness,
             Step::RunHarness => {
@@ -571,9 +610,19 @@ fn drive(harness: Harness, retry: Option<Attempts>, luck: &[(u8, u16)]) -> Story
                 Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Lost }
             }
             Step::RunTool(tool) | Step::InterruptTool(tool) => tool_done(&tool.id),
-            Step::Commit(_) => commit(),
+            Step::Commit(repo) if luck % 4 == 2 && may_be_unchanged(story.task(), repo) => {
+                Command::RecordUnchanged { repo }
+            }
+            Step::Commit(repo) => commit_in(repo),
             Step::StopSandbox(sandbox, reason) => Command::RecordSandboxStopped { sandbox, reason },
-            Step::Push(_) => Command::RecordPush { outcome: PushOutcome::Pushed },
+            Step::Push(repo) => Command::RecordPush { repo, outcome: PushOutcome::Pushed },
+            Step::OpenPullRequest(repo) if luck % 4 == 1 => {
+                let opened = PullRequestOutcome::Omitted { reason: "there are none".into() };
+                Command::RecordPullRequest { repo, opened, notes: vec![("labels".into(), "none".into())] }
+            }
+            Step::OpenPullRequest(repo) => opened(repo),
+            Step::LinkPullRequest(repo) => Command::RecordLink { repo, notes: Vec::new() },
+            Step::Report(repo, _) => Command::RecordReport { repo, notes: Vec::new() },
             Step::NextAttempt(..) => Command::NextAttempt { refund: NanoUsd::ZERO, until: now(), wait_ms: 1 },
             Step::Finish(ending) => Command::Finish { ending, refund: NanoUsd::ZERO },
         };
@@ -593,13 +642,126 @@ fn drive(harness: Harness, retry: Option<Attempts>, luck: &[(u8, u16)]) -> Story
 
 proptest! {
     #[test]
-    fn whatever_the_luck_every_task_ends_within_its_budget(harness in any::<bool>(), retry in 0..3, luck in proptest::collection::vec(any::<(u8, u16)>(), 1..60)) {
+    fn whatever_the_luck_every_task_ends_within_its_budget(harness in any::<bool>(), retry in 0..3, further in 0..3usize, luck in proptest::collection::vec(any::<(u8, u16)>(), 1..60)) {
         let workspace = if retry == 1 { Workspace::Fresh } else { Workspace::Same };
         let retry = (retry > 0).then_some(Attempts { most: 3, workspace });
-        let story = drive(if harness { Harness::Codex } else { Harness::Builtin }, retry, &luck);
+        let story = drive(if harness { Harness::Codex } else { Harness::Builtin }, retry, further, &luck);
         let ends = story.kinds.iter().filter(|kind| ["succeeded", "failed", "cancelled"].contains(kind)).count();
         prop_assert_eq!(ends, 1);
         prop_assert_eq!(story.task().reserved().0, NanoUsd::ZERO);
         prop_assert!(story.task().current().is_none());
     }
+}
+
+impl Story {
+    /// A task on three repositories whose agent has said its last word.
+    fn of_three_repositories() -> Self {
+        let mut story = Self { task: None, kinds: Vec::new() };
+        story.when(Command::Create(Box::new(several(3)))).expect("created");
+        story.when(Command::Claim { node: "n".into() }).expect("claimed");
+        story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
+        for repo in 0..3 {
+            assert_eq!(story.next(), Step::Clone(repo));
+            let (base, commit) = ("main".into(), oid('a'));
+            story.when(Command::RecordClone { repo, base, commit, sandbox: sandbox() }).expect("cloned");
+        }
+        story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
+        story.when(reserve(1, 100)).expect("reserved");
+        story.when(reply(1, vec![text("Done.")], StopReason::EndTurn)).expect("reply");
+        story
+    }
+
+    fn stop_sandbox(&mut self) {
+        let reason = SandboxEnd::Finished;
+        self.when(Command::RecordSandboxStopped { sandbox: sandbox(), reason }).expect("stopped");
+    }
+
+    fn push(&mut self, repo: usize) {
+        self.when(Command::RecordPush { repo, outcome: PushOutcome::Pushed }).expect("pushed");
+    }
+}
+
+#[test]
+fn several_repositories_are_pushed_before_the_first_pull_request_and_linked_after_the_last() {
+    let mut story = Story::of_three_repositories();
+    let said = format!("{:?}", story.task().current().expect("it works").conversation);
+    assert!(said.contains("web1/ is local:acme/web1"), "the agent is told where they are: {said}");
+    story.when(commit_in(0)).expect("committed");
+    assert_eq!(story.when(Command::Steer { message: "More.".into() }), Err(Refusal::MovedOn));
+    assert_eq!(story.next(), Step::Commit(1));
+    story.when(Command::RecordUnchanged { repo: 1 }).expect("unchanged");
+    story.when(commit_in(2)).expect("committed");
+    story.stop_sandbox();
+    for repo in [0, 2] {
+        assert_eq!(story.next(), Step::Push(repo));
+        story.push(repo);
+    }
+    for repo in [0, 2] {
+        assert_eq!(story.next(), Step::OpenPullRequest(repo));
+        story.when(opened(repo)).expect("opened");
+    }
+    for repo in [0, 2] {
+        assert_eq!(story.next(), Step::LinkPullRequest(repo));
+        story.when(Command::RecordLink { repo, notes: vec![("descriptions".into(), "no".into())] }).expect("linked");
+    }
+    for repo in [0, 2] {
+        assert_eq!(story.next(), Step::Report(repo, None));
+        story.when(Command::RecordReport { repo, notes: Vec::new() }).expect("reported");
+    }
+    assert_eq!(story.next(), Step::Finish(Ending::Succeeded));
+    assert_eq!(story.kinds.iter().filter(|kind| **kind == "forge-noted").count(), 2);
+}
+
+#[test]
+fn a_task_that_changes_nothing_at_all_does_not_succeed_in_silence() {
+    let mut story = Story::of_three_repositories();
+    story.when(Command::RecordUnchanged { repo: 0 }).expect("unchanged");
+    story.when(Command::RecordUnchanged { repo: 1 }).expect("unchanged");
+    assert_eq!(story.when(Command::RecordUnchanged { repo: 2 }), Err(Refusal::MovedOn));
+    story.when(commit_in(2)).expect("unless the last one has something");
+}
+
+#[test]
+fn commits_that_could_not_be_delivered_are_kept_for_a_retry_that_asks_no_model() {
+    for still_there in [true, false] {
+        let mut story = Story::of_three_repositories();
+        (0..3).for_each(|repo| drop(story.when(commit_in(repo)).expect("committed")));
+        story.stop_sandbox();
+        (0..3).for_each(|repo| story.push(repo));
+        story.when(opened(0)).expect("opened");
+        let protected = failure(FailureCode::PullRequestFailed);
+        story.when(Command::RecordFailure { failure: protected.clone(), then: Then::GiveUp }).expect("failed");
+        assert_eq!(story.next(), Step::Report(0, Some(Ending::Failed(protected.clone()))));
+        story.when(Command::RecordReport { repo: 0, notes: Vec::new() }).expect("reported");
+        let (ending, refund) = (Ending::Failed(protected), NanoUsd::ZERO);
+        story.when(Command::Finish { ending, refund }).expect("finished");
+        story.when(Command::Retry).expect("retried");
+        story.when(Command::Claim { node: "n".into() }).expect("claimed");
+        story.when(Command::Begin { now: now(), delivers: still_there }).expect("begun");
+        assert_eq!(story.next(), if still_there { Step::OpenPullRequest(1) } else { Step::Clone(0) });
+        assert_eq!(is_committed(&story.task().current().expect("it works").repos), still_there);
+    }
+}
+
+#[test]
+fn what_is_committed_is_delivered_by_a_further_attempt_whatever_its_workspace() {
+    let mut story = Story { task: None, kinds: Vec::new() };
+    let retry = Some(Attempts { most: 2, workspace: Workspace::Fresh });
+    story.when(Command::Create(Box::new(TaskSpec { retry, ..spec() }))).expect("created");
+    story.when(Command::Claim { node: "n".into() }).expect("claimed");
+    story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
+    let (base, commit) = ("main".into(), oid('a'));
+    story.when(Command::RecordClone { repo: 0, base, commit, sandbox: sandbox() }).expect("cloned");
+    story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
+    story.when(reserve(1, 100)).expect("reserved");
+    story.when(reply(1, vec![text("Done.")], StopReason::EndTurn)).expect("reply");
+    story.when(commit_in(0)).expect("committed");
+    story.stop_sandbox();
+    story.push(0);
+    let failed = failure(FailureCode::PullRequestFailed);
+    story.when(Command::RecordFailure { failure: failed.clone(), then: Then::GiveUp }).expect("failed");
+    assert_eq!(story.next(), Step::NextAttempt(failed, Workspace::Same));
+    story.when(Command::NextAttempt { refund: NanoUsd::ZERO, until: now(), wait_ms: 0 }).expect("left");
+    story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
+    assert_eq!(story.next(), Step::OpenPullRequest(0));
 }

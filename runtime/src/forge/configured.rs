@@ -120,6 +120,12 @@ impl Forges {
         })
     }
 
+    /// The forge that this repository is on, as one without pull requests.
+    pub fn forge(&self, repo: &RepoRef) -> Result<std::sync::Arc<dyn super::Forge>, ResolveError> {
+        self.config(repo)?;
+        Ok(std::sync::Arc::new(super::plain::Plain))
+    }
+
     /// The remote that git talks to.
     pub fn remote(&self, repo: &RepoRef) -> Result<Remote, ResolveError> {
         let config = self.config(repo)?;

@@ -5,6 +5,7 @@
 
 mod configured;
 mod error;
+mod plain;
 
 use async_trait::async_trait;
 use orchestra_events::CommitId;

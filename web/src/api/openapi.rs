@@ -11,9 +11,12 @@ use super::resource::Usd;
 #[schema(rename_all = "camelCase")]
 #[allow(dead_code, reason = "described, never built: payload.rs reads the fields one by one")]
 pub struct TaskRequest {
-    /// `owner/name` on the default forge, `forge:owner/name`, or a full URL.
+    /// `owner/name` on the default forge, `forge:owner/name`, or a full URL. Either this or `repos` is required.
     #[schema(max_length = 400, example = "acme/api")]
-    repo: String,
+    repo: Option<String>,
+    /// Several repositories, each with a checkout of its own in one workspace, and a pull request of its own.
+    #[schema(min_items = 1, max_items = 16)]
+    repos: Option<Vec<RepoRequest>>,
     /// What is to be done.
     #[schema(max_length = 32768)]
     task: String,
@@ -48,10 +51,57 @@ pub struct TaskRequest {
     #[schema(minimum = 1, maximum = 86400)]
     timeout_seconds: Option<u64>,
     retry: Option<AttemptsRequest>,
+    pull_request: Option<PullRequestRequest>,
     /// At most 50 entries: texts, numbers, true, false or null.
     #[schema(value_type = Option<Object>)]
     metadata: Option<()>,
     credentials: Option<CredentialsRequest>,
+}
+
+/// A repository of several: its name alone, or an object.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "described, never built")]
+pub enum RepoRequest {
+    /// `owner/name`, `forge:owner/name` or a URL.
+    Name(String),
+    /// The same with branches of its own.
+    Object(RepoBranchesRequest),
+}
+
+/// A repository with branches of its own.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, never built")]
+pub struct RepoBranchesRequest {
+    /// `owner/name`, `forge:owner/name` or a URL.
+    #[schema(max_length = 400)]
+    repo: String,
+    /// The branch to start from; the request's, or the repository's default branch when absent.
+    #[schema(max_length = 244)]
+    base: Option<String>,
+    /// The branch to push to; the request's, or one made from the task's words when absent.
+    #[schema(max_length = 244)]
+    branch: Option<String>,
+}
+
+/// What the pull requests are to be like. What is absent is made from the server's templates; what a forge does not
+/// have is left out, and an event says so.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, never built")]
+pub struct PullRequestRequest {
+    /// One line.
+    #[schema(max_length = 250)]
+    title: Option<String>,
+    /// Markdown.
+    #[schema(max_length = 32768)]
+    body: Option<String>,
+    /// Whether they begin as drafts.
+    draft: Option<bool>,
+    /// Who is asked to look at them, by the names that the forge knows them by.
+    #[schema(max_items = 20)]
+    reviewers: Option<Vec<String>>,
+    #[schema(max_items = 20)]
+    labels: Option<Vec<String>>,
 }
 
 /// How often a task is attempted by itself, when it fails for a reason that may pass.

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use orchestra_actors::{Credentials, NewTask};
+use orchestra_actors::{Credentials, NewRepo, NewTask};
 use orchestra_events::NanoUsd;
-use orchestra_events::task::event::{Attempts, Budget, Harness, MAX_ATTEMPTS, MAX_TIMEOUT, Workspace};
+use orchestra_events::task::event::{
+    Attempts, Budget, Harness, MAX_ATTEMPTS, MAX_REPOS, MAX_TIMEOUT, PullRequestWish, Workspace,
+};
 use secrecy::SecretString;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -29,7 +31,15 @@ pub const MAX_COMMAND_WORDS: usize = 64;
 /// Longest word of a command, in bytes.
 pub const MAX_COMMAND_WORD: usize = 8 * 1024;
 /// The fields that the interface names and this version does not act on.
-const LATER_FIELDS: [&str; 3] = ["repos", "egress", "pullRequest"];
+const LATER_FIELDS: [&str; 1] = ["egress"];
+/// Longest title of a pull request, in bytes.
+pub const MAX_TITLE: usize = 250;
+/// Longest text of a pull request, in bytes; GitHub takes 65,536 characters.
+pub const MAX_PULL_REQUEST_BODY: usize = 32 * 1024;
+/// Most reviewers of a pull request, and most labels.
+pub const MAX_PEOPLE: usize = 20;
+/// Longest name of a reviewer or a label, in bytes.
+pub const MAX_PERSON: usize = 100;
 
 fn budget(body: &mut Object, faults: &mut Faults) -> Budget {
     let Some(mut object) = body.object("budget", faults) else { return Budget::default() };
@@ -94,6 +104,114 @@ fn retry(body: &mut Object, faults: &mut Faults) -> Option<Attempts> {
     let workspace = object.text("workspace", rule, faults).and_then(|text| named(&text)).unwrap_or(Workspace::Fresh);
     object.finish(faults);
     Some(Attempts { most: most.and_then(|most| u32::try_from(most).ok()).unwrap_or(1), workspace })
+}
+
+/// A repository: its name alone, or an object with its branches.
+fn one_repo(raw: &RawValue, pointer: &str, faults: &mut Faults) -> NewRepo {
+    let mut repo = NewRepo { pointer: pointer.to_owned(), within: pointer.to_owned(), ..NewRepo::default() };
+    if let Ok(name) = serde_json::from_str::<String>(raw.get()) {
+        if let Err(detail) = rules::repo(&name) {
+            faults.add(pointer, detail);
+        }
+        repo.repo = name;
+        return repo;
+    }
+    let Some(mut object) = Object::read(raw, pointer, faults) else { return repo };
+    repo.pointer = object.at("repo");
+    let before = faults.count();
+    match object.text("repo", rules::repo, faults) {
+        Some(name) => repo.repo = name,
+        None if faults.count() == before => faults.add(repo.pointer.clone(), "is required here"),
+        None => {}
+    }
+    repo.base = object.text("base", rules::branch, faults);
+    repo.branch = object.text("branch", rules::branch, faults);
+    object.finish(faults);
+    repo
+}
+
+/// A list of repositories, each with the branches of the request where it has none of its own.
+pub(super) fn listed_repos(
+    raw: &RawValue,
+    pointer: &str,
+    most: usize,
+    (base, branch): (Option<String>, Option<String>),
+    faults: &mut Faults,
+) -> Vec<NewRepo> {
+    let items: Vec<Box<RawValue>> = serde_json::from_str(raw.get()).unwrap_or_default();
+    if items.is_empty() || items.len() > most {
+        faults.add(pointer, format!("expected a list of 1 to {most} repositories"));
+        return Vec::new();
+    }
+    let read = |(place, item): (usize, Box<RawValue>)| {
+        let mut repo = one_repo(&item, &step(pointer, &place.to_string()), faults);
+        let within = |own: &Option<String>, shared: &Option<String>| own.clone().or_else(|| shared.clone());
+        repo.base = within(&repo.base, &base);
+        repo.branch = within(&repo.branch, &branch);
+        repo
+    };
+    items.into_iter().enumerate().map(read).collect()
+}
+
+/// Where the work is done: `repo`, or `repos` for several.
+fn repos(body: &mut Object, faults: &mut Faults) -> Vec<NewRepo> {
+    let base = body.text("base", rules::branch, faults);
+    let branch = body.text("branch", rules::branch, faults);
+    let before = faults.count();
+    let repo = body.text("repo", rules::repo, faults);
+    match (repo, body.take("repos", faults)) {
+        (Some(repo), None) => {
+            vec![NewRepo { repo, base, branch, pointer: step("", "repo"), within: String::new() }]
+        }
+        (None, Some(list)) => listed_repos(&list, &step("", "repos"), MAX_REPOS, (base, branch), faults),
+        (Some(_), Some(_)) => {
+            faults.add("/repos", "goes without `repo`: name every repository in the list");
+            Vec::new()
+        }
+        (None, None) => {
+            if faults.count() == before {
+                faults.add("/repo", "is required: owner/name, forge:owner/name or a URL; or a list of them as `repos`");
+            }
+            Vec::new()
+        }
+    }
+}
+
+/// A short list of names.
+fn names(object: &mut Object, name: &'static str, faults: &mut Faults) -> Vec<String> {
+    let Some(raw) = object.take(name, faults) else { return Vec::new() };
+    let found: Option<Vec<String>> = serde_json::from_str(raw.get()).ok();
+    let fits =
+        |name: &String| !name.trim().is_empty() && name.len() <= MAX_PERSON && !name.chars().any(char::is_control);
+    match found.filter(|names| names.len() <= MAX_PEOPLE && names.iter().all(fits)) {
+        Some(names) => names,
+        None => {
+            let detail = format!("expected at most {MAX_PEOPLE} texts of 1 to {MAX_PERSON} bytes on one line each");
+            faults.add(object.at(name), detail);
+            Vec::new()
+        }
+    }
+}
+
+/// What the pull requests are to be like.
+pub(super) fn pull_request(body: &mut Object, faults: &mut Faults) -> Option<PullRequestWish> {
+    let mut object = body.object("pullRequest", faults)?;
+    let wish = PullRequestWish {
+        title: object.text("title", rules::title, faults),
+        body: object.text("body", rules::pull_request_body, faults),
+        draft: match object.take("draft", faults).map(|raw| serde_json::from_str::<bool>(raw.get())) {
+            None => false,
+            Some(Ok(draft)) => draft,
+            Some(Err(_)) => {
+                faults.add(object.at("draft"), "expected true or false");
+                false
+            }
+        },
+        reviewers: names(&mut object, "reviewers", faults),
+        labels: names(&mut object, "labels", faults),
+    };
+    object.finish(faults);
+    Some(wish)
 }
 
 fn metadata(body: &mut Object, faults: &mut Faults) -> Map<String, Value> {
@@ -171,8 +289,7 @@ pub fn new_task(raw: &RawValue, caller: &Caller) -> Result<NewTask, Problem> {
         faults.none()?;
         return Err(Problem::internal("an object without faults is missing"));
     };
-    let repo =
-        required(&mut body, "repo", rules::repo, &mut faults, "is required: owner/name, forge:owner/name or a URL");
+    let repos = repos(&mut body, &mut faults);
     let task = required(&mut body, "task", rules::task, &mut faults, "is required: say what is to be done");
     let model = required(&mut body, "model", rules::graphic, &mut faults, "is required: the name of a model");
     let team = match (&caller.team, caller.is_admin()) {
@@ -183,7 +300,7 @@ pub fn new_task(raw: &RawValue, caller: &Caller) -> Result<NewTask, Problem> {
     };
     let harness = harness(&mut body, &mut faults);
     let new = NewTask {
-        repo,
+        repos,
         task,
         model,
         harness,
@@ -193,8 +310,7 @@ pub fn new_task(raw: &RawValue, caller: &Caller) -> Result<NewTask, Problem> {
         task_type: body.text("taskType", rules::name, &mut faults),
         customer: body.text("customer", rules::customer, &mut faults),
         budget: budget(&mut body, &mut faults),
-        base: body.text("base", rules::branch, &mut faults),
-        branch: body.text("branch", rules::branch, &mut faults),
+        pull_request: pull_request(&mut body, &mut faults),
         image: body.text("image", rules::graphic, &mut faults),
         timeout_seconds: body.whole("timeoutSeconds", 1, MAX_TIMEOUT.as_secs(), &mut faults),
         retry: retry(&mut body, &mut faults),
@@ -225,8 +341,9 @@ pub fn new_task(raw: &RawValue, caller: &Caller) -> Result<NewTask, Problem> {
 /// The SHA-256 of what was asked for, secrets left out: two texts of the same request have the same hash.
 pub fn request_hash(new: &NewTask) -> String {
     let metadata: BTreeMap<_, _> = new.metadata.iter().collect();
+    let repos: Vec<_> = new.repos.iter().map(|repo| (&repo.repo, &repo.base, &repo.branch)).collect();
     let canonical = json!([
-        new.repo,
+        repos,
         new.task,
         new.model,
         new.harness,
@@ -237,8 +354,7 @@ pub fn request_hash(new: &NewTask) -> String {
         new.task_type,
         new.customer,
         new.budget,
-        new.base,
-        new.branch,
+        new.pull_request,
         new.image,
         new.timeout_seconds,
         new.retry,

@@ -65,6 +65,18 @@ pub fn task(text: &str) -> Verdict {
     prose(text, MAX_TASK_TEXT)
 }
 
+/// The title of a pull request.
+pub fn title(text: &str) -> Verdict {
+    length(text, super::payload::MAX_TITLE)?;
+    one_line(text)?;
+    check(!text.trim().is_empty(), || "not only spaces".to_owned())
+}
+
+/// The text of a pull request.
+pub fn pull_request_body(text: &str) -> Verdict {
+    prose(text, super::payload::MAX_PULL_REQUEST_BODY)
+}
+
 /// Words to the running agent.
 pub fn message(text: &str) -> Verdict {
     prose(text, MAX_STEERING)

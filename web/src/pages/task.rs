@@ -93,7 +93,7 @@ pub async fn latest(app: &App, visitor: &Visitor, id: TaskId) -> Result<(Current
 
 /// What was, or would be, pushed.
 pub async fn patch(app: &App, task: &TaskResource) -> Result<Vec<u8>, PageError> {
-    if task.diff.is_none() { Ok(Vec::new()) } else { Ok(app.tasks.diff(task.id).await?) }
+    if task.diffs.is_empty() { Ok(Vec::new()) } else { Ok(app.tasks.diff(task.id).await?) }
 }
 
 /// The task's page.

@@ -179,9 +179,10 @@ impl TimelineRow {
             TaskEvent::Created(_) => self.say(Tone::Person, who(actor), "Asked for this task."),
             TaskEvent::Queued {} => self.say(Tone::Quiet, "Queue", "Waiting for a free sandbox."),
             TaskEvent::Claimed { node } => self.say(Tone::Quiet, "Queue", format!("Taken by {node}.")),
-            TaskEvent::AttemptStarted { attempt, deadline } => {
+            TaskEvent::AttemptStarted { attempt, deadline, delivers } => {
                 let until = format::moment(*deadline);
-                self.say(Tone::Quiet, "Attempt", format!("Attempt {attempt} began; it may run until {until}."));
+                let what = if *delivers { " to deliver what was committed before" } else { "" };
+                self.say(Tone::Quiet, "Attempt", format!("Attempt {attempt} began{what}; it may run until {until}."));
             }
             TaskEvent::Cloned { repo, base, commit, .. } => {
                 self.say(Tone::Quiet, "Git", format!("Checked out {repo} at {base} ({}).", short(commit.as_str())));
@@ -262,11 +263,17 @@ impl TimelineRow {
                 self.say(Tone::Person, who(actor), "Said to the agent:");
                 self.prose = prose::read(format::head_of(message, MAX_ROW_TEXT).0, Links::AsText);
             }
-            TaskEvent::Committed { commit, message, files, insertions, deletions, .. } => {
+            TaskEvent::Committed { repo, commit, message, files, insertions, deletions, .. } => {
+                let place = repo.as_ref().map(|repo| format!(" in {repo}")).unwrap_or_default();
                 let (id, files) = (short(commit.as_str()), format::count(u64::from(*files), "file", "files"));
                 let title = message.lines().next().unwrap_or_default();
-                self.say(Tone::Good, "Git", format!("Committed {id}: {title} ({files}, +{insertions} −{deletions})"));
+                self.say(
+                    Tone::Good,
+                    "Git",
+                    format!("Committed {id}{place}: {title} ({files}, +{insertions} −{deletions})"),
+                );
             }
+            TaskEvent::Unchanged { repo } => self.say(Tone::Quiet, "Git", format!("Nothing was changed in {repo}.")),
             TaskEvent::Pushed { repo, branch, commit, outcome } => {
                 let id = short(commit.as_str());
                 self.say(
@@ -278,9 +285,22 @@ impl TimelineRow {
                     },
                 );
             }
-            TaskEvent::PullRequestOpened { repo, url, number } => {
-                self.say(Tone::Good, "Git", format!("Opened pull request {number} in {repo}."));
+            TaskEvent::PullRequestOpened { repo, url, number, existed } => {
+                let what = if *existed { "Found the open" } else { "Opened" };
+                self.say(Tone::Good, "Forge", format!("{what} pull request {number} in {repo}."));
                 self.link = Link::outside(url, format!("Pull request {number}"));
+            }
+            TaskEvent::PullRequestOmitted { repo, reason } => {
+                self.say(Tone::Quiet, "Forge", format!("No pull request in {repo}: {reason}"));
+            }
+            TaskEvent::PullRequestLinked { repo } => {
+                self.say(Tone::Quiet, "Forge", format!("Linked the pull request in {repo} to the others."));
+            }
+            TaskEvent::ForgeNoted { repo, feature, detail } => {
+                self.say(Tone::Waiting, "Forge", format!("Without {feature} in {repo}: {detail}"));
+            }
+            TaskEvent::Reported { repo } => {
+                self.say(Tone::Quiet, "Forge", format!("Told the forge of {repo} how it ended."));
             }
             TaskEvent::StepFailed { failure } => {
                 self.say(Tone::Bad, "Failure", "A step failed.");

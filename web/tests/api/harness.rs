@@ -145,8 +145,9 @@ impl TaskService for Service {
             let mut submitted = self.submitted.lock().expect("no panic while held");
             submitted.insert((wish.owner.clone(), wish.key.clone()), (wish.request_hash.clone(), id));
         }
+        let first = new.repos.first().cloned().expect("checked by the interface");
         let spec = TaskSpec {
-            repo: RepoRef::parse(&new.repo, "github").expect("checked by the interface"),
+            repo: RepoRef::parse(&first.repo, "github").expect("checked by the interface"),
             task: new.task,
             model: new.model,
             harness: new.harness,
@@ -158,10 +159,10 @@ impl TaskService for Service {
             task_type: new.task_type,
             customer: new.customer,
             budget: new.budget,
-            base: new.base,
-            branch: new.branch.unwrap_or_else(|| "orchestra/work".to_owned()),
+            base: first.base,
+            branch: first.branch.unwrap_or_else(|| "orchestra/work".to_owned()),
             further: Vec::new(),
-            pull_request: None,
+            pull_request: new.pull_request,
             campaign: None,
             image: new.image.unwrap_or_else(|| "default".to_owned()),
             timeout_seconds: new.timeout_seconds.unwrap_or(1_800),

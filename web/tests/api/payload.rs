@@ -84,7 +84,14 @@ async fn each_wrong_field_is_pointed_at_and_nothing_is_stored() {
         ("credentials", r#"{"gitt": {"token": "ab"}}"#.into(), "/credentials/gitt"),
         ("repos", r#"["a/b"]"#.into(), "/repos"),
         ("egress", "[]".into(), "/egress"),
-        ("pullRequest", "{}".into(), "/pullRequest"),
+        ("pullRequest", "[]".into(), "/pullRequest"),
+        ("pullRequest", r#"{"titel": "x"}"#.into(), "/pullRequest/titel"),
+        ("pullRequest", r#"{"title": "a\nb"}"#.into(), "/pullRequest/title"),
+        ("pullRequest", r#"{"body": " "}"#.into(), "/pullRequest/body"),
+        ("pullRequest", r#"{"draft": "yes"}"#.into(), "/pullRequest/draft"),
+        ("pullRequest", r#"{"reviewers": "ada"}"#.into(), "/pullRequest/reviewers"),
+        ("pullRequest", r#"{"reviewers": [""]}"#.into(), "/pullRequest/reviewers"),
+        ("pullRequest", format!(r#"{{"labels": [{}"x"]}}"#, r#""x","#.repeat(20)), "/pullRequest/labels"),
         ("bugdet", "{}".into(), "/bugdet"),
         ("task", r#""one", "task": "two""#.into(), "/task"),
     ];
@@ -96,6 +103,28 @@ async fn each_wrong_field_is_pointed_at_and_nothing_is_stored() {
         assert_eq!(answer.pointers(), [pointer], "{name} = {value:.80}: {}", answer.text());
     }
     assert_eq!(server.store.head().await.expect("a head"), before, "nothing was stored");
+}
+
+#[actix_web::test]
+async fn a_list_of_repositories_is_read_item_by_item() {
+    let server = Server::start().await;
+    let faults = |repos: &str| {
+        let body = format!(r#"{{"task": "t", "model": "claude-sonnet-4-6", "team": "a", "repos": {repos}}}"#);
+        let (server, body) = (&server, body);
+        async move { server.post(&server.admin, "/v1/tasks", &body).await.pointers() }
+    };
+    for (repos, pointers) in [
+        ("[]", vec!["/repos"]),
+        (r#""a/b""#, vec!["/repos"]),
+        (r#"["a/b", 7]"#, vec!["/repos/1"]),
+        (r#"["a/b", "b"]"#, vec!["/repos/1"]),
+        (r#"["a/b", {"base": "main"}]"#, vec!["/repos/1/repo"]),
+        (r#"[{"repo": "a/b", "branch": "a b"}, {"repo": "c/d", "bas": "x"}]"#, vec!["/repos/0/branch", "/repos/1/bas"]),
+    ] {
+        assert_eq!(faults(repos).await, pointers, "{repos}");
+    }
+    let many = vec![r#""a/b""#; 17].join(",");
+    assert_eq!(faults(&format!("[{many}]")).await, ["/repos"]);
 }
 
 #[actix_web::test]

@@ -20,7 +20,7 @@ use orchestra_events::projections::{self, ReadModels};
 use orchestra_events::repo::RepoRef;
 use orchestra_events::store::MAX_PAGE;
 use orchestra_events::store::memory::MemoryStore;
-use orchestra_events::task::command::{Charge, Then};
+use orchestra_events::task::command::{Charge, PullRequestOutcome, Then};
 use orchestra_events::task::conversation::{Block, StopReason, Usage};
 use orchestra_events::task::event::{
     Budget, CredentialKind, Harness, PushOutcome, SCHEMA, SandboxEnd, TaskSpec, ToolOutcome,
@@ -229,8 +229,10 @@ impl World {
         let service = &self.service;
         let sandbox = SandboxId::from_uuid(Uuid::now_v7());
         service.step(id, Command::Claim { node: "node-1".to_owned() }).await;
-        service.step(id, Command::Begin { now: Timestamp::now() }).await;
-        service.step(id, Command::RecordClone { base: "main".to_owned(), commit: commit("4be1a09c"), sandbox }).await;
+        service.step(id, Command::Begin { now: Timestamp::now(), delivers: true }).await;
+        service
+            .step(id, Command::RecordClone { repo: 0, base: "main".to_owned(), commit: commit("4be1a09c"), sandbox })
+            .await;
         service.step(id, Command::RecordSandbox { sandbox, start_ms: 84 }).await;
         sandbox
     }
@@ -283,7 +285,8 @@ impl World {
     pub async fn deliver(&self, id: TaskId, sandbox: SandboxId) {
         let service = &self.service;
         let record = Command::RecordCommit {
-            commit: commit("9f3c2d1e"),
+            repo: 0,
+            commits: vec![(commit("9f3c2d1e"), "Bump the AWS provider to 6.x".to_owned())],
             tree: commit("0a1b2c3d"),
             message: "Bump the AWS provider to 6.x".to_owned(),
             stat: (3, 4, 4),
@@ -291,7 +294,9 @@ impl World {
         };
         service.step(id, record).await;
         service.step(id, Command::RecordSandboxStopped { sandbox, reason: SandboxEnd::Finished }).await;
-        service.step(id, Command::RecordPush { outcome: PushOutcome::Pushed }).await;
+        service.step(id, Command::RecordPush { repo: 0, outcome: PushOutcome::Pushed }).await;
+        let opened = PullRequestOutcome::Omitted { reason: "The forge has none.".to_owned() };
+        service.step(id, Command::RecordPullRequest { repo: 0, opened, notes: Vec::new() }).await;
         service.step(id, Command::Finish { ending: Ending::Succeeded, refund: NanoUsd::ZERO }).await;
     }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use orchestra_actors::Delta;
 use orchestra_events::subscription::Subscription;
+use orchestra_events::task::resource::RepoDiff;
 use orchestra_events::task::{TaskEvent, TaskResource};
 use orchestra_events::{Envelope, NanoUsd, Revision, StreamName};
 use serde::Deserialize;
@@ -81,8 +82,8 @@ struct TaskStream {
 struct Panels {
     head: Option<Html>,
     side: Option<Html>,
-    /// The task's diff, by hash: a diff is fetched once.
-    diff: Option<String>,
+    /// The task's diffs, by hash: each is fetched once.
+    diffs: Vec<RepoDiff>,
 }
 
 /// What woke a stream.
@@ -110,7 +111,7 @@ impl TaskStream {
             // The page was rendered from exactly this.
             shown.head = Some(panels::render(&Head::of(&current.task, &app.dashboard.fragments)));
             shown.side = Some(panels::render(&Side::of(&current.task, &current.missing, &visitor)));
-            shown.diff = current.task.diff.as_ref().map(|diff| diff.sha256.clone());
+            shown.diffs.clone_from(&current.task.diffs);
         }
         Self {
             mid_sentence: current.task.reserved() > NanoUsd::ZERO,
@@ -246,13 +247,12 @@ impl TaskStream {
             message.put("side", Swap::Morph, &side);
             self.shown.side = Some(side);
         }
-        let diff = task.diff.as_ref().map(|diff| diff.sha256.clone());
-        if self.shown.diff != diff {
+        if self.shown.diffs != task.diffs {
             match patch(&self.app, task).await {
                 Ok(patch) => {
                     let changes = panels::render(&Changes::of(task, &patch, diff::ON_TASK_PAGE, false));
                     message.put("changes", Swap::Morph, &changes);
-                    self.shown.diff = diff;
+                    self.shown.diffs.clone_from(&task.diffs);
                 }
                 // The next event tries again, and so does a reload.
                 Err(error) => tracing::warn!(task = %task.id, %error, "a diff could not be read for a live page"),

@@ -1,0 +1,256 @@
+//! The steps that bring a task's commits to their forge: push, pull request, links between several, and the last word.
+//!
+//! Each looks first whether it has been done: the branch may hold the commit, the pull request may be open. What a
+//! forge does not have is a note in the task's stream and fails nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use orchestra_events::blob::Content;
+use orchestra_events::task::Task;
+use orchestra_events::task::command::{Command, PullRequestOutcome, Then};
+use orchestra_events::task::delivery::RepoWork;
+use orchestra_events::task::event::{PullRequestWish, PushOutcome};
+use orchestra_events::task::state::Ending;
+use orchestra_events::{Failure, FailureCode, TaskId};
+use orchestra_runtime::forge::{
+    Access, CommitStatus, Forge, ForgeError, NewPullRequest, Note, ResolveError, StatusState,
+};
+use orchestra_runtime::texts::{LinkedPullRequest, Standing, TaskText, marker};
+
+use super::repository::{unresolved, work};
+use super::{Failed, Workshop, workspace_of};
+
+/// Whose light it is that stands beside a commit.
+const STATUS_CONTEXT: &str = "orchestra";
+
+fn pairs(notes: impl IntoIterator<Item = Note>) -> Vec<(String, String)> {
+    notes.into_iter().map(|note| (note.feature.as_str().to_owned(), note.detail)).collect()
+}
+
+/// A forge's refusal of something that no task fails for.
+fn unsaid(error: &ForgeError, feature: &str) -> (String, String) {
+    (feature.to_owned(), error.to_string())
+}
+
+impl Workshop {
+    fn forge_of(&self, work: &RepoWork) -> Result<Arc<dyn Forge>, Failed> {
+        self.forges.forge(&work.target.repo).map_err(|error| unresolved(&error))
+    }
+
+    pub(super) async fn push(&self, id: TaskId, task: &Task, repo: usize) -> Result<Command, Failed> {
+        let work = work(task, repo)?;
+        let Some(commit) = work.commit() else {
+            return Err(Failed::new(Failure::new(FailureCode::Internal, "There is no commit to push.")));
+        };
+        let repository = self.repository(workspace_of(id, task), repo);
+        let remote = self.remote(&work.target.repo)?;
+        let pushed = self
+            .git
+            .push(&repository, &remote, self.vault.git(id), &work.target.branch, &commit.id)
+            .await
+            .map_err(|error| self.git_failed(&error))?;
+        let outcome = if pushed.already_there { PushOutcome::AlreadyThere } else { PushOutcome::Pushed };
+        Ok(Command::RecordPush { repo, outcome })
+    }
+
+    pub(super) async fn open_pull_request(&self, id: TaskId, task: &Task, repo: usize) -> Result<Command, Failed> {
+        let work = work(task, repo)?;
+        let forge = match self.forges.forge(&work.target.repo) {
+            Ok(forge) => forge,
+            // One that tasks can be pushed to, and whose interface the operator has not named.
+            Err(error @ ResolveError::Incomplete { .. }) => {
+                let opened = PullRequestOutcome::Omitted { reason: format!("{error}.") };
+                return Ok(Command::RecordPullRequest { repo, opened, notes: Vec::new() });
+            }
+            Err(error) => return Err(unresolved(&error)),
+        };
+        let token = self.vault.git(id);
+        let access = Access { repo: &work.target.repo, token: token.as_ref() };
+        let text = self.task_text(id, task, repo, Standing::Running).await?;
+        let wish = task.spec.pull_request.clone().unwrap_or_default();
+        let PullRequestWish { draft, reviewers, labels, .. } = wish;
+        let new = NewPullRequest {
+            head: work.target.branch.clone(),
+            base: text.base.clone(),
+            title: self.texts.title(&text),
+            body: self.texts.body(&text),
+            marker: marker(id, repo),
+            draft,
+            reviewers,
+            labels,
+        };
+        let opened = forge
+            .open_pull_request(access, &new)
+            .await
+            .map_err(|error| Failed::by_forge(error.failure(), error.retry_after()))?;
+        let (outcome, notes) = match opened.pull_request {
+            Some(request) => {
+                let mut notes = pairs(opened.notes);
+                notes.extend(self.shine(&*forge, access, work, &text, StatusState::Pending).await);
+                let existed = opened.existed;
+                (PullRequestOutcome::Open { url: request.url, number: request.number, existed }, notes)
+            }
+            None => {
+                let reason = opened.notes.into_iter().next().map(|note| note.detail);
+                let reason = reason.unwrap_or_else(|| "The forge has none.".to_owned());
+                (PullRequestOutcome::Omitted { reason }, Vec::new())
+            }
+        };
+        Ok(Command::RecordPullRequest { repo, opened: outcome, notes })
+    }
+
+    /// Gives the pull request its text anew, now that those of the other repositories have their addresses.
+    pub(super) async fn link_pull_request(&self, id: TaskId, task: &Task, repo: usize) -> Result<Command, Failed> {
+        let work = work(task, repo)?;
+        let Some((_, number)) = work.open_request() else {
+            return Ok(Command::RecordLink { repo, notes: Vec::new() });
+        };
+        let forge = self.forge_of(work)?;
+        let token = self.vault.git(id);
+        let access = Access { repo: &work.target.repo, token: token.as_ref() };
+        let text = self.task_text(id, task, repo, Standing::Running).await?;
+        let title = self.texts.title(&text);
+        let body = self.texts.body(&text);
+        let notes = match forge.describe_pull_request(access, number, &title, &body).await {
+            Ok(note) => pairs(note),
+            Err(error) => {
+                let failed = Failed::by_forge(error.failure(), error.retry_after());
+                // The pull requests are open; that they do not name one another is no reason to call the task failed.
+                match (failed.asks_for, self.then(task, &failed.failure, failed.wait)) {
+                    (Some(_), _) | (None, Then::Retry { .. }) => return Err(failed),
+                    (None, Then::AskFor(_) | Then::GiveUp) => vec![unsaid(&error, "descriptions")],
+                }
+            }
+        };
+        Ok(Command::RecordLink { repo, notes })
+    }
+
+    /// The light beside the commit and the words below the pull request. Both are a courtesy: what cannot be said is
+    /// noted, and the task ends as it would have ended.
+    pub(super) async fn report(
+        &self,
+        id: TaskId,
+        task: &Task,
+        repo: usize,
+        ending: Option<&Ending>,
+    ) -> Result<Command, Failed> {
+        let work = work(task, repo)?;
+        let (standing, state) = match ending {
+            None | Some(Ending::Succeeded) => (Standing::Succeeded, StatusState::Success),
+            Some(Ending::Failed(failure)) => (Standing::Failed(failure.clone()), StatusState::Failure),
+            Some(Ending::Cancelled) => (Standing::Cancelled, StatusState::Failure),
+        };
+        let notes = match self.reported(id, task, (repo, work), standing, state).await {
+            Ok(notes) => notes,
+            Err(failed) => vec![("comments".to_owned(), failed.failure.message)],
+        };
+        Ok(Command::RecordReport { repo, notes })
+    }
+
+    async fn reported(
+        &self,
+        id: TaskId,
+        task: &Task,
+        (repo, work): (usize, &RepoWork),
+        standing: Standing,
+        state: StatusState,
+    ) -> Result<Vec<(String, String)>, Failed> {
+        let forge = self.forge_of(work)?;
+        let token = self.vault.git(id);
+        let access = Access { repo: &work.target.repo, token: token.as_ref() };
+        let text = self.task_text(id, task, repo, standing).await?;
+        let Some((_, number)) = work.open_request() else { return Ok(Vec::new()) };
+        let mut notes = self.shine(&*forge, access, work, &text, state).await;
+        let words = self.texts.comment(&text);
+        match forge.comment(access, number, &marker(id, repo), &words).await {
+            Ok(note) => notes.extend(pairs(note)),
+            Err(error) => notes.push(unsaid(&error, "comments")),
+        }
+        Ok(notes)
+    }
+
+    /// Sets the light beside the commit.
+    async fn shine(
+        &self,
+        forge: &dyn Forge,
+        access: Access<'_>,
+        work: &RepoWork,
+        text: &TaskText,
+        state: StatusState,
+    ) -> Vec<(String, String)> {
+        let Some(commit) = work.commit() else { return Vec::new() };
+        let status = CommitStatus {
+            commit: commit.id.clone(),
+            state,
+            context: STATUS_CONTEXT.to_owned(),
+            description: self.texts.status(text),
+            url: text.link.clone(),
+        };
+        match forge.set_status(access, &status).await {
+            Ok(note) => pairs(note),
+            Err(error) => vec![unsaid(&error, "commit-status")],
+        }
+    }
+
+    /// What the texts of one of the task's pull requests are made of.
+    pub(super) async fn task_text(
+        &self,
+        id: TaskId,
+        task: &Task,
+        repo: usize,
+        standing: Standing,
+    ) -> Result<TaskText, Failed> {
+        let work = work(task, repo)?;
+        let spec = &task.spec;
+        let attempt = task.current();
+        let commit = work.commit();
+        let (files, insertions, deletions) = commit.map(|commit| commit.stat).unwrap_or_default();
+        let wish = spec.pull_request.as_ref();
+        let others = attempt.map(|attempt| attempt.repos.as_slice()).unwrap_or_default();
+        let linked = others.iter().enumerate().filter(|(other, _)| *other != repo).filter_map(|(_, other)| {
+            let (url, _) = other.open_request()?;
+            Some(LinkedPullRequest { repo: other.target.repo.to_string(), url: url.to_owned() })
+        });
+        let base = work.checkout.as_ref().map(|checkout| checkout.base.clone());
+        let summary = match attempt.and_then(|attempt| attempt.last_words.as_ref()) {
+            Some(Content::Inline(words)) => Some(words.clone()),
+            Some(Content::Blob(blob)) => {
+                self.blobs.get(blob).await.ok().map(|words| String::from_utf8_lossy(&words).into_owned())
+            }
+            None => None,
+        };
+        let limit = SignedDuration::from_secs(i64::try_from(spec.timeout_seconds).unwrap_or(i64::MAX));
+        let began = attempt.and_then(|attempt| attempt.deadline.checked_sub(limit).ok());
+        let took = began.and_then(|began| Duration::try_from(Timestamp::now().duration_since(began)).ok());
+        Ok(TaskText {
+            id,
+            task: spec.task.clone(),
+            model: spec.model.clone(),
+            harness: spec.harness.as_str().to_owned(),
+            team: spec.team.clone(),
+            project: spec.project.clone(),
+            task_type: spec.task_type.clone(),
+            repo: work.target.repo.to_string(),
+            repo_index: repo,
+            branch: work.target.branch.clone(),
+            base: base.or_else(|| work.target.base.clone()).unwrap_or_default(),
+            commits: commit.map(|commit| commit.subjects.clone()).unwrap_or_default(),
+            files: files.into(),
+            insertions: insertions.into(),
+            deletions: deletions.into(),
+            cost: task.spent.cost,
+            input_tokens: task.spent.usage.context(),
+            output_tokens: task.spent.usage.output_tokens,
+            duration: took.unwrap_or_default(),
+            link: self.public_url.as_ref().map(|url| format!("{url}/tasks/{id}")),
+            summary,
+            pull_requests: linked.collect(),
+            attempt: task.attempt,
+            requested_title: wish.and_then(|wish| wish.title.clone()),
+            requested_body: wish.and_then(|wish| wish.body.clone()),
+            standing,
+        })
+    }
+}

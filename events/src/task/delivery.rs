@@ -1,0 +1,173 @@
+//! How far each repository of an attempt has come: from its checkout, over its commit and its branch, to its pull
+//! request; and what of that is next.
+
+use super::event::{Target, TaskEvent, TaskSpec};
+use super::state::{Checkout, Commit};
+use super::step::Step;
+use crate::repo::RepoRef;
+
+/// One repository of an attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RepoWork {
+    /// Which one, and where its work goes.
+    pub target: Target,
+    /// Its files on disk, once there.
+    pub checkout: Option<Checkout>,
+    /// What the agent's work in it came to.
+    pub outcome: Option<Outcome>,
+    /// Its branch holds the commit.
+    pub pushed: bool,
+    /// Its pull request.
+    pub request: Request,
+    /// Its pull request names those of the other repositories.
+    pub linked: bool,
+    /// The forge was told how the task ended.
+    pub reported: bool,
+}
+
+/// What the agent's work in a repository came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Nothing was changed in it.
+    Unchanged,
+    /// A commit, or several of which this is the last.
+    Committed(Commit),
+}
+
+/// How far a pull request has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Nobody has asked for it.
+    NotAsked,
+    /// The forge has none.
+    Omitted,
+    /// It is open.
+    Open {
+        /// Its page.
+        url: String,
+        /// Its number.
+        number: u64,
+    },
+}
+
+impl RepoWork {
+    fn new(target: Target) -> Self {
+        Self {
+            target,
+            checkout: None,
+            outcome: None,
+            pushed: false,
+            request: Request::NotAsked,
+            linked: false,
+            reported: false,
+        }
+    }
+
+    /// Every repository of a task, with everything still to do.
+    pub fn all(spec: &TaskSpec) -> Vec<Self> {
+        spec.targets().into_iter().map(Self::new).collect()
+    }
+
+    /// The commit, if there is one.
+    pub fn commit(&self) -> Option<&Commit> {
+        match &self.outcome {
+            Some(Outcome::Committed(commit)) => Some(commit),
+            Some(Outcome::Unchanged) | None => None,
+        }
+    }
+
+    /// The open pull request's page and number.
+    pub fn open_request(&self) -> Option<(&str, u64)> {
+        match &self.request {
+            Request::Open { url, number } => Some((url, *number)),
+            Request::NotAsked | Request::Omitted => None,
+        }
+    }
+}
+
+/// Whether the agent's work is committed in every repository where it changed something, and there is any.
+pub fn is_committed(repos: &[RepoWork]) -> bool {
+    repos.iter().all(|repo| repo.outcome.is_some()) && repos.iter().any(|repo| repo.commit().is_some())
+}
+
+/// The repository with an open pull request whose readers have not been told yet how the task ended.
+pub fn unreported(repos: &[RepoWork]) -> Option<usize> {
+    repos.iter().position(|repo| repo.open_request().is_some() && !repo.reported)
+}
+
+/// What is next once everything is committed and the sandbox is gone; `None`: all is delivered.
+///
+/// Every branch is pushed before the first pull request is opened: a push is what can be refused, and a set of
+/// changes of which one half is up for review is worse than none.
+pub(super) fn next(repos: &[RepoWork]) -> Option<Step> {
+    let first = |wanted: &dyn Fn(&RepoWork) -> bool| repos.iter().position(wanted);
+    let open = repos.iter().filter(|repo| repo.open_request().is_some()).count();
+    if let Some(repo) = first(&|repo| repo.commit().is_some() && !repo.pushed) {
+        return Some(Step::Push(repo));
+    }
+    if let Some(repo) = first(&|repo| repo.pushed && repo.request == Request::NotAsked) {
+        return Some(Step::OpenPullRequest(repo));
+    }
+    if open > 1
+        && let Some(repo) = first(&|repo| repo.open_request().is_some() && !repo.linked)
+    {
+        return Some(Step::LinkPullRequest(repo));
+    }
+    unreported(repos).map(|repo| Step::Report(repo, None))
+}
+
+/// Takes one event in that is about one repository.
+pub(super) fn evolve(repos: &mut [RepoWork], event: &TaskEvent) {
+    let named = |name: Option<&RepoRef>| name.map_or(Some(0), |name| repos.iter().position(|r| r.target.repo == *name));
+    match event {
+        TaskEvent::Cloned { repo, base, commit, sandbox } => {
+            if let Some(found) = named(Some(repo)) {
+                let checkout = Checkout { base: base.clone(), commit: commit.clone(), sandbox: *sandbox };
+                repos[found].checkout = Some(checkout);
+            }
+        }
+        TaskEvent::Committed { repo, commit, message, subjects, files, insertions, deletions, diff, .. } => {
+            if let Some(found) = named(repo.as_ref()) {
+                let first_line = || vec![message.lines().next().unwrap_or_default().to_owned()];
+                let commit = Commit {
+                    id: commit.clone(),
+                    subjects: if subjects.is_empty() { first_line() } else { subjects.clone() },
+                    stat: (*files, *insertions, *deletions),
+                    diff: diff.clone(),
+                };
+                repos[found].outcome = Some(Outcome::Committed(commit));
+            }
+        }
+        TaskEvent::Unchanged { repo } => {
+            if let Some(found) = named(Some(repo)) {
+                repos[found].outcome = Some(Outcome::Unchanged);
+            }
+        }
+        TaskEvent::Pushed { repo, .. } => {
+            if let Some(found) = named(Some(repo)) {
+                repos[found].pushed = true;
+            }
+        }
+        TaskEvent::PullRequestOpened { repo, url, number, .. } => {
+            if let Some(found) = named(Some(repo)) {
+                repos[found].request = Request::Open { url: url.clone(), number: *number };
+            }
+        }
+        TaskEvent::PullRequestOmitted { repo, .. } => {
+            if let Some(found) = named(Some(repo)) {
+                repos[found].request = Request::Omitted;
+            }
+        }
+        TaskEvent::PullRequestLinked { repo } => {
+            if let Some(found) = named(Some(repo)) {
+                repos[found].linked = true;
+            }
+        }
+        TaskEvent::Reported { repo } => {
+            if let Some(found) = named(Some(repo)) {
+                repos[found].reported = true;
+            }
+        }
+        _ => {}
+    }
+}
