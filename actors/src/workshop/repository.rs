@@ -8,7 +8,9 @@ use orchestra_events::task::command::Command;
 use orchestra_events::task::event::{CredentialKind, PushOutcome};
 use orchestra_events::task::state::{Checkout, Commit, Task};
 use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
-use orchestra_runtime::git::{GitError, Remote, Signature, diff_script, export_script};
+use orchestra_runtime::git::{
+    CommitPolicy, GitError, History, ImportRules, Remote, Signature, diff_script, export_script,
+};
 use orchestra_runtime::sandbox::{Exec, WORKSPACE_GID, WORKSPACE_UID};
 use tokio::io::AsyncReadExt;
 
@@ -97,19 +99,33 @@ impl Workshop {
             Err(otherwise) => return otherwise,
         };
         let repository = self.repository(checkout.sandbox);
-        let mut pack = sandbox.exec_piped(piped("export", export_script(&checkout.commit))).await?;
-        let imported = self.git.import(&repository, &checkout.commit, &mut pack).await;
+        let mut pack = sandbox.exec_piped(piped("export", export_script(&checkout.commit, History::Keep))).await?;
+        let rules = ImportRules::default();
+        let imported = self.git.import(&repository, &checkout.commit, &mut pack, &rules).await;
         let Some(imported) = imported.map_err(|error| self.git_failed(&error))? else {
             let message = "The agent finished without changing a file.";
             return Err(Failed::new(Failure::new(FailureCode::NothingToPush, message)));
         };
         let message = commit_message(id, task);
         let signature = Signature { name: "Orchestra".to_owned(), email: "orchestra@localhost".to_owned() };
-        let commit = self
+        let policy = CommitPolicy {
+            mode: imported.history,
+            author: signature.clone(),
+            committer: signature,
+            co_authors: Vec::new(),
+            trailers: vec![
+                ("Orchestra-Task".to_owned(), id.to_string()),
+                ("Orchestra-Model".to_owned(), task.spec.model.to_string()),
+            ],
+            message: message.clone(),
+            time: Timestamp::now(),
+        };
+        let commits = self
             .git
-            .commit(&repository, &checkout.commit, &imported.tree, signature, &message, Timestamp::now())
+            .commit(&repository, &checkout.commit, &imported, &policy)
             .await
             .map_err(|error| self.git_failed(&error))?;
+        let commit = commits.into_iter().next_back().expect("an import that changes the tree has a commit");
         let diff = self
             .git
             .diff(&repository, &checkout.commit, &commit, MAX_DIFF)
