@@ -3,6 +3,7 @@
 //! Layers, later over earlier: built-in defaults, the file, `ORCHESTRA_` variables (the path joined by `__`), the
 //! command line. [`Loaded`] remembers which layer each value came from, for `orchestra serve --print-config`.
 
+mod commits;
 mod layers;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use orchestra_runtime::model::{Dialect, HostedTool, PriceRow, ProviderConfig, Ti
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+pub use commits::CommitsSection;
 pub use layers::{Loaded, load};
 
 /// Every key. `*` stands for a name of the operator's choosing.
@@ -40,6 +42,16 @@ pub const KEYS: &[&str] = &[
     "forges.*.api_url",
     "forges.*.root",
     "git.depth",
+    "commits.history",
+    "commits.author",
+    "commits.committer",
+    "commits.co_authors",
+    "commits.protected_files",
+    "commits.search_secrets",
+    "commits.secrets_allowed_in",
+    "commits.max_file",
+    "commits.max_change",
+    "commits.import_memory",
     "sandbox.image",
     "sandbox.images_dir",
     "sandbox.memory",
@@ -102,6 +114,8 @@ pub struct Config {
     pub forges: BTreeMap<String, ForgeConfig>,
     /// How repositories are fetched.
     pub git: GitSection,
+    /// How the agents' work becomes commits.
+    pub commits: CommitsSection,
     /// What a sandbox may use.
     pub sandbox: SandboxSection,
     /// How much runs at once.
@@ -286,6 +300,7 @@ impl Default for Config {
                 ("gitlab".to_owned(), forge(ForgeKind::Gitlab, "https://gitlab.com", "https://gitlab.com/api/v4")),
             ]),
             git: GitSection { depth: 0 },
+            commits: CommitsSection::default(),
             sandbox: SandboxSection {
                 image: "default".to_owned(),
                 images_dir: None,
@@ -366,6 +381,7 @@ impl Config {
         parse_duration(&self.retry.first_wait).with_context(within("retry.first_wait"))?;
         parse_duration(&self.retry.attempt_wait).with_context(within("retry.attempt_wait"))?;
         self.allowed_models()?;
+        self.commits.rules()?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
         refuse(memory < 64 << 20, "sandbox.memory is at least 64MiB")?;

@@ -147,6 +147,7 @@ fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Work
         sandboxes: Arc::new(sandboxes),
         git: Git::new(git),
         forges: Forges::new(config.forges.clone(), &config.default_forge),
+        commits: config.commits.rules()?,
         texts: Texts::open(config.templates_dir.as_ref().map(|dir| dir.join("texts")).as_deref())
             .context("a template of the operator's does not do")?,
         public_url: config.public_url.clone(),

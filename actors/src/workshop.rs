@@ -39,6 +39,7 @@ use crate::policy::RetryPolicy;
 use crate::speech::Speech;
 use crate::task::Recorder;
 
+pub use repository::CommitRules;
 pub(crate) use repository::append_diff;
 
 /// Everything the steps are done with.
@@ -51,6 +52,8 @@ pub struct Workshop {
     pub git: Git,
     /// Where repositories live.
     pub forges: Forges,
+    /// How the agents' work becomes commits.
+    pub commits: CommitRules,
     /// What pull requests and commits say.
     pub texts: Texts,
     /// Where people reach the dashboard.

@@ -15,7 +15,7 @@ use orchestra_actors::journal::new_events;
 use orchestra_actors::ledger::Ledgers;
 use orchestra_actors::policy::RetryPolicy;
 use orchestra_actors::speech::Speech;
-use orchestra_actors::workshop::Workshop;
+use orchestra_actors::workshop::{CommitRules, Workshop};
 use orchestra_actors::{Capacity, Credentials, Defaults, NewRepo, NewTask, Orchestra, TaskService};
 use orchestra_events::blob::MemoryBlobs;
 use orchestra_events::projections::ReadModels;
@@ -141,6 +141,7 @@ async fn house(trouble: Trouble) -> House {
         speech: Speech::default(),
         policy: RetryPolicy::default(),
         limits: Limits::default(),
+        commits: CommitRules::default(),
         texts: Texts::default(),
         public_url: None,
         node: "test".into(),

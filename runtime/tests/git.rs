@@ -12,7 +12,8 @@ use std::time::Duration;
 use git_http::GitServer;
 use orchestra_events::{CommitId, FailureCode};
 use orchestra_runtime::git::{
-    Cloned, Git, GitConfig, GitError, Remote, RemoteKind, Signature, diff_script, export_script,
+    Cloned, CommitPolicy, Git, GitConfig, GitError, History, ImportRules, Imported, Remote, RemoteKind, Signature,
+    diff_script, export_script,
 };
 use secrecy::SecretString;
 
@@ -25,6 +26,23 @@ fn token() -> Option<SecretString> {
 
 fn config() -> GitConfig {
     GitConfig::new(env!("CARGO_BIN_EXE_import-child"))
+}
+
+fn rules() -> ImportRules {
+    ImportRules::default()
+}
+
+fn policy(mode: History) -> CommitPolicy {
+    let who = Signature { name: "Orchestra".to_owned(), email: "o@example.com".to_owned() };
+    CommitPolicy {
+        mode,
+        author: who.clone(),
+        committer: who,
+        co_authors: Vec::new(),
+        trailers: Vec::new(),
+        message: "Say three\n\nBody".to_owned(),
+        time: jiff::Timestamp::UNIX_EPOCH,
+    }
 }
 
 struct World {
@@ -72,18 +90,16 @@ impl World {
         let workspace = self.path("workspace");
         self.git.checkout(&trusted, &cloned.commit, &workspace, repo::agent()).await.expect("a checkout");
         repo::as_agent(&workspace, line);
-        let (pack, err) = repo::in_sandbox(&workspace, &export_script(&cloned.commit));
-        let imported = self.git.import(&trusted, &cloned.commit, &pack[..]).await.expect(&err).expect("a change");
-        let id = self.commit(&trusted, &cloned.commit, &imported.tree).await;
+        let (pack, err) = repo::in_sandbox(&workspace, &export_script(&cloned.commit, History::Keep));
+        let imported =
+            self.git.import(&trusted, &cloned.commit, &pack[..], &rules()).await.expect(&err).expect("a change");
+        let id = self.commit(&trusted, &cloned.commit, &imported).await;
         (cloned, id)
     }
 
-    async fn commit(&self, trusted: &Path, base: &CommitId, tree: &CommitId) -> CommitId {
-        let who = Signature { name: "Orchestra".to_owned(), email: "o@example.com".to_owned() };
-        self.git
-            .commit(trusted, base, tree, who, "Say three\n\nBody", jiff::Timestamp::UNIX_EPOCH)
-            .await
-            .expect("a commit")
+    async fn commit(&self, trusted: &Path, base: &CommitId, imported: &Imported) -> CommitId {
+        let made = self.git.commit(trusted, base, imported, &policy(History::Keep)).await.expect("commits");
+        made.into_iter().next_back().expect("at least one")
     }
 
     async fn push(&self, branch: &str, commit: &CommitId) -> Result<bool, GitError> {
@@ -208,14 +224,15 @@ async fn a_shallow_clone_is_enough_for_the_whole_way() {
             .count()
     };
     let before = fetches();
-    let (pack, _) = repo::in_sandbox(&world.path("workspace"), &export_script(&cloned.commit));
-    let tree = world.git.import(&trusted, &cloned.commit, &pack[..]).await.expect("again").expect("a change").tree;
-    let who = Signature { name: "a".to_owned(), email: "a@a".to_owned() };
-    let today = world.git.commit(&trusted, &cloned.commit, &tree, who, "x", later).await.expect("a commit");
+    let (pack, _) = repo::in_sandbox(&world.path("workspace"), &export_script(&cloned.commit, History::Keep));
+    let imported =
+        world.git.import(&trusted, &cloned.commit, &pack[..], &rules()).await.expect("again").expect("a change");
+    let policy = CommitPolicy { time: later, ..policy(History::Keep) };
+    let today = world.git.commit(&trusted, &cloned.commit, &imported, &policy).await.expect("a commit").remove(0);
     assert!(!world.push("orchestra/today", &today).await.expect("a push"));
     assert_eq!(fetches(), before);
     // One that claims to be older than its base makes libgit2 walk on; the rest of the history is fetched.
-    let old = world.commit(&trusted, &cloned.commit, &tree).await;
+    let old = world.commit(&trusted, &cloned.commit, &imported).await;
     assert!(!world.push("orchestra/old", &old).await.expect("a push"));
     repo::git(&world.origin(), &["fsck", "--strict"]);
     assert_eq!(repo::git(&world.origin(), &["rev-list", "--count", "orchestra/today"]), "33");
@@ -228,17 +245,14 @@ async fn an_untouched_tree_is_nothing_to_push() {
     let (trusted, workspace) = (world.path("trusted.git"), world.path("workspace"));
     world.git.checkout(&trusted, &cloned.commit, &workspace, repo::agent()).await.expect("a checkout");
     repo::as_agent(&workspace, "mkdir target; echo x > target/x");
-    let (pack, _) = repo::in_sandbox(&workspace, &export_script(&cloned.commit));
+    let (pack, _) = repo::in_sandbox(&workspace, &export_script(&cloned.commit, History::Keep));
     assert_eq!(pack, b"unchanged\n");
-    assert_eq!(world.git.import(&trusted, &cloned.commit, &pack[..]).await.expect("no error"), None);
+    assert_eq!(world.git.import(&trusted, &cloned.commit, &pack[..], &rules()).await.expect("no error"), None);
     let tree =
         CommitId::try_from(repo::git(&trusted, &["rev-parse", &format!("{}^{{tree}}", cloned.commit)])).expect("hex");
-    let who = Signature { name: "a".to_owned(), email: "a@a".to_owned() };
-    let error = world
-        .git
-        .commit(&trusted, &cloned.commit, &tree, who, "x", jiff::Timestamp::UNIX_EPOCH)
-        .await
-        .expect_err("empty");
+    let same = Imported { tip: cloned.commit.clone(), tree, files_changed: 0, history: History::Keep };
+    let made = world.git.commit(&trusted, &cloned.commit, &same, &policy(History::Keep)).await;
+    let error = made.expect_err("empty");
     assert_eq!(code(&error), FailureCode::NothingToPush);
 }
 
@@ -278,10 +292,10 @@ async fn the_work_comes_out_whatever_the_agent_did_to_its_git() {
     ] {
         world.git.checkout(&trusted, &cloned.commit, &workspace, repo::agent()).await.expect("a checkout");
         repo::as_agent(&workspace, line);
-        let (pack, err) = repo::in_sandbox(&workspace, &export_script(&cloned.commit));
+        let (pack, err) = repo::in_sandbox(&workspace, &export_script(&cloned.commit, History::Keep));
         let imported = world
             .git
-            .import(&trusted, &cloned.commit, &pack[..])
+            .import(&trusted, &cloned.commit, &pack[..], &rules())
             .await
             .unwrap_or_else(|error| panic!("{name}: {error}: {err}"));
         let imported = imported.unwrap_or_else(|| panic!("{name}: unchanged: {err}"));
@@ -299,12 +313,16 @@ async fn the_work_comes_out_whatever_the_agent_did_to_its_git() {
     }
     world.git.checkout(&trusted, &cloned.commit, &workspace, repo::agent()).await.expect("a checkout");
     repo::as_agent(&workspace, "rm -rf .git; git init -q");
-    let (pack, _) = repo::in_sandbox(&workspace, &export_script(&cloned.commit));
-    let error = world.git.import(&trusted, &cloned.commit, &pack[..]).await.expect_err("no history");
+    let (pack, _) = repo::in_sandbox(&workspace, &export_script(&cloned.commit, History::Keep));
+    let error = world.git.import(&trusted, &cloned.commit, &pack[..], &rules()).await.expect_err("no history");
     assert!(error.failure().hint.contains(".git"), "{error:?}");
 }
 
 #[path = "support/git_faults.rs"]
 mod faults;
+#[path = "support/git_history.rs"]
+mod history;
 #[path = "support/git_hostile.rs"]
 mod hostile;
+#[path = "support/git_rules.rs"]
+mod import_rules;

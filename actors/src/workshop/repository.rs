@@ -11,7 +11,7 @@ use orchestra_events::task::event::Target;
 use orchestra_events::task::state::Task;
 use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
 use orchestra_runtime::forge::ResolveError;
-use orchestra_runtime::git::{GitError, Remote, Signature, diff_script, export_script};
+use orchestra_runtime::git::{CommitPolicy, GitError, ImportRules, Remote, Signature, diff_script, export_script};
 use orchestra_runtime::sandbox::{Exec, WORKSPACE_GID, WORKSPACE_UID};
 use orchestra_runtime::texts::{Standing, trailers};
 use tokio::io::AsyncReadExt;
@@ -27,6 +27,27 @@ const EXPORT_TIMEOUT: Duration = Duration::from_secs(300);
 const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// The file in a repository that says since when it has been kept.
 const KEPT: &str = "orchestra-kept";
+
+/// How the agent's work becomes commits.
+#[derive(Debug, Clone)]
+pub struct CommitRules {
+    /// What it is held against, and whether its own commits are kept.
+    pub import: ImportRules,
+    /// Who commits are by.
+    pub author: Signature,
+    /// Who made them: some forges take only commits of whoever pushes.
+    pub committer: Signature,
+    /// Who else is named in them.
+    pub co_authors: Vec<Signature>,
+}
+
+impl Default for CommitRules {
+    fn default() -> Self {
+        let orchestra = Signature { name: "Orchestra".to_owned(), email: "orchestra@localhost".to_owned() };
+        let import = ImportRules::default();
+        Self { import, author: orchestra.clone(), committer: orchestra, co_authors: Vec::new() }
+    }
+}
 
 /// One of a task's repositories, with its place among them.
 pub(super) fn work(task: &Task, repo: usize) -> Result<&RepoWork, Failed> {
@@ -171,20 +192,30 @@ impl Workshop {
             return Err(Failed::new(Failure::new(FailureCode::Internal, "The repository is not checked out.")));
         };
         let repository = self.repository(checkout.sandbox, repo);
-        let export = piped("export", &work.target, export_script(&checkout.commit));
+        let rules = &self.commits;
+        let export = piped("export", &work.target, export_script(&checkout.commit, rules.import.history));
         let mut pack = sandbox.exec_piped(export).await?;
-        let imported = self.git.import(&repository, &checkout.commit, &mut pack).await;
+        let imported = self.git.import(&repository, &checkout.commit, &mut pack, &rules.import).await;
         let Some(imported) = imported.map_err(|error| self.git_failed(&error))? else {
             return nothing_changed(task, repo);
         };
         let text = self.task_text(id, task, repo, Standing::Running).await?;
-        let message = with_trailers(self.texts.commit_message(&text), &trailers(&text));
-        let signature = Signature { name: "Orchestra".to_owned(), email: "orchestra@localhost".to_owned() };
-        let commit = self
+        let policy = CommitPolicy {
+            mode: imported.history,
+            author: rules.author.clone(),
+            committer: rules.committer.clone(),
+            co_authors: rules.co_authors.clone(),
+            trailers: trailers(&text),
+            message: self.texts.commit_message(&text),
+            time: Timestamp::now(),
+        };
+        let commits = self
             .git
-            .commit(&repository, &checkout.commit, &imported.tree, signature, &message, Timestamp::now())
+            .commit(&repository, &checkout.commit, &imported, &policy)
             .await
             .map_err(|error| self.git_failed(&error))?;
+        let messages = self.git.messages(&repository, &commits).await.map_err(|error| self.git_failed(&error))?;
+        let commit = commits.last().expect("an import that changes the tree has a commit").clone();
         let diff = self
             .git
             .diff(&repository, &checkout.commit, &commit, MAX_DIFF)
@@ -194,14 +225,9 @@ impl Workshop {
         let diff = self.blobs.put(diff.text).await.map_err(|error| {
             Failed::new(Failure::new(FailureCode::Internal, format!("The diff could not be stored: {error}.")))
         })?;
-        Ok(Command::RecordCommit {
-            repo,
-            commits: vec![(commit, subject(&message))],
-            tree: imported.tree,
-            message,
-            stat: stat.into(),
-            diff,
-        })
+        let message = messages.last().cloned().unwrap_or_default();
+        let commits = commits.into_iter().zip(messages.iter().map(|message| subject(message))).collect();
+        Ok(Command::RecordCommit { repo, commits, tree: imported.tree, message, stat: stat.into(), diff })
     }
 
     /// The unified diff of what was, or would be, pushed, in all repositories. Empty before there are files.
@@ -266,12 +292,6 @@ fn piped(what: &str, target: &Target, argv: Vec<String>) -> Exec {
         stdin: Vec::new(),
         timeout: EXPORT_TIMEOUT,
     }
-}
-
-/// A commit's message with the lines at its end that lead back to the task.
-fn with_trailers(message: String, trailers: &[(String, String)]) -> String {
-    let lines = trailers.iter().map(|(name, value)| format!("{name}: {value}\n"));
-    format!("{}\n\n{}", message.trim_end(), lines.collect::<String>())
 }
 
 /// A commit message's first line.

@@ -57,6 +57,18 @@ pub enum PackFault {
     Gitlink,
     /// One file is larger than the limit.
     FileTooLarge,
+    /// A new name that the operator does not want.
+    Name,
+    /// Two names in one directory that are one where case or Unicode's normal form does not count.
+    CaseTwins,
+    /// A file that agents may not touch was added, changed, moved or removed.
+    Protected,
+    /// A file that belongs to Git LFS came with its content.
+    LfsContent,
+    /// A Git LFS pointer to an object that the forge does not have.
+    LfsObject,
+    /// A token or a key.
+    Secret,
 }
 
 /// Why the sandbox could not hand its work over.
@@ -305,11 +317,29 @@ fn pack_hint(fault: PackFault) -> &'static str {
         PackFault::TooLarge | PackFault::LimitReached => {
             "Ask for a smaller change, or ignore generated files; the server's import limits can be raised."
         }
-        PackFault::Ancestry => "Retry the task and ask the agent not to rewrite history.",
+        PackFault::Ancestry => {
+            "Ask the agent to commit on top of where it started, without merging other branches, or set `git.history` to \"squash\"."
+        }
         PackFault::Path => "Ask the agent to rename the path; git clients could mistake it for their own files.",
         PackFault::Mode => "Ask the agent for ordinary files, executable files or links.",
         PackFault::Symlink => "Ask the agent for links that stay inside the repository, without an absolute path.",
         PackFault::Gitlink => "Ask the agent not to add or move a nested repository or submodule.",
         PackFault::FileTooLarge => "Ask the agent to leave the large file out, or to ignore it.",
+        PackFault::Name => "Ask the agent to rename the file, or change `git.names` in the configuration.",
+        PackFault::CaseTwins => {
+            "Ask the agent to give the two files different names, or set `git.names.case_twins` in the configuration."
+        }
+        PackFault::Protected => {
+            "Ask the agent to leave the file alone and make that change yourself, or take it out of `git.protected_files` in the configuration."
+        }
+        PackFault::LfsContent => {
+            "Ask the agent not to change files that `.gitattributes` gives to Git LFS; commit them from a clone with git-lfs."
+        }
+        PackFault::LfsObject => {
+            "Ask the agent to leave Git LFS pointers as they are: their objects cannot be uploaded from a sandbox."
+        }
+        PackFault::Secret => {
+            "Ask the agent to take the secret out of every commit and revoke it if it was real; a made-up one can be allowed by its path in `git.secrets.allow_paths`."
+        }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! One task's way: [`Git::clone`] fetches the base into a bare repository only the host sees; [`Git::checkout`] writes
 //! files and a throw-away `.git` into the workspace before the sandbox starts; inside, [`export_script`] hands the
-//! work over as a pack; [`Git::import`] lets a confined child process check it; [`Git::commit`] makes one commit of it
-//! and [`Git::push`] sends one branch, with a lease.
+//! work over as a pack; [`Git::import`] lets a confined child process check it; [`Git::commit`] makes the
+//! commits anew and [`Git::push`] sends one branch, with a lease.
 //!
 //! Architecture invariant: after a sandbox has started, nothing here opens its `.git` or walks its files. libgit2
 //! reads bytes from a sandbox only in the importing child.
@@ -14,6 +14,7 @@ mod clone;
 mod commit;
 mod error;
 mod import;
+mod message;
 mod pool;
 mod probe;
 mod push;
@@ -29,8 +30,11 @@ use secrecy::SecretString;
 use tokio::io::AsyncRead;
 
 pub use branch::{MAX_BRANCH_BYTES, branch_slug, check_branch_name};
+pub use commit::CommitPolicy;
 pub use error::{ExportFault, GitError, Operation, PackFault};
-pub use import::{IMPORT_ARG, ImportLimits, import_main};
+pub use import::{
+    History, IMPORT_ARG, ImportLimits, ImportRules, InvalidGlob, NameRules, PROTECTED_FILES, SecretRules, import_main,
+};
 pub use pool::MAX_BLOCKING_CALLS;
 pub use script::{diff_script, export_script};
 
@@ -95,8 +99,6 @@ pub struct GitConfig {
     pub import_timeout: Duration,
     /// Bytes that a clone may receive.
     pub max_clone_bytes: u64,
-    /// Bounds of an import.
-    pub import: ImportLimits,
     /// Blocking git calls at once, at most [`MAX_BLOCKING_CALLS`].
     pub blocking_calls: usize,
 }
@@ -112,7 +114,6 @@ impl GitConfig {
             local_timeout: LOCAL_TIMEOUT,
             import_timeout: IMPORT_TIMEOUT,
             max_clone_bytes: MAX_CLONE_BYTES,
-            import: ImportLimits::default(),
             blocking_calls: MAX_BLOCKING_CALLS,
         }
     }
@@ -149,6 +150,8 @@ pub struct Imported {
     pub tree: CommitId,
     /// Files that differ from the base.
     pub files_changed: u32,
+    /// What was checked: with [`History::Squash`] only the final tree, so that nothing else may be published.
+    pub history: History,
 }
 
 /// Who a commit is from.
@@ -293,26 +296,39 @@ impl Git {
         repo: &Path,
         base: &CommitId,
         pack: impl AsyncRead + Send + Unpin,
+        rules: &ImportRules,
     ) -> Result<Option<Imported>, GitError> {
-        import::run(&self.config.helper, repo, base, &self.config.import, self.config.import_timeout, pack).await
+        import::run(&self.config.helper, repo, base, rules, self.config.import_timeout, pack).await
     }
 
-    /// Makes one commit of `tree` on `base`. The same inputs give the same commit.
+    /// Makes the commits that are pushed out of what was imported, the oldest first: the sandbox's own ones made anew, or
+    /// one of the final tree. The same inputs give the same commits.
     pub async fn commit(
         &self,
         repo: &Path,
         base: &CommitId,
-        tree: &CommitId,
-        signature: Signature,
-        message: &str,
-        time: jiff::Timestamp,
-    ) -> Result<CommitId, GitError> {
-        let (repo, message) = (repo.to_path_buf(), message.to_owned());
-        let (base, tree) = (oid(Operation::Commit, base)?, oid(Operation::Commit, tree)?);
+        imported: &Imported,
+        policy: &CommitPolicy,
+    ) -> Result<Vec<CommitId>, GitError> {
+        let request = commit::Request {
+            repo: repo.to_path_buf(),
+            base: oid(Operation::Commit, base)?,
+            tip: oid(Operation::Commit, &imported.tip)?,
+            tree: oid(Operation::Commit, &imported.tree)?,
+            checked: imported.history,
+            policy: policy.clone(),
+        };
         self.pool
-            .run(Operation::Commit, self.config.local_timeout, Late::Await, move |_| {
-                commit::commit(&repo, base, tree, &signature, &message, time)
-            })
+            .run(Operation::Commit, self.config.local_timeout, Late::Await, move |ticket| commit::run(&request, ticket))
+            .await
+    }
+
+    /// The messages of these commits of the trusted repository.
+    pub async fn messages(&self, repo: &Path, commits: &[CommitId]) -> Result<Vec<String>, GitError> {
+        let repo = repo.to_path_buf();
+        let commits: Vec<_> = commits.iter().map(|id| oid(Operation::Commit, id)).collect::<Result<_, _>>()?;
+        self.pool
+            .run(Operation::Commit, self.config.local_timeout, Late::Await, move |_| commit::messages(&repo, &commits))
             .await
     }
 

@@ -6,6 +6,11 @@
 
 use orchestra_events::CommitId;
 
+use super::History;
+
+/// The message of the commit that holds what the agent left uncommitted. The host writes its own in its place.
+pub(super) const LEFTOVER: &str = "Work of the agent";
+
 /// Stages the work tree into an index of its own, in a git directory of its own that shares only the objects.
 ///
 /// - The repository's config, hooks, fsmonitor, filters and excluded identity are never read: the fresh directory
@@ -20,6 +25,8 @@ const STAGE: &str = r#"
 set -euo pipefail
 umask 022
 base=$1
+history=$2
+leftover=$3
 unset $(git rev-parse --local-env-vars) GIT_EXTERNAL_DIFF GIT_DIFF_OPTS GIT_TRACE 2>/dev/null || true
 export LC_ALL=C GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_ATTR_NOSYSTEM=1 GIT_TERMINAL_PROMPT=0 GIT_OPTIONAL_LOCKS=0 GIT_NO_REPLACE_OBJECTS=1
 root=$(pwd -P)
@@ -68,11 +75,24 @@ if [ -s "$tmp/fix" ]; then git update-index -z --index-info < "$tmp/fix" >&2; fi
 tree=$(git write-tree) || unreadable
 "#;
 
-/// Commits the staged tree on the base and writes the answer.
+/// Puts the staged tree on top and writes the answer.
+///
+/// The agent's commits stay below it if all of them lead to the base: a history that does not (amended, merged with
+/// older or foreign commits), or that lacks objects, could not be published, so it becomes one commit instead of a
+/// failure. The base has no parents here (it is the end of history), so a commit without any shows such a history.
 const EXPORT: &str = r#"
 if [ "$tree" = "$(git rev-parse "$base^{tree}")" ]; then printf 'unchanged\n'; exit 0; fi
 export GIT_AUTHOR_NAME=agent GIT_AUTHOR_EMAIL=agent@sandbox.invalid GIT_COMMITTER_NAME=agent GIT_COMMITTER_EMAIL=agent@sandbox.invalid
-tip=$(printf 'Work of the agent\n' | git commit-tree -p "$base" "$tree")
+below=$base
+if [ "$history" = keep ] && [ "$head" != "$base" ] \
+  && git rev-list --parents "$head" "^$base" > "$tmp/kept" 2>/dev/null && [ -s "$tmp/kept" ] && ! grep -qv ' ' "$tmp/kept" \
+  && git rev-list --objects "$head" "^$base" > /dev/null 2>&1; then
+  below=$head
+fi
+tip=$below
+if [ "$tree" != "$(git rev-parse "$below^{tree}")" ]; then
+  tip=$(printf '%s\n' "$leftover" | git commit-tree -p "$below" "$tree")
+fi
 printf 'tip %s\n' "$tip"
 printf '%s\n^%s\n' "$tip" "$base" | git -c pack.threads=1 -c core.compression=1 pack-objects -q --revs --thin --stdout
 "#;
@@ -82,21 +102,28 @@ const DIFF: &str = r#"
 git -c core.quotePath=true diff-tree -p -r --no-ext-diff --no-textconv --no-color --no-renames "$base" "$tree"
 "#;
 
-fn argv(last: &str, base: &CommitId) -> Vec<String> {
+fn argv(last: &str, base: &CommitId, history: History) -> Vec<String> {
     let script = format!("{STAGE}{last}");
-    ["bash", "--noprofile", "--norc", "-c", &script, "orchestra-export", base.as_str()].map(str::to_owned).to_vec()
+    let history = match history {
+        History::Keep => "keep",
+        History::Squash => "squash",
+    };
+    ["bash", "--noprofile", "--norc", "-c", &script, "orchestra-export", base.as_str(), history, LEFTOVER]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 /// The command to run inside the sandbox, in the workspace, as the agent: it commits what is there (everything not
-/// ignored) and writes the answer on its standard output, which goes to [`super::Git::import`] as it is.
+/// ignored) and writes the answer on its standard output, which goes to [`super::Git::import`] as it is. With
+/// [`History::Keep`] that is one more commit on top of the agent's own, else one on the base.
 ///
 /// The answer is `unchanged\n`, or `tip <oid>\n` and a thin pack, or `failed <reason>\n`.
-pub fn export_script(base: &CommitId) -> Vec<String> {
-    argv(EXPORT, base)
+pub fn export_script(base: &CommitId, history: History) -> Vec<String> {
+    argv(EXPORT, base, history)
 }
 
 /// The command to run inside the sandbox that writes the unified diff of the work tree (untracked files included)
 /// against the base on its standard output. The text is the sandbox's word: show it, never act on it.
 pub fn diff_script(base: &CommitId) -> Vec<String> {
-    argv(DIFF, base)
+    argv(DIFF, base, History::Squash)
 }

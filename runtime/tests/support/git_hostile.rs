@@ -9,18 +9,30 @@ use orchestra_runtime::git::{ImportLimits, PackFault};
 const FILE: &str = "100644";
 const LINK: &str = "120000";
 
-struct Scene {
-    world: World,
-    base: CommitId,
-    forge: Forge,
+pub struct Scene {
+    pub world: World,
+    pub base: CommitId,
+    pub forge: Forge,
+    pub rules: ImportRules,
 }
 
 impl Scene {
-    async fn new(limits: ImportLimits) -> Self {
-        let world = World::with(GitConfig { import: limits, ..config() }).await;
+    pub async fn new(limits: ImportLimits) -> Self {
+        Self::with(ImportRules { limits, ..rules() }).await
+    }
+
+    pub async fn with(rules: ImportRules) -> Self {
+        Self::on(World::new().await, rules).await
+    }
+
+    pub async fn on(world: World, rules: ImportRules) -> Self {
         let base = world.clone().await.commit;
         let forge = Forge::new(&world.path("trusted.git"), &base);
-        Self { world, base, forge }
+        Self { world, base, forge, rules }
+    }
+
+    pub async fn import(&self, pack: &[u8]) -> Result<Option<Imported>, GitError> {
+        self.world.git.import(&self.world.path("trusted.git"), &self.base, pack, &self.rules).await
     }
 
     fn packs(&self) -> Vec<String> {
@@ -35,15 +47,23 @@ impl Scene {
     }
 
     /// The import's refusal; and that it left nothing behind.
-    async fn refused(&self, what: &str, pack: &[u8]) -> PackFault {
+    pub async fn refused(&self, what: &str, pack: &[u8]) -> PackFault {
+        self.refusal(what, pack).await.0
+    }
+
+    /// The same, with what its reader is told.
+    pub async fn refusal(&self, what: &str, pack: &[u8]) -> (PackFault, String) {
         let before = self.packs();
-        let result = self.world.git.import(&self.world.path("trusted.git"), &self.base, pack).await;
+        let result = self.import(pack).await;
         let error = result.err().unwrap_or_else(|| panic!("{what} came in"));
         assert_eq!(self.packs(), before, "{what}");
         assert!(!self.world.path("trusted.git/quarantine").exists(), "{what}");
         assert_eq!(code(&error), FailureCode::PushRejected, "{what}");
         match error {
-            GitError::PackRejected { fault, .. } => fault,
+            GitError::PackRejected { fault, detail } => {
+                assert!(!detail.contains(|c: char| c.is_control()) && detail.len() < 1_500, "{what}: {detail:?}");
+                (fault, detail)
+            }
             other => panic!("{what}: {other:?}"),
         }
     }
@@ -98,8 +118,7 @@ async fn trees_that_would_hurt_a_client_are_refused() {
     assert_eq!(scene.refused("sibling", &forge.export(&forge.commit(&tree, Some(&older)))).await, PackFault::Ancestry);
     // The same way lets an honest tree in.
     let good = [Entry(FILE, b"a", blob.clone()), Entry("40000", b"d", inside(LINK, b"l", link(b"../a")))];
-    let imported =
-        scene.world.git.import(&scene.world.path("trusted.git"), &scene.base, &forge.export_tree(&good)[..]).await;
+    let imported = scene.import(&forge.export_tree(&good)).await;
     assert!(imported.expect("an honest tree").expect("a change").files_changed > 2);
 }
 
@@ -125,15 +144,10 @@ async fn damaged_and_lying_streams_are_refused() {
     assert_eq!(scene.refused("another tip", &other).await, PackFault::Malformed);
     let mut longer = pack.clone();
     longer.extend([0; 5000]);
-    let after = scene.world.git.import(&scene.world.path("trusted.git"), &scene.base, &longer[..]).await;
+    let after = scene.import(&longer).await;
     assert!(!matches!(after, Ok(Some(_))), "bytes after the end: {after:?}");
     for line in ["", "tip\n", "tip zz\n", "tip 0123\n", "failed unreadable\n", &"x".repeat(10_000)] {
-        let error = scene
-            .world
-            .git
-            .import(&scene.world.path("trusted.git"), &scene.base, line.as_bytes())
-            .await
-            .expect_err(line);
+        let error = scene.import(line.as_bytes()).await.expect_err(line);
         assert!(matches!(error, GitError::ExportFailed { .. }), "{line:?}: {error:?}");
     }
     // An object that is referred to and not sent.
@@ -223,7 +237,7 @@ async fn a_sandbox_that_stalls_is_left_at_the_deadline() {
     for start in ["", "tip", "tip 0123456789012345678901234567890123456789\nPACK"] {
         let (mut sandbox, host) = tokio::io::duplex(1024);
         tokio::io::AsyncWriteExt::write_all(&mut sandbox, start.as_bytes()).await.expect("room");
-        let error = world.git.import(&world.path("trusted.git"), &base, host).await.expect_err("stalled");
+        let error = world.git.import(&world.path("trusted.git"), &base, host, &rules()).await.expect_err("stalled");
         assert!(matches!(error, GitError::DeadlineExceeded { .. }), "{error:?}");
         assert!(!world.path("trusted.git/quarantine").exists());
     }

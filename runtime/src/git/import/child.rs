@@ -43,7 +43,7 @@ pub fn import_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn confine(order: &Order) -> Result<(), String> {
-    let limits = &order.limits;
+    let limits = &order.rules.limits;
     // Best effort: it needs a privilege that the server may not have, and there is nothing to connect with anyway.
     let _ = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET);
     let _ = nix::sys::prctl::set_no_new_privs();
@@ -86,7 +86,7 @@ fn import(order: &Order) -> Result<Report, Stop> {
     let pack = index(order, &trusted)?;
     let all = open(&[&objects, &order.quarantine])?;
     let repo = Repository::from_odb(open(&[&objects, &order.quarantine])?)?;
-    let walked = walk(&repo, &all, base, tip, &order.limits)?;
+    let walked = walk(&repo, &all, base, tip, &order.rules)?;
     if walked.unchanged {
         return Ok(Report::Unchanged);
     }
@@ -100,7 +100,10 @@ fn index(order: &Order, trusted: &Odb<'_>) -> Result<String, Stop> {
     let too_many = std::cell::Cell::new(false);
     let malformed = |detail: &str| {
         if too_many.get() {
-            Stop::Rejected(PackFault::TooLarge, format!("the pack holds more than {} objects", order.limits.objects))
+            Stop::Rejected(
+                PackFault::TooLarge,
+                format!("the pack holds more than {} objects", order.rules.limits.objects),
+            )
         } else {
             let detail: String = detail.chars().filter(|c| !c.is_control()).take(200).collect();
             Stop::Rejected(PackFault::Malformed, format!("its pack is damaged: {detail}"))
@@ -108,7 +111,7 @@ fn index(order: &Order, trusted: &Odb<'_>) -> Result<String, Stop> {
     };
     let mut indexer = Indexer::new(Some(trusted), &order.quarantine.join("pack"), 0o444, true)?;
     indexer.progress(|progress| {
-        let within = progress.total_objects() as u64 <= order.limits.objects;
+        let within = progress.total_objects() as u64 <= order.rules.limits.objects;
         too_many.set(!within);
         within
     });
@@ -121,10 +124,10 @@ fn index(order: &Order, trusted: &Odb<'_>) -> Result<String, Stop> {
             break;
         }
         total += read as u64;
-        if total > order.limits.pack_bytes {
+        if total > order.rules.limits.pack_bytes {
             return Err(Stop::Rejected(
                 PackFault::TooLarge,
-                format!("the pack is larger than {} bytes", order.limits.pack_bytes),
+                format!("the pack is larger than {} bytes", order.rules.limits.pack_bytes),
             ));
         }
         indexer.write_all(&chunk[..read]).map_err(|error| malformed(&error.to_string()))?;

@@ -1,7 +1,14 @@
 //! Takes the agent's work out of a sandbox: a stream of bytes nobody trusts, indexed and checked in a child process.
 
 mod child;
+mod content;
+pub(super) mod history;
+mod lfs;
 mod names;
+mod rules;
+mod secret_rules;
+mod secrets;
+mod twins;
 mod walk;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 pub use child::import_main;
+pub use rules::{History, ImportLimits, ImportRules, InvalidGlob, NameRules, PROTECTED_FILES, SecretRules};
 
 use super::Imported;
 use super::error::{ExportFault, GitError, Operation, PackFault};
@@ -25,45 +33,10 @@ pub const IMPORT_ARG: &str = "__import-pack";
 const MAX_HEADER_BYTES: usize = 80;
 /// The child's answer is one small JSON object; a path in it is shortened.
 const MAX_REPORT_BYTES: u64 = 16 * 1024;
+/// Rules and paths for the child: Linux takes no argument above 128 KiB.
+const MAX_ORDER_BYTES: usize = 120 * 1024;
 /// How much is read from the sandbox at once.
 const CHUNK_BYTES: usize = 64 * 1024;
-
-/// Bounds of one import. The child enforces them on itself, the kernel on the child.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ImportLimits {
-    /// Bytes of the pack as it comes.
-    pub pack_bytes: u64,
-    /// Objects in the pack.
-    pub objects: u64,
-    /// Changed paths, over all commits.
-    pub entries: u64,
-    /// Bytes of one file of the new tree.
-    pub file_bytes: u64,
-    /// Bytes of all new or changed files together.
-    pub total_bytes: u64,
-    /// Commits between the base and the tip.
-    pub commits: u32,
-    /// Address space of the child. It dies at this, the server does not.
-    pub memory_bytes: u64,
-    /// Processor seconds of the child.
-    pub cpu_seconds: u64,
-}
-
-impl Default for ImportLimits {
-    fn default() -> Self {
-        Self {
-            // GitHub refuses pushes above 2 GiB and files above 100 MB; a code change is far below both.
-            pack_bytes: 512 * 1024 * 1024,
-            objects: 500_000,
-            entries: 500_000,
-            file_bytes: 100_000_000,
-            total_bytes: 1024 * 1024 * 1024,
-            commits: 1_000,
-            memory_bytes: 1024 * 1024 * 1024,
-            cpu_seconds: 120,
-        }
-    }
-}
 
 /// What the child is told, as its one argument.
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,7 +45,7 @@ struct Order {
     quarantine: PathBuf,
     base: CommitId,
     tip: CommitId,
-    limits: ImportLimits,
+    rules: ImportRules,
 }
 
 /// What the child answers on its standard output.
@@ -143,14 +116,14 @@ pub(super) async fn run(
     helper: &Path,
     repo: &Path,
     base: &CommitId,
-    limits: &ImportLimits,
+    rules: &ImportRules,
     deadline: Duration,
     mut pack: impl AsyncRead + Send + Unpin,
 ) -> Result<Option<Imported>, GitError> {
     let work = async {
         match header(&mut pack).await? {
             Header::Unchanged => Ok(None),
-            Header::Tip(tip) => admit(helper, repo, base, tip, limits, pack).await,
+            Header::Tip(tip) => admit(helper, repo, base, tip, rules, pack).await,
         }
     };
     tokio::time::timeout(deadline, work)
@@ -163,7 +136,7 @@ async fn admit(
     repo: &Path,
     base: &CommitId,
     tip: CommitId,
-    limits: &ImportLimits,
+    rules: &ImportRules,
     pack: impl AsyncRead + Send + Unpin,
 ) -> Result<Option<Imported>, GitError> {
     let quarantine = Quarantine::new(repo)?;
@@ -172,7 +145,7 @@ async fn admit(
         quarantine: quarantine.0.clone(),
         base: base.clone(),
         tip: tip.clone(),
-        limits: limits.clone(),
+        rules: rules.clone(),
     };
     match ask_child(helper, &order, pack).await? {
         Report::Unchanged => Ok(None),
@@ -180,15 +153,18 @@ async fn admit(
         Report::Failed { detail } => Err(GitError::Git { operation: Operation::Import, detail }),
         Report::Accepted { tree, files_changed, pack } => {
             publish(&quarantine.0, repo, &pack)?;
-            Ok(Some(Imported { tip, tree, files_changed }))
+            Ok(Some(Imported { tip, tree, files_changed, history: rules.history }))
         }
     }
 }
 
 async fn ask_child(helper: &Path, order: &Order, pack: impl AsyncRead + Send + Unpin) -> Result<Report, GitError> {
     let start = |error: std::io::Error| GitError::io(Operation::Import, "starting the importing process", &error);
-    let argument = serde_json::to_string(order)
-        .map_err(|_| GitError::Io { operation: Operation::Import, detail: "a path that is not UTF-8".to_owned() })?;
+    let unusable = |detail: &str| GitError::Io { operation: Operation::Import, detail: detail.to_owned() };
+    let argument = serde_json::to_string(order).map_err(|_| unusable("a path that is not UTF-8"))?;
+    if argument.len() > MAX_ORDER_BYTES {
+        return Err(unusable("the import's rules are too long; use fewer patterns"));
+    }
     let mut child = Command::new(helper)
         .arg(IMPORT_ARG)
         .arg(argument)
@@ -203,7 +179,7 @@ async fn ask_child(helper: &Path, order: &Order, pack: impl AsyncRead + Send + U
     let mut stdin = child.stdin.take().expect("stdin was asked to be a pipe");
     let stdout = child.stdout.take().expect("stdout was asked to be a pipe");
     let feed = async move {
-        let fed = feed(pack, &mut stdin, order.limits.pack_bytes).await;
+        let fed = feed(pack, &mut stdin, order.rules.limits.pack_bytes).await;
         drop(stdin);
         fed
     };
