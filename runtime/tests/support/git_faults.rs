@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use super::git_http::{At, Fault};
+use orchestra_test_forges::{At, Fault};
 use super::*;
 
 impl World {
