@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use orchestra_events::repo::RepoRef;
 use serde_json::{Value, json};
 
-use super::bitbucket_patterns::cloud_glob;
 use super::bitbucket_people::{NOBODY, Reviewer, Wanted};
+use super::bitbucket_rules;
 use super::bitbucket_text::{body, mark, no_labels, title, unasked};
 use super::http::{Answer, Request, Rest, Session, segment};
 use super::token::TokenKind;
@@ -413,18 +413,7 @@ impl Forge for BitbucketCloud {
         if !answer.ok() || answer.text("/next").is_some() {
             return Ok(BranchRules { protected: None });
         }
-        let mut protected = Some(false);
-        for rule in answer.items("/values").iter().filter(|rule| rule["kind"] == "push") {
-            let excepted =
-                ["users", "groups"].iter().any(|who| rule[*who].as_array().is_some_and(|all| !all.is_empty()));
-            match rule["branch_match_kind"].as_str() {
-                Some("glob") if !cloud_glob(rule["pattern"].as_str().unwrap_or_default(), branch) => {}
-                Some("glob") if !excepted => return Ok(BranchRules { protected: Some(true) }),
-                // By the branching model, or with exceptions that may be for the token's owner.
-                Some(_) | None => protected = None,
-            }
-        }
-        Ok(BranchRules { protected })
+        Ok(BranchRules { protected: bitbucket_rules::cloud(answer.items("/values"), branch) })
     }
 
     async fn open_pull_request(&self, access: Access<'_>, new: &NewPullRequest) -> Result<Opened, ForgeError> {

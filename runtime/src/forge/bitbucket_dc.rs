@@ -9,7 +9,7 @@ use orchestra_events::repo::RepoRef;
 use reqwest::Url;
 use serde_json::{Value, json};
 
-use super::bitbucket_patterns::data_center_pattern;
+use super::bitbucket_rules;
 use super::bitbucket_text::{body, mark, no_labels, title, unasked};
 use super::http::{Answer, Request, Rest, Session, segment};
 use super::wish::{MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened};
@@ -391,22 +391,6 @@ fn drop_refused(session: &Session<'_>, answer: &Answer, asked: &mut Vec<String>,
     }
 }
 
-/// Whether a rule holds back a push that makes or moves a branch. `fast-forward-only` and `no-deletes` do not.
-fn holds_back(rule: &Value) -> bool {
-    matches!(rule["type"].as_str(), Some("read-only" | "pull-request-only" | "no-creates"))
-}
-
-/// Whether the rule means the branch; `None` when only the server's branching model tells.
-fn means(rule: &Value, branch: &str) -> Option<bool> {
-    let id = rule.pointer("/matcher/id").and_then(Value::as_str).unwrap_or_default();
-    match rule.pointer("/matcher/type/id").and_then(Value::as_str) {
-        Some("BRANCH") => Some(id == format!("refs/heads/{branch}") || id == branch),
-        Some("PATTERN") => Some(data_center_pattern(id, branch)),
-        Some("ANY_REF") => Some(true),
-        Some(_) | None => None,
-    }
-}
-
 #[async_trait]
 impl Forge for BitbucketDc {
     async fn repository(&self, access: Access<'_>) -> Result<Repository, ForgeError> {
@@ -427,22 +411,13 @@ impl Forge for BitbucketDc {
     async fn branch_rules(&self, access: Access<'_>, branch: &str) -> Result<BranchRules, ForgeError> {
         let (session, place) = (self.rest.session(access), Place::of(access.repo)?);
         let request = Request::get(place.below("branch-permissions", "/restrictions"), "read the branch permissions");
-        let mut protected = Some(false);
+        let mut rules = Vec::new();
         let told = self.each(&session, &request, MAX_PAGES, |rule| {
-            let excepted = ["users", "groups", "accessKeys"]
-                .iter()
-                .any(|who| rule[*who].as_array().is_some_and(|all| !all.is_empty()));
-            match means(rule, branch) {
-                Some(false) => {}
-                Some(true) | None if !holds_back(rule) => {}
-                Some(true) if !excepted => protected = Some(true),
-                // By the branching model, or with exceptions that may be for the token's owner.
-                Some(true) | None => protected = None,
-            }
-            protected == Some(true)
+            rules.push(rule.clone());
+            false
         });
         match told.await {
-            Ok(()) => Ok(BranchRules { protected }),
+            Ok(()) => Ok(BranchRules { protected: bitbucket_rules::data_center(&rules, branch) }),
             // Only an administrator may read them; for others the push itself tells.
             Err(error) if declined(&error) => Ok(BranchRules { protected: None }),
             Err(error) => Err(error),
@@ -537,15 +512,5 @@ mod tests {
         }
         let deep = RepoRef::new("dc", "a/b/c").expect("a reference");
         assert!(matches!(Place::of(&deep), Err(ForgeError::NotFound { .. })));
-    }
-
-    #[test]
-    fn a_rule_means_a_branch_by_name_or_pattern_and_else_nobody_knows() {
-        let rule = |kind: &str, id: &str| json!({"matcher": {"id": id, "type": {"id": kind}}});
-        assert_eq!(means(&rule("BRANCH", "refs/heads/main"), "main"), Some(true));
-        assert_eq!(means(&rule("BRANCH", "refs/heads/main"), "main2"), Some(false));
-        assert_eq!(means(&rule("PATTERN", "orchestra/**"), "orchestra/x"), Some(true));
-        assert_eq!(means(&rule("ANY_REF", "ANY_REF_MATCHER_ID"), "x"), Some(true));
-        assert_eq!(means(&rule("MODEL_CATEGORY", "FEATURE"), "feature/x"), None);
     }
 }

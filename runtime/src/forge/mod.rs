@@ -5,8 +5,8 @@
 
 mod bitbucket_cloud;
 mod bitbucket_dc;
-mod bitbucket_patterns;
 mod bitbucket_people;
+mod bitbucket_rules;
 mod bitbucket_text;
 mod configured;
 mod error;
