@@ -12,6 +12,7 @@ use super::Forge;
 use super::bitbucket_cloud::BitbucketCloud;
 use super::bitbucket_dc::BitbucketDc;
 use super::github::Github;
+use super::gitlab::Gitlab;
 use super::http::{ForgeLimits, Rest, check_api_url};
 use super::lane::Lanes;
 use super::plain::Plain;
@@ -208,7 +209,7 @@ fn client(
         ForgeKind::Github => Arc::new(Github::new(rest()?)),
         ForgeKind::BitbucketCloud => Arc::new(BitbucketCloud::new(rest()?, config.git_url.as_deref())),
         ForgeKind::BitbucketDc => Arc::new(BitbucketDc::new(rest()?)),
-        ForgeKind::Gitlab => Arc::new(Plain),
+        ForgeKind::Gitlab => Arc::new(Gitlab::new(rest()?)),
         ForgeKind::Plain | ForgeKind::Local => Arc::new(Plain),
     })
 }

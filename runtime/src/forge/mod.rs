@@ -11,6 +11,7 @@ mod bitbucket_text;
 mod configured;
 mod error;
 mod github;
+mod gitlab;
 mod http;
 mod lane;
 mod plain;
