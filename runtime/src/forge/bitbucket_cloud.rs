@@ -483,7 +483,7 @@ impl Forge for BitbucketCloud {
             "url": status.url.clone().unwrap_or_else(page),
         });
         let path = place.path(&format!("/commit/{commit}/statuses/build"));
-        let request = Request::post(path, "set the commit's status", wish).needs("repository:write");
+        let request = Request::post(path, "set the commit's status", wish).needs("repository");
         extra(Feature::CommitStatus, session.send(&request).await)
     }
 }

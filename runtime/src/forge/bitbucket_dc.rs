@@ -219,7 +219,7 @@ impl BitbucketDc {
             if !asked.is_empty() {
                 wish["reviewers"] = users(&asked);
             }
-            let request = Request::post(place.api("/pull-requests"), OPEN, wish).needs("REPO_READ").takes(&[409]);
+            let request = Request::post(place.api("/pull-requests"), OPEN, wish).needs("REPO_WRITE").takes(&[409]);
             let error = match session.send(&request).await {
                 Ok(answer) if answer.ok() => {
                     if new.draft && answer.body.pointer("/draft") != Some(&Value::Bool(true)) {
@@ -395,7 +395,12 @@ fn drop_refused(session: &Session<'_>, answer: &Answer, asked: &mut Vec<String>,
 impl Forge for BitbucketDc {
     async fn repository(&self, access: Access<'_>) -> Result<Repository, ForgeError> {
         let (session, place) = (self.rest.session(access), Place::of(access.repo)?);
-        let answer = session.send(&Request::get(place.api(""), READ).needs("REPO_READ")).await?;
+        let told = session.send(&Request::get(place.api(""), READ)).await;
+        let answer = told.map_err(|error| match error {
+            // Data Center tells a repository that may not be seen from none; the remedy is the same.
+            ForgeError::TokenLacksPermission { repo, forge, .. } => ForgeError::NotFound { repo, forge },
+            error => error,
+        })?;
         let id = answer.body.pointer("/id").and_then(Value::as_u64);
         let id = id.ok_or_else(|| session.not_a_forge("it answers with a repository without an id"))?;
         // An empty repository has none.

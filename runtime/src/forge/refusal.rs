@@ -154,7 +154,9 @@ pub(super) fn refused(session: &Session<'_>, request: &Request, answer: &Answer)
         let permission = named.or_else(|| request.needs.map(str::to_owned));
         ForgeError::TokenLacksPermission { repo: repo.clone(), doing, permission, forge, remedy }
     };
-    let archived = said.contains("archived") || said.contains("read-only repository");
+    // Bitbucket Cloud has no archives; it makes a workspace that is over its plan read-only.
+    let read_only = session.kind() == ForgeKind::BitbucketCloud && said.contains("read-only");
+    let archived = said.contains("archived") || said.contains("read-only repository") || read_only;
     // Bitbucket Data Center answers 401 also to a good token that may not.
     let exception = answer.body.pointer("/errors/0/exceptionName").and_then(Value::as_str).unwrap_or_default();
     let unpermitted = session.kind() == ForgeKind::BitbucketDc && exception.ends_with("AuthorisationException");
