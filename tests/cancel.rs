@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::git_http::{At, Fault};
 use crate::harness::{GIT_TOKEN, House, PATIENCE, REPO, Seed, Setup, bash, count, done, kinds, script};
+use orchestra_test_forges::{At, Fault};
 
 /// A cancelled task is over long before what it was doing would have been.
 const SOON: Duration = Duration::from_secs(30);

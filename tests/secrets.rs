@@ -15,8 +15,8 @@ use futures_util::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::git_http::{At, Fault, GitServer};
 use crate::harness::{GIT_TOKEN, House, Setup, bash, done, processes_of};
+use orchestra_test_forges::{At, Fault, GitServer};
 
 /// The caller's model key, with the characters that are written differently in URLs.
 const MODEL_KEY: &str = "sk-canary/model+key=5c1d%9e";

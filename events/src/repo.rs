@@ -22,7 +22,9 @@ pub enum RepoRefError {
     #[error("expected owner/name, forge:owner/name or a full https URL")]
     Shape,
     /// A part has characters no forge allows.
-    #[error("each part of the name is made of letters, digits, '.', '_' and '-', and is not '.' or '..'")]
+    #[error(
+        "each part of the name is made of letters, digits, '.', '_' and '-', and is not '.' or '..'; the first may begin with '~'"
+    )]
     Part,
     /// Over the limit.
     #[error("at most {MAX_REPO_REF} bytes")]
@@ -41,7 +43,8 @@ impl RepoRef {
         };
         let path = path.trim_end_matches('/');
         let path = path.strip_suffix(".git").unwrap_or(path);
-        let mut parts = path.split('/');
+        // `~ann/notes`: a person's own repository on Bitbucket Data Center.
+        let mut parts = path.strip_prefix('~').unwrap_or(path).split('/');
         if forge.is_empty() || !named(forge) || path.is_empty() {
             return Err(RepoRefError::Shape);
         }
@@ -101,11 +104,14 @@ mod tests {
         assert_eq!(RepoRef::parse("acme/api", "github").map(|r| r.to_string()), Ok("github:acme/api".into()));
         assert_eq!(RepoRef::parse("local:demo.git", "github").map(|r| r.to_string()), Ok("local:demo".into()));
         assert_eq!(RepoRef::parse("gitlab:a/b/c", "github").map(|r| r.path().to_owned()), Ok("a/b/c".into()));
+        assert_eq!(RepoRef::parse("dc:~ann/notes", "github").map(|r| r.path().to_owned()), Ok("~ann/notes".into()));
     }
 
     #[test]
     fn what_could_leave_its_folder_is_refused() {
-        for wrong in ["", "api", "a/../b", "x:../b", "x:/etc", "a//b", "a b/c", "-x/y", "x:-u/y", "x:a/\u{0}"] {
+        for wrong in
+            ["", "api", "a/../b", "x:../b", "x:/etc", "a//b", "a b/c", "-x/y", "x:-u/y", "x:a/\u{0}", "~/a", "a/~b"]
+        {
             assert!(RepoRef::parse(wrong, "github").is_err(), "{wrong:?}");
         }
     }

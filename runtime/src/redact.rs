@@ -16,13 +16,16 @@ impl Redactor {
         let Some(plain) = secret.map(|secret| secret.expose_secret().trim()).filter(|plain| !plain.is_empty()) else {
             return Self(Vec::new());
         };
-        let mut forms: Vec<String> = [hexadecimal(plain), percent(plain, true), percent(plain, false)].into();
-        for core in (0..3).map(|offset| base64_core(plain, offset)) {
-            forms.push(core.replace('+', "-").replace('/', "_"));
-            forms.push(core);
+        // Of a pair `user:token` the second half is the secret by itself.
+        let half = plain.split_once(':').map(|(_, half)| half).filter(|half| half.len() >= MIN_ENCODED);
+        let mut forms = Vec::new();
+        for plain in [Some(plain), half].into_iter().flatten() {
+            let encoded = [hexadecimal(plain), percent(plain, true), percent(plain, false)];
+            let cores = (0..3).map(|offset| base64_core(plain, offset));
+            let cores = cores.flat_map(|core| [core.replace('+', "-").replace('/', "_"), core]);
+            forms.extend(encoded.into_iter().chain(cores).filter(|form| form.len() >= MIN_ENCODED && form != plain));
+            forms.push(plain.to_owned());
         }
-        forms.retain(|form| form.len() >= MIN_ENCODED && form != plain);
-        forms.push(plain.to_owned());
         // The longest first: what is left of a text then holds no part of it.
         forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
         forms.dedup();
@@ -74,6 +77,15 @@ mod tests {
             // The last character of Base64 and its padding may stay.
             assert!(redactor.apply(&form, "*").len() <= 4, "{form}");
         }
+    }
+
+    #[test]
+    fn the_second_half_of_a_pair_does_not_stay_either() {
+        let redactor = Redactor::new(Some(&SecretString::from("ann@example.com:ATATT3xFfGF0")));
+        let pair = STANDARD.encode("x-bitbucket-api-token-auth:ATATT3xFfGF0");
+        let told = redactor.apply(&format!("ATATT3xFfGF0 {pair} ann@example.com"), "*");
+        assert!(!told.contains("ATATT3") && !told.contains(&pair[pair.len() - 12..]), "{told}");
+        assert!(told.ends_with(" ann@example.com"), "{told}");
     }
 
     #[test]

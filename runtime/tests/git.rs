@@ -1,7 +1,5 @@
 //! Git end to end against a real `git http-backend`: a clone in, an agent's work out, one branch on the forge.
 
-#[path = "support/git_http.rs"]
-mod git_http;
 #[path = "support/repo.rs"]
 mod repo;
 
@@ -9,12 +7,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use git_http::GitServer;
 use orchestra_events::{CommitId, FailureCode};
 use orchestra_runtime::git::{
-    Cloned, CommitPolicy, Git, GitConfig, GitError, History, ImportRules, Imported, Remote, RemoteKind, Signature,
-    diff_script, export_script,
+    Cloned, CommitPolicy, Git, GitAuth, GitConfig, GitError, History, ImportRules, Imported, Remote, RemoteKind,
+    Signature, diff_script, export_script,
 };
+use orchestra_test_forges::GitServer;
 use secrecy::SecretString;
 
 /// A token that must never be seen again.
@@ -72,11 +70,19 @@ impl World {
     }
 
     fn remote(&self) -> Remote {
-        Remote { url: self.server.url("acme/api"), kind: RemoteKind::Http, username: "x-access-token".to_owned() }
+        Remote {
+            url: self.server.url("acme/api"),
+            kind: RemoteKind::Http,
+            auth: GitAuth::User("x-access-token".to_owned()),
+        }
     }
 
     fn local(&self) -> Remote {
-        Remote { url: self.origin().to_string_lossy().into_owned(), kind: RemoteKind::Local, username: String::new() }
+        Remote {
+            url: self.origin().to_string_lossy().into_owned(),
+            kind: RemoteKind::Local,
+            auth: GitAuth::User(String::new()),
+        }
     }
 
     async fn clone(&self) -> Cloned {

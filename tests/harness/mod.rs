@@ -7,11 +7,6 @@ mod process;
 mod remotes;
 mod traces;
 
-// Each file of tests uses its own part of it.
-#[allow(dead_code)]
-#[path = "../../runtime/tests/support/git_http.rs"]
-pub mod git_http;
-
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::git_http::GitServer;
+use orchestra_test_forges::GitServer;
 
 /// The repository of the tests on the default (local) forge.
 pub const REPO: &str = "acme/api";

@@ -1,12 +1,22 @@
 //! Where repositories live: the configured forges, and the remote that a repository's name stands for.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use orchestra_events::repo::{RepoRef, RepoRefError};
 use serde::{Deserialize, Serialize};
 
-use crate::git::{Remote, RemoteKind};
+use super::Forge;
+use super::bitbucket_cloud::BitbucketCloud;
+use super::bitbucket_dc::BitbucketDc;
+use super::github::Github;
+use super::gitlab::Gitlab;
+use super::http::{ForgeLimits, Rest, check_api_url};
+use super::lane::Lanes;
+use super::plain::Plain;
+use crate::git::{GitAuth, Remote, RemoteKind};
 
 /// What speaks at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +36,12 @@ pub enum ForgeKind {
     Local,
 }
 
+impl ForgeKind {
+    /// All kinds.
+    pub const ALL: [Self; 6] =
+        [Self::Github, Self::BitbucketCloud, Self::BitbucketDc, Self::Gitlab, Self::Plain, Self::Local];
+}
+
 /// One configured forge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,11 +59,18 @@ pub struct ForgeConfig {
     pub root: Option<PathBuf>,
 }
 
-/// The configured forges.
-#[derive(Debug, Clone)]
+/// The configured forges, and a client of each. Clones share the clients.
+#[derive(Clone)]
 pub struct Forges {
     forges: BTreeMap<String, ForgeConfig>,
     default: String,
+    clients: BTreeMap<String, Result<Arc<dyn Forge>, ResolveError>>,
+}
+
+impl fmt::Debug for Forges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Forges").field("forges", &self.forges).field("default", &self.default).finish_non_exhaustive()
+    }
 }
 
 /// Why a repository has no remote.
@@ -78,6 +101,12 @@ pub enum ResolveError {
         /// The missing key.
         key: &'static str,
     },
+    /// The address of a forge's interface is none that a token may be sent to.
+    #[error("forge {name:?} has an api_url that is not a plain http or https address")]
+    ApiUrl {
+        /// The forge.
+        name: String,
+    },
     /// A bare repository that is not there, or is not below the root.
     #[error("no repository {0} on this machine's local forge")]
     NoSuchLocal(String),
@@ -86,7 +115,29 @@ pub enum ResolveError {
 impl Forges {
     /// The forges by name; `default` is meant where a reference names none.
     pub fn new(forges: BTreeMap<String, ForgeConfig>, default: impl Into<String>) -> Self {
-        Self { forges, default: default.into() }
+        Self::with_limits(forges, default, &ForgeLimits::default())
+    }
+
+    /// The same, with another patience than the default one.
+    pub fn with_limits(
+        forges: BTreeMap<String, ForgeConfig>,
+        default: impl Into<String>,
+        limits: &ForgeLimits,
+    ) -> Self {
+        let lanes = Arc::new(Lanes::default());
+        let clients = forges.iter().map(|(name, forge)| (name.clone(), client(name, forge, limits, &lanes))).collect();
+        Self { forges, default: default.into(), clients }
+    }
+
+    /// The forge that this repository is on.
+    pub fn forge(&self, repo: &RepoRef) -> Result<Arc<dyn Forge>, ResolveError> {
+        self.config(repo)?;
+        self.clients.get(repo.forge()).expect("there is a client, or why there is none, for each forge").clone()
+    }
+
+    /// What speaks where this repository is.
+    pub fn kind(&self, repo: &RepoRef) -> Result<ForgeKind, ResolveError> {
+        Ok(self.config(repo)?.kind)
     }
 
     /// Parses what a user wrote: `owner/name`, `forge:owner/name` or a URL of a configured forge.
@@ -120,12 +171,6 @@ impl Forges {
         })
     }
 
-    /// The forge that this repository is on, as one without pull requests.
-    pub fn forge(&self, repo: &RepoRef) -> Result<std::sync::Arc<dyn super::Forge>, ResolveError> {
-        self.config(repo)?;
-        Ok(std::sync::Arc::new(super::plain::Plain))
-    }
-
     /// The remote that git talks to.
     pub fn remote(&self, repo: &RepoRef) -> Result<Remote, ResolveError> {
         let config = self.config(repo)?;
@@ -140,17 +185,33 @@ impl Forges {
                 .filter(|path| path.starts_with(&root) && path.is_dir())
                 .ok_or_else(missing)?;
             let url = found.to_str().ok_or_else(missing)?.to_owned();
-            return Ok(Remote { url, kind: RemoteKind::Local, username: String::new() });
+            return Ok(Remote { url, kind: RemoteKind::Local, auth: GitAuth::Forge(config.kind) });
         }
         let base = config.git_url.as_deref().ok_or_else(|| incomplete("git_url"))?.trim_end_matches('/');
-        let username = match config.kind {
-            ForgeKind::Github => "x-access-token",
-            ForgeKind::BitbucketCloud | ForgeKind::BitbucketDc => "x-token-auth",
-            ForgeKind::Gitlab => "oauth2",
-            ForgeKind::Plain | ForgeKind::Local => "git",
-        };
-        Ok(Remote { url: format!("{base}/{}.git", repo.path()), kind: RemoteKind::Http, username: username.to_owned() })
+        let url = format!("{base}/{}.git", repo.path());
+        Ok(Remote { url, kind: RemoteKind::Http, auth: GitAuth::Forge(config.kind) })
     }
+}
+
+fn client(
+    name: &str,
+    config: &ForgeConfig,
+    limits: &ForgeLimits,
+    lanes: &Arc<Lanes>,
+) -> Result<Arc<dyn Forge>, ResolveError> {
+    let rest = || -> Result<Rest, ResolveError> {
+        let incomplete = || ResolveError::Incomplete { name: name.to_owned(), key: "api_url" };
+        let url = config.api_url.as_deref().ok_or_else(incomplete)?;
+        let url = check_api_url(url).ok_or_else(|| ResolveError::ApiUrl { name: name.to_owned() })?;
+        Ok(Rest::new(config.kind, url, limits.clone(), Arc::clone(lanes)))
+    };
+    Ok(match config.kind {
+        ForgeKind::Github => Arc::new(Github::new(rest()?)),
+        ForgeKind::BitbucketCloud => Arc::new(BitbucketCloud::new(rest()?, config.git_url.as_deref())),
+        ForgeKind::BitbucketDc => Arc::new(BitbucketDc::new(rest()?)),
+        ForgeKind::Gitlab => Arc::new(Gitlab::new(rest()?)),
+        ForgeKind::Plain | ForgeKind::Local => Arc::new(Plain),
+    })
 }
 
 #[cfg(test)]

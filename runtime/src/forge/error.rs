@@ -17,10 +17,16 @@ pub enum ForgeError {
     TokenMissing { repo: String },
     /// The forge does not accept the token.
     #[error("The forge refused the git token for {repo}: it is expired, revoked or mistyped.{}", said(forge))]
-    TokenRejected { repo: String, forge: Option<String> },
+    TokenRejected { repo: String, forge: Option<String>, remedy: Option<&'static str> },
     /// The token is valid and may not do this.
     #[error("The git token may not {doing} on {repo}{}.{}", permission.as_ref().map(|name| format!(": it lacks `{name}`")).unwrap_or_default(), said(forge))]
-    TokenLacksPermission { repo: String, doing: &'static str, permission: Option<String>, forge: Option<String> },
+    TokenLacksPermission {
+        repo: String,
+        doing: &'static str,
+        permission: Option<String>,
+        forge: Option<String>,
+        remedy: Option<&'static str>,
+    },
     /// The organisation wants single sign-on for this token.
     #[error("The organisation that owns {repo} requires single sign-on for this git token.{}", said(forge))]
     SsoRequired { repo: String, forge: Option<String> },
@@ -55,7 +61,34 @@ impl ForgeError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::RateLimited { retry_after, .. } => *retry_after,
-            _ => None,
+            Self::TokenMissing { .. }
+            | Self::TokenRejected { .. }
+            | Self::TokenLacksPermission { .. }
+            | Self::SsoRequired { .. }
+            | Self::NotFound { .. }
+            | Self::Archived { .. }
+            | Self::Refused { .. }
+            | Self::Unavailable { .. }
+            | Self::Unreachable { .. }
+            | Self::ConnectionLost { .. }
+            | Self::NotAForge { .. } => None,
+        }
+    }
+
+    /// Where tokens of the kind that was used are made and given permissions, when the kind is known.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::TokenRejected { remedy, .. } | Self::TokenLacksPermission { remedy, .. } => *remedy,
+            Self::TokenMissing { .. }
+            | Self::SsoRequired { .. }
+            | Self::NotFound { .. }
+            | Self::Archived { .. }
+            | Self::RateLimited { .. }
+            | Self::Refused { .. }
+            | Self::Unavailable { .. }
+            | Self::Unreachable { .. }
+            | Self::ConnectionLost { .. }
+            | Self::NotAForge { .. } => None,
         }
     }
 
@@ -105,6 +138,10 @@ impl ForgeError {
             Self::NotAForge { .. } => {
                 (Code::PullRequestFailed, "Check `kind` and `api_url` of the forge in the configuration.", false)
             }
+        };
+        let hint = match self.remedy() {
+            Some(remedy) => format!("{hint} {remedy}"),
+            None => hint.to_owned(),
         };
         Failure::new(code, self.to_string()).with_hint(hint).with_retryable(retryable)
     }

@@ -3,9 +3,21 @@
 //! [`Forges`] resolves names; [`Forge`] is what each kind of forge can be asked. What a forge does not have (labels,
 //! reviewers, pull requests at all) comes back as a [`Note`], which is recorded and fails nobody's task.
 
+mod bitbucket_cloud;
+mod bitbucket_dc;
+mod bitbucket_people;
+mod bitbucket_rules;
+mod bitbucket_text;
 mod configured;
 mod error;
+mod github;
+mod gitlab;
+mod http;
+mod lane;
 mod plain;
+mod refusal;
+mod token;
+mod wish;
 
 use async_trait::async_trait;
 use orchestra_events::CommitId;
@@ -14,6 +26,9 @@ use secrecy::SecretString;
 
 pub use configured::{ForgeConfig, ForgeKind, Forges, ResolveError};
 pub use error::ForgeError;
+pub use http::ForgeLimits;
+pub use token::TokenKind;
+pub(crate) use token::{GitCredential, git_credential};
 
 /// Who asks for which repository.
 #[derive(Debug, Clone, Copy)]

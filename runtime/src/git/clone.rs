@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use git2::{AutotagOption, Direction, FetchOptions, RemoteRedirect, Repository, RepositoryInitOptions};
+use git2::{Repository, RepositoryInitOptions};
 use orchestra_events::CommitId;
 use secrecy::SecretString;
 
@@ -90,9 +90,9 @@ fn fetch(request: &Request, ticket: &Ticket, path: &Path) -> Result<Cloned, GitE
     let session = Session::new(OPERATION, &request.remote, request.token.as_ref(), ticket, request.max_bytes);
     let failed = |error: git2::Error| session.classify(&error);
     let mut remote = repo.remote_anonymous(remote_name).map_err(failed)?;
-    let mut connection = remote.connect_auth(Direction::Fetch, Some(session.callbacks()), None).map_err(failed)?;
+    session.connect(&mut remote).map_err(failed)?;
 
-    let heads: Vec<(String, git2::Oid)> = connection
+    let heads: Vec<(String, git2::Oid)> = remote
         .list()
         .map_err(failed)?
         .iter()
@@ -104,7 +104,7 @@ fn fetch(request: &Request, ticket: &Ticket, path: &Path) -> Result<Cloned, GitE
         return Err(GitError::EmptyRepository { repo: remote_name.clone() });
     }
     let has = |name: &str| heads.iter().any(|(head, _)| head == name);
-    let default_branch = connection
+    let default_branch = remote
         .default_branch()
         .ok()
         .and_then(|name| name.as_str().ok().and_then(|name| name.strip_prefix("refs/heads/").map(str::to_owned)))
@@ -118,18 +118,13 @@ fn fetch(request: &Request, ticket: &Ticket, path: &Path) -> Result<Cloned, GitE
         return Err(GitError::BaseNotFound { repo: remote_name.clone(), base });
     };
 
-    let mut options = FetchOptions::new();
-    options
-        .remote_callbacks(session.callbacks())
-        .follow_redirects(RemoteRedirect::None)
-        .download_tags(AutotagOption::None)
-        .update_fetchhead(false);
+    let mut options = session.fetch_options();
     if let (RemoteKind::Http, Some(depth)) = (request.remote.kind, request.depth) {
         options.depth(i32::try_from(depth).unwrap_or(i32::MAX));
     }
     let branch = format!("refs/heads/{base}");
-    connection.remote().download(&[format!("+{branch}:{branch}")], Some(&mut options)).map_err(failed)?;
-    drop(connection);
+    remote.download(&[format!("+{branch}:{branch}")], Some(&mut options)).map_err(failed)?;
+    drop(remote);
     repo.find_commit(tip).map_err(|_| GitError::ConnectionLost {
         operation: OPERATION,
         repo: remote_name.clone(),

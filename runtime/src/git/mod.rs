@@ -26,8 +26,10 @@ use std::time::Duration;
 
 use git2::Oid;
 use orchestra_events::CommitId;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::io::AsyncRead;
+
+use crate::forge::{ForgeKind, GitCredential, git_credential};
 
 pub use branch::{MAX_BRANCH_BYTES, branch_slug, check_branch_name};
 pub use commit::CommitPolicy;
@@ -78,8 +80,27 @@ pub struct Remote {
     pub url: String,
     /// How it is reached.
     pub kind: RemoteKind,
-    /// The user name that goes with a token, such as `x-access-token`.
-    pub username: String,
+    /// How a token is shown there.
+    pub auth: GitAuth,
+}
+
+/// How a token is shown to a git server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GitAuth {
+    /// As the password of this user.
+    User(String),
+    /// As this kind of forge wants tokens of its kind shown: decided anew for each token, since one may take another's
+    /// place while a task runs.
+    Forge(ForgeKind),
+}
+
+impl GitAuth {
+    pub(crate) fn credential<'t>(&'t self, token: &'t SecretString) -> GitCredential<'t> {
+        match self {
+            Self::User(user) => GitCredential::Basic { user, password: token.expose_secret() },
+            Self::Forge(kind) => git_credential(*kind, token),
+        }
+    }
 }
 
 /// How git work is done on this server.

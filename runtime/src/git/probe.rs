@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 
 use super::error::{GitError, Operation};
 use super::transport::Redactor;
 use super::{Remote, RemoteKind};
+use crate::forge::GitCredential;
 use crate::http::HttpClient;
 
 /// How long the question may take: it explains a failure that has already happened.
@@ -65,7 +66,10 @@ impl Probe {
         let url = format!("{}/info/refs?service={service}", remote.url.trim_end_matches('/'));
         let mut request = self.0.get().await.ok()?.get(url).header(ACCEPT, "*/*");
         if let Some(token) = token {
-            request = request.basic_auth(&remote.username, Some(token.expose_secret()));
+            request = match remote.auth.credential(token) {
+                GitCredential::Basic { user, password } => request.basic_auth(user, Some(password)),
+                GitCredential::Bearer(token) => request.bearer_auth(token),
+            };
         }
         let mut response = request.send().await.ok()?;
         let status = response.status().as_u16();

@@ -3,9 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use git2::{
-    AutotagOption, ErrorClass, ErrorCode, FetchOptions, PushOptions, RemoteRedirect, Repository, RepositoryOpenFlags,
-};
+use git2::{ErrorClass, ErrorCode, PushOptions, RemoteRedirect, Repository, RepositoryOpenFlags};
 use secrecy::SecretString;
 
 use super::error::{GitError, Operation};
@@ -69,13 +67,8 @@ fn complete_history(repo: &Repository, request: &Request, ticket: &Ticket) -> Re
     let base = repo.find_reference("HEAD").map_err(internal)?;
     let base = base.symbolic_target().ok().flatten().unwrap_or("HEAD").to_owned();
     let mut remote = repo.remote_anonymous(&request.remote.url).map_err(failed)?;
-    let mut options = FetchOptions::new();
-    options
-        .remote_callbacks(session.callbacks())
-        .follow_redirects(RemoteRedirect::None)
-        .download_tags(AutotagOption::None)
-        .update_fetchhead(false)
-        .depth(i32::MAX);
+    let mut options = session.fetch_options();
+    options.depth(i32::MAX);
     remote.download(&[format!("+{base}:{base}")], Some(&mut options)).map_err(failed)
 }
 
@@ -87,6 +80,9 @@ fn attempt(repo: &Repository, request: &Request, ticket: &Ticket) -> Result<Push
         repo.remote_anonymous(&request.remote.url).map_err(|error| Attempt::Failed(session.classify(&error)))?;
     let mut options = PushOptions::new();
     options.remote_callbacks(session.callbacks()).follow_redirects(RemoteRedirect::None).packbuilder_parallelism(1);
+    if let Some(header) = session.header() {
+        options.custom_headers(&[&header]);
+    }
     let pushed = remote.push(&[format!("{}:refs/heads/{}", request.commit, request.branch)], Some(&mut options));
     drop(options);
     let branch = request.branch.clone();

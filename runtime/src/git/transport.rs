@@ -2,18 +2,21 @@
 
 use std::cell::{Cell, RefCell};
 
-use git2::{ErrorClass, ErrorCode, RemoteCallbacks};
+use git2::{AutotagOption, ErrorClass, ErrorCode, FetchOptions, RemoteCallbacks, RemoteRedirect};
 use orchestra_events::CommitId;
 use reqwest::Url;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 
 use super::error::{GitError, Operation};
 use super::pool::Ticket;
 use super::{Remote, RemoteKind};
+use crate::forge::GitCredential;
 use crate::redact;
 
 /// How much of the forge's side channel is kept: its sentences are a few lines, the rest is progress.
 const MAX_SIDEBAND_BYTES: usize = 16 * 1024;
+/// A ref that no forge has.
+const NO_BRANCH: &str = "refs/orchestra/none:refs/orchestra/none";
 /// How long a text from a forge may be in an error.
 const MAX_FORGE_TEXT: usize = 600;
 
@@ -156,7 +159,10 @@ impl<'a> Session<'a> {
             self.asked.set(asked);
             match self.token {
                 Some(token) if asked == 1 && allowed.is_user_pass_plaintext() => {
-                    git2::Cred::userpass_plaintext(&self.remote.username, token.expose_secret())
+                    match self.remote.auth.credential(token) {
+                        GitCredential::Basic { user, password } => git2::Cred::userpass_plaintext(user, password),
+                        GitCredential::Bearer(_) => refuse("the token was refused"),
+                    }
                 }
                 Some(_) => refuse("the token was refused"),
                 None => refuse("no token"),
@@ -204,6 +210,37 @@ impl<'a> Session<'a> {
             Ok(())
         });
         callbacks
+    }
+
+    /// The header that shows the token to a server which wants it so. Only for options that follow no redirect.
+    pub(super) fn header(&self) -> Option<String> {
+        match self.remote.auth.credential(self.token?) {
+            // libgit2 would take what follows a line break for a header of its own.
+            GitCredential::Bearer(token) if self.origin.is_some() && !token.contains(char::is_control) => {
+                Some(format!("Authorization: Bearer {token}"))
+            }
+            GitCredential::Bearer(_) | GitCredential::Basic { .. } => None,
+        }
+    }
+
+    /// Options of a fetch: no redirect is followed, no tag comes along.
+    pub(super) fn fetch_options<'s>(&'s self) -> FetchOptions<'s> {
+        let mut options = FetchOptions::new();
+        options
+            .remote_callbacks(self.callbacks())
+            .follow_redirects(RemoteRedirect::None)
+            .download_tags(AutotagOption::None)
+            .update_fetchhead(false);
+        if let Some(header) = self.header() {
+            options.custom_headers(&[&header]);
+        }
+        options
+    }
+
+    /// Connects to the forge, after which `remote.list()` has its branches. libgit2 sends headers of ours only with a
+    /// fetch, so this is the fetch of a branch that is not there: one exchange, and nothing is downloaded.
+    pub(super) fn connect(&self, remote: &mut git2::Remote<'_>) -> Result<(), git2::Error> {
+        remote.download(&[NO_BRANCH], Some(&mut self.fetch_options()))
     }
 
     /// What the forge said on the side: its own sentences, without progress lines.
