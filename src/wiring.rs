@@ -26,6 +26,7 @@ use orchestra_runtime::gateway::Gateway;
 use orchestra_runtime::git::{Git, GitConfig};
 use orchestra_runtime::model::Models;
 use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig};
+use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
 use orchestra_web::auth::{KeyRing, ensure_admin_key, issue_key, revoke_key};
@@ -137,6 +138,7 @@ fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Work
             .context("cannot prepare the sandboxes")?;
     let mut git = GitConfig::new(this_program);
     git.depth = Some(config.git.depth).filter(|depth| *depth > 0);
+    git.push_options.clone_from(&config.git.push_options);
     let repositories = data.join("repositories");
     std::fs::create_dir_all(&repositories).context("cannot create the folder of repositories")?;
     let models = Arc::new(Models::new(config.providers()?, config.timeouts()?)?);
@@ -151,6 +153,8 @@ fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Work
         models,
         ledgers: Ledgers::start(Arc::clone(store)),
         allowed_models: config.allowed_models()?,
+        branches: config.branch_policies()?,
+        texts: Texts::open(config.texts_dir().as_deref()).context("in templates_dir")?,
         vault: Arc::new(Vault::new()),
         calls: CallMarks::open(data.join("calls")).context("cannot create the folder of call marks")?,
         speech: Speech::default(),

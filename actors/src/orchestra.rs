@@ -15,7 +15,7 @@ use orchestra_events::task::event::{Attempts, CredentialKind, TaskSpec};
 use orchestra_events::task::{Refusal, TaskEvent, TaskResource, TaskStatus};
 use orchestra_events::{Actor as Who, StreamName, TaskId};
 use orchestra_runtime::agent::harness::{PrepareError, Run, prepare};
-use orchestra_runtime::git::{branch_slug, check_branch_name};
+use orchestra_runtime::git::{BranchRefusal, NamedAfter, check_branch_name};
 use sha2::{Digest, Sha256};
 use tokio::sync::broadcast;
 use uuid::Uuid;
@@ -202,20 +202,39 @@ impl Orchestra {
                 }
             }
         }
-        for (pointer, branch) in [("/branch", &new.branch), ("/base", &new.base)] {
-            if let Some(branch) = branch
-                && let Err(error) = check_branch_name(branch)
-            {
-                wrong(pointer, error.to_string());
-            }
+        if let Some(base) = &new.base
+            && let Err(error) = check_branch_name(base)
+        {
+            wrong("/base", error.to_string());
         }
-        if new.branch.is_some() && new.branch == new.base {
-            wrong("/branch", "is the branch the work starts from; choose another one".to_owned());
+        let policy = self.workshop.branches.of(&new.team);
+        let branch = new.branch.clone().unwrap_or_else(|| {
+            policy.name(&NamedAfter {
+                id,
+                task: &new.task,
+                team: &new.team,
+                project: new.project.as_deref(),
+                task_type: new.task_type.as_deref(),
+            })
+        });
+        if let Err(refused) = policy.check_names(new.base.as_deref(), &branch) {
+            let pointer = match refused {
+                BranchRefusal::BaseNotAllowed { .. } | BranchRefusal::NoSuchBase { .. } => "/base",
+                BranchRefusal::Invalid { .. }
+                | BranchRefusal::NameNotAllowed { .. }
+                | BranchRefusal::IsBase { .. }
+                | BranchRefusal::IsDefault { .. }
+                | BranchRefusal::NameTaken { .. }
+                | BranchRefusal::CaseTwin { .. }
+                | BranchRefusal::Exists { .. }
+                | BranchRefusal::Protected { .. } => "/branch",
+            };
+            wrong(pointer, format!("{refused} {}", refused.failure().hint));
         }
         let Some(repo) = repo.filter(|_| errors.is_empty()) else { return Err(ServiceError::Invalid(errors)) };
         Ok(TaskSpec {
             repo,
-            branch: new.branch.clone().unwrap_or_else(|| branch_slug(&new.task, id)),
+            branch,
             task: new.task.clone(),
             model: new.model.clone(),
             harness: new.harness,

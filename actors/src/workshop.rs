@@ -8,6 +8,7 @@ mod harness;
 mod meter;
 pub mod money;
 mod repository;
+mod texts;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,9 +23,10 @@ use orchestra_events::task::state::{Checkout, Ending, Task};
 use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
 use orchestra_runtime::forge::Forges;
 use orchestra_runtime::gateway::Gateway;
-use orchestra_runtime::git::Git;
+use orchestra_runtime::git::{BranchPolicies, Git};
 use orchestra_runtime::model::{ModelClient, Models};
 use orchestra_runtime::sandbox::{Limits, Sandbox, SandboxError, SandboxSpec, Sandboxes};
+use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -58,6 +60,10 @@ pub struct Workshop {
     pub gateway: Arc<Gateway>,
     /// Which models the teams may use.
     pub allowed_models: AllowedModels,
+    /// Which branches the teams' tasks may start from and push to.
+    pub branches: BranchPolicies,
+    /// What pull requests and commits say.
+    pub texts: Texts,
     /// Which calls were sent.
     pub calls: CallMarks,
     /// What is being said.
@@ -324,17 +330,19 @@ impl Workshop {
 struct Failed {
     failure: Failure,
     asks_for: Option<CredentialKind>,
+    /// How long the other side asks to be left alone.
+    wait: Option<Duration>,
 }
 
 impl Failed {
     fn new(failure: Failure) -> Self {
-        Self { failure, asks_for: None }
+        Self { failure, asks_for: None, wait: None }
     }
 
     fn command(self, workshop: &Workshop, task: &Task) -> Command {
         let then = match self.asks_for {
             Some(kind) => Then::AskFor(vec![kind]),
-            None => workshop.then(task, &self.failure, None),
+            None => workshop.then(task, &self.failure, self.wait),
         };
         Command::RecordFailure { failure: self.failure, then }
     }

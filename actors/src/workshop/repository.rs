@@ -8,18 +8,18 @@ use orchestra_events::task::command::Command;
 use orchestra_events::task::event::{CredentialKind, PushOutcome};
 use orchestra_events::task::state::{Checkout, Commit, Task};
 use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
-use orchestra_runtime::git::{GitError, Remote, Signature, diff_script, export_script};
+use orchestra_runtime::git::{GitError, Remote, Signature, Situation, diff_script, export_script, with_current_token};
 use orchestra_runtime::sandbox::{Exec, WORKSPACE_GID, WORKSPACE_UID};
+use orchestra_runtime::texts::{Standing, trailers};
 use tokio::io::AsyncReadExt;
 
+use super::texts::task_text;
 use super::{Failed, Workshop, sandbox_of, workspace_of};
 
 /// The largest diff that is kept and shown, in bytes.
 pub const MAX_DIFF: usize = 8 * 1024 * 1024;
 /// How long the sandbox may take to pack its work.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(300);
-/// Longest first line of a commit message, in characters.
-const MAX_SUBJECT: usize = 72;
 
 impl Workshop {
     pub(super) fn repository(&self, sandbox: SandboxId) -> PathBuf {
@@ -63,8 +63,9 @@ impl Workshop {
     /// A git failure as the task's, asking for a token where a new one is the remedy.
     fn git_failed(&self, error: &GitError) -> Failed {
         let failure = error.failure();
-        let asks_for = (failure.code == FailureCode::GitAuth).then_some(CredentialKind::Git);
-        Failed { failure, asks_for }
+        let mended_by_a_token = matches!(failure.code, FailureCode::GitAuth | FailureCode::GitTokenScope);
+        let asks_for = mended_by_a_token.then_some(CredentialKind::Git);
+        Failed { failure, asks_for, wait: error.retry_after() }
     }
 
     pub(super) async fn clone_repository(&self, id: TaskId, task: &Task) -> Result<Command, Failed> {
@@ -73,16 +74,18 @@ impl Workshop {
         // What a first try left is not trusted to be whole.
         self.sandboxes.destroy(sandbox).await?;
         let repository = self.repository(sandbox);
-        let cloned = self
-            .git
-            .clone(&repository, &remote, self.vault.git(id), task.spec.base.as_deref())
-            .await
-            .map_err(|error| self.git_failed(&error))?;
-        let branch = &task.spec.branch;
-        if *branch == cloned.base || *branch == cloned.default_branch {
-            let message = format!("The branch {branch} is where the work starts from; it is never pushed to.");
-            return Err(Failed::new(Failure::new(FailureCode::BranchPolicy, message)));
-        }
+        let base = task.spec.base.as_deref();
+        let clone = |token| self.git.clone(&repository, &remote, token, base);
+        let cloned = with_current_token(|| self.vault.git(id), clone).await.map_err(|error| self.git_failed(&error))?;
+        let situation = Situation {
+            base: &cloned.base,
+            branch: &task.spec.branch,
+            default_branch: &cloned.default_branch,
+            heads: &[cloned.base.clone(), cloned.default_branch.clone()],
+            protected: None,
+            may_be_ours: true,
+        };
+        self.branches.of(&task.spec.team).check(&situation).map_err(|refused| Failed::new(refused.failure()))?;
         let volume = self.sandboxes.create_volume(sandbox, self.limits(task).disk_bytes).await?;
         self.git
             .checkout(&repository, &cloned.commit, volume.workspace(), (WORKSPACE_UID, WORKSPACE_GID))
@@ -103,7 +106,7 @@ impl Workshop {
             let message = "The agent finished without changing a file.";
             return Err(Failed::new(Failure::new(FailureCode::NothingToPush, message)));
         };
-        let message = commit_message(id, task);
+        let message = self.commit_message(id, task);
         let signature = Signature { name: "Orchestra".to_owned(), email: "orchestra@localhost".to_owned() };
         let commit = self
             .git
@@ -122,14 +125,18 @@ impl Workshop {
         Ok(Command::RecordCommit { commit, tree: imported.tree, message, stat: stat.into(), diff })
     }
 
+    fn commit_message(&self, id: TaskId, task: &Task) -> String {
+        let text = task_text(id, task, Standing::Running);
+        let trailers = trailers(&text).into_iter().map(|(name, value)| format!("{name}: {value}\n"));
+        format!("{}\n\n{}", self.texts.commit_message(&text), trailers.collect::<String>())
+    }
+
     pub(super) async fn push(&self, id: TaskId, task: &Task, commit: &Commit) -> Result<Command, Failed> {
         let sandbox = workspace_of(id, task);
         let remote = self.remote(task)?;
-        let pushed = self
-            .git
-            .push(&self.repository(sandbox), &remote, self.vault.git(id), &task.spec.branch, &commit.id)
-            .await
-            .map_err(|error| self.git_failed(&error))?;
+        let repository = self.repository(sandbox);
+        let push = |token| self.git.push(&repository, &remote, token, &task.spec.branch, &commit.id);
+        let pushed = with_current_token(|| self.vault.git(id), push).await.map_err(|error| self.git_failed(&error))?;
         let outcome = if pushed.already_there { PushOutcome::AlreadyThere } else { PushOutcome::Pushed };
         Ok(Command::RecordPush { outcome })
     }
@@ -163,16 +170,4 @@ fn piped(what: &str, argv: Vec<String>) -> Exec {
         stdin: Vec::new(),
         timeout: EXPORT_TIMEOUT,
     }
-}
-
-fn commit_message(id: TaskId, task: &Task) -> String {
-    let text = task.spec.task.trim();
-    let first = text.lines().next().unwrap_or_default();
-    let subject: String = if first.chars().count() > MAX_SUBJECT {
-        first.chars().take(MAX_SUBJECT - 1).chain(['…']).collect()
-    } else {
-        first.to_owned()
-    };
-    let body = if subject == text { String::new() } else { format!("{text}\n\n") };
-    format!("{subject}\n\n{body}Orchestra-Task: {id}\nOrchestra-Model: {}\n", task.spec.model)
 }

@@ -106,6 +106,8 @@ pub(super) struct Session<'a> {
     /// What the forge answered for our one ref: `None` inside means accepted.
     pub(super) ref_status: RefCell<Option<Option<String>>>,
     pub(super) lease: RefCell<Option<Lease>>,
+    /// Where the branch must be on the forge for a push to go on; `None`: nowhere.
+    pub(super) expected: Cell<Option<git2::Oid>>,
 }
 
 impl<'a> Session<'a> {
@@ -131,6 +133,7 @@ impl<'a> Session<'a> {
             sideband: RefCell::new(Vec::new()),
             ref_status: RefCell::new(None),
             lease: RefCell::new(None),
+            expected: Cell::new(None),
         }
     }
 
@@ -195,7 +198,8 @@ impl<'a> Session<'a> {
                     *self.lease.borrow_mut() = Some(Lease::AlreadyThere);
                     return stop();
                 }
-                if !update.src().is_zero() {
+                let there = Some(update.src()).filter(|id| !id.is_zero());
+                if there != self.expected.get() {
                     let found = CommitId::try_from(update.src().to_string()).ok();
                     *self.lease.borrow_mut() = Some(Lease::Conflict(found));
                     return stop();
@@ -238,16 +242,20 @@ impl<'a> Session<'a> {
             return match status {
                 401 if self.token.is_none() => GitError::TokenMissing { repo },
                 401 => GitError::TokenRejected { repo, forge: None },
+                402 | 451 => GitError::RepoDisabled { repo, forge: None },
                 403 => GitError::TokenLacksAccess { operation, repo, forge: None },
                 404 | 410 => GitError::RepoNotFound { repo, forge: None },
+                413 => GitError::PushTooLarge { repo },
                 429 => GitError::RateLimited { operation, repo, retry_after: None },
                 300..=399 => GitError::Redirected { operation, repo },
-                _ => GitError::ForgeUnavailable { operation, repo, status },
+                _ => GitError::ForgeUnavailable { operation, repo, status, retry_after: None, forge: None },
             };
         }
         let auth = error.code() == ErrorCode::Auth || text.contains("authentication");
         match error.class() {
             _ if auth && self.token.is_none() => GitError::TokenMissing { repo },
+            // The listing of refs was answered with this token, and the pack was not.
+            _ if auth && text.contains("unexpected authentication") => GitError::TokenExpiredMidRun { operation, repo },
             _ if auth => GitError::TokenRejected { repo, forge: None },
             ErrorClass::Ssl => GitError::Untrusted { repo, detail: detail() },
             _ if text.contains("invalid content-type") => GitError::NotGit { operation, repo },
