@@ -12,7 +12,7 @@ use std::time::Duration;
 use git_http::GitServer;
 use orchestra_events::{CommitId, FailureCode};
 use orchestra_runtime::git::{
-    Cloned, Git, GitConfig, GitError, Remote, RemoteKind, Signature, diff_script, export_script,
+    Cloned, Git, GitConfig, GitError, Remote, RemoteKind, Signature, diff_script, export_script, with_current_token,
 };
 use secrecy::SecretString;
 
@@ -304,6 +304,8 @@ async fn the_work_comes_out_whatever_the_agent_did_to_its_git() {
     assert!(error.failure().hint.contains(".git"), "{error:?}");
 }
 
+#[path = "support/git_failures.rs"]
+mod failures;
 #[path = "support/git_faults.rs"]
 mod faults;
 #[path = "support/git_hostile.rs"]

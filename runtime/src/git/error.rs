@@ -156,7 +156,10 @@ pub enum GitError {
     Unreachable { operation: Operation, repo: String, detail: String },
     /// The certificate is not trusted.
     #[error("The certificate of the forge of {repo} is not trusted: {detail}.")]
-    Untrusted { repo: String, detail: String },
+    Untrusted { operation: Operation, repo: String, detail: String },
+    /// What answers at an https address does not speak TLS.
+    #[error("The forge of {repo} does not speak TLS there: {detail}.")]
+    NoTls { operation: Operation, repo: String, detail: String },
     /// The forge points elsewhere.
     #[error(
         "The forge redirects {repo} to another address; it was not followed, so that the token stays where it belongs."
@@ -247,6 +250,11 @@ impl GitError {
             Operation::Clone => Code::CloneFailed,
             _ => Code::NetworkDropped,
         };
+        // The address is wrong, and stays so.
+        let address = |operation: &Operation| match operation {
+            Operation::Push => Code::PushRejected,
+            _ => Code::CloneFailed,
+        };
         let (code, hint, retryable) = match self {
             Self::InvalidRemote { .. } => {
                 (Code::CloneFailed, "Give the repository as owner/name or as an https URL without a user name.", false)
@@ -319,17 +327,22 @@ impl GitError {
                 *status >= 500 || matches!(status, 408 | 425),
             ),
             Self::PushTooLarge { .. } => (Code::PushRejected, PushFault::PushTooLarge.hint(), false),
-            Self::NotGit { .. } => (Code::CloneFailed, "Check `git_url` of the forge in the configuration.", false),
+            Self::NotGit { operation, .. } => {
+                (address(operation), "Check `git_url` of the forge in the configuration.", false)
+            }
             Self::Unreachable { operation, .. } => {
                 (network(operation), "Check the forge's host name and the server's network.", true)
             }
-            Self::Untrusted { .. } => (
-                Code::CloneFailed,
+            Self::Untrusted { operation, .. } => (
+                address(operation),
                 "Install the forge's certificate authority on the server (its system store, or SSL_CERT_FILE), or correct `git_url`.",
                 false,
             ),
-            Self::Redirected { .. } => (
-                Code::CloneFailed,
+            Self::NoTls { operation, .. } => {
+                (address(operation), "Check scheme and port in `git_url` of the forge in the configuration.", false)
+            }
+            Self::Redirected { operation, .. } => (
+                address(operation),
                 "Use the repository's present address; it was renamed, moved, or the forge's URL is wrong.",
                 false,
             ),

@@ -200,7 +200,7 @@ impl<'a> Session<'a> {
                 }
                 let there = Some(update.src()).filter(|id| !id.is_zero());
                 if there != self.expected.get() {
-                    let found = CommitId::try_from(update.src().to_string()).ok();
+                    let found = there.and_then(|id| CommitId::try_from(id.to_string()).ok());
                     *self.lease.borrow_mut() = Some(Lease::Conflict(found));
                     return stop();
                 }
@@ -257,7 +257,12 @@ impl<'a> Session<'a> {
             // The listing of refs was answered with this token, and the pack was not.
             _ if auth && text.contains("unexpected authentication") => GitError::TokenExpiredMidRun { operation, repo },
             _ if auth => GitError::TokenRejected { repo, forge: None },
-            ErrorClass::Ssl => GitError::Untrusted { repo, detail: detail() },
+            _ if text.contains("wrong version number") => GitError::NoTls { operation, repo, detail: detail() },
+            // A handshake that broke off, which a network does too.
+            ErrorClass::Ssl | ErrorClass::Os if text.contains("syscall failure") => {
+                GitError::ConnectionLost { operation, repo, detail: detail() }
+            }
+            ErrorClass::Ssl => GitError::Untrusted { operation, repo, detail: detail() },
             _ if text.contains("invalid content-type") => GitError::NotGit { operation, repo },
             _ if error.code() == ErrorCode::Timeout || text.contains("timed out") => {
                 GitError::ForgeSilent { operation, repo }
