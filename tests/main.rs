@@ -17,3 +17,4 @@ mod lifecycle;
 mod reaper;
 mod reconnect;
 mod secrets;
+mod templates;
