@@ -15,6 +15,7 @@ use orchestra_actors::allowed::AllowedModels;
 use orchestra_events::task::event::{MAX_ATTEMPTS, Workspace};
 use orchestra_runtime::forge::{ForgeConfig, ForgeKind};
 use orchestra_runtime::gateway::{Abandoned, GatewayPolicy};
+use orchestra_runtime::git::{BranchOverrides, BranchPolicies, BranchSettings};
 use orchestra_runtime::model::{Dialect, HostedTool, PriceRow, ProviderConfig, Timeouts, read_operator};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,11 @@ pub const KEYS: &[&str] = &[
     "commits.max_file",
     "commits.max_change",
     "commits.import_memory",
+    "git.push_options",
+    "branches.bases",
+    "branches.template",
+    "branches.names",
+    "branches.allow_default",
     "sandbox.image",
     "sandbox.images_dir",
     "sandbox.memory",
@@ -78,6 +84,10 @@ pub const KEYS: &[&str] = &[
     "prices_file",
     "billing.refund_failed",
     "teams.*.models",
+    "teams.*.branches.bases",
+    "teams.*.branches.template",
+    "teams.*.branches.names",
+    "teams.*.branches.allow_default",
     "egress.allow",
 ];
 
@@ -112,10 +122,12 @@ pub struct Config {
     /// The forges.
     #[serde(default)]
     pub forges: BTreeMap<String, ForgeConfig>,
-    /// How repositories are fetched.
+    /// How repositories are fetched and pushed to.
     pub git: GitSection,
     /// How the agents' work becomes commits.
     pub commits: CommitsSection,
+    /// Which branches tasks may start from and push to.
+    pub branches: BranchSettings,
     /// What a sandbox may use.
     pub sandbox: SandboxSection,
     /// How much runs at once.
@@ -162,6 +174,9 @@ fn yes() -> bool {
 pub struct GitSection {
     /// Commits of history that a clone over HTTP fetches; 0 fetches all.
     pub depth: u32,
+    /// Options sent with every push, such as GitLab's `ci.skip`. A forge that takes none gets the push without them.
+    #[serde(default)]
+    pub push_options: Vec<String>,
 }
 
 /// `sandbox`.
@@ -252,6 +267,9 @@ pub struct TeamSection {
     /// The models it may use, as patterns; all that have a price when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<String>>,
+    /// Its own rules about branches, over those of `branches`.
+    #[serde(default)]
+    pub branches: BranchOverrides,
 }
 
 /// `egress`.
@@ -299,8 +317,9 @@ impl Default for Config {
                 ),
                 ("gitlab".to_owned(), forge(ForgeKind::Gitlab, "https://gitlab.com", "https://gitlab.com/api/v4")),
             ]),
-            git: GitSection { depth: 0 },
+            git: GitSection { depth: 0, push_options: Vec::new() },
             commits: CommitsSection::default(),
+            branches: BranchSettings::default(),
             sandbox: SandboxSection {
                 image: "default".to_owned(),
                 images_dir: None,
@@ -382,6 +401,7 @@ impl Config {
         parse_duration(&self.retry.attempt_wait).with_context(within("retry.attempt_wait"))?;
         self.allowed_models()?;
         self.commits.rules()?;
+        self.branch_policies()?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
         refuse(memory < 64 << 20, "sandbox.memory is at least 64MiB")?;
@@ -436,6 +456,17 @@ impl Config {
     pub fn allowed_models(&self) -> anyhow::Result<AllowedModels> {
         let lists = self.teams.iter().filter_map(|(team, section)| Some((team, section.models.as_ref()?)));
         Ok(AllowedModels::new(lists)?)
+    }
+
+    /// Which branches the teams' tasks may start from and push to.
+    pub fn branch_policies(&self) -> anyhow::Result<BranchPolicies> {
+        let own = self.teams.iter().map(|(team, section)| (team, &section.branches));
+        Ok(BranchPolicies::new(&self.branches, own)?)
+    }
+
+    /// The operator's own texts: pull requests, commits, comments.
+    pub fn texts_dir(&self) -> Option<PathBuf> {
+        self.templates_dir.as_ref().map(|folder| folder.join("texts"))
     }
 
     /// Where images lie.
@@ -529,6 +560,9 @@ mod tests {
             ("[sandbox]\ncpus = 0.0", "sandbox.cpus"),
             ("store = \"oracle\"", "store"),
             ("default_forge = \"nowhere\"", "default_forge"),
+            ("[branches]\ntemplate = \"x/{slog}-{shortid}\"", "{slug}"),
+            ("[branches]\nbases = [\"[\"]", "branches.bases"),
+            ("[teams.web.branches]\ntemplate = \"x/{slug}\"", "teams.web.branches.template"),
         ] {
             let error = format!("{:#}", load_text(text, &[]).err().expect(text));
             assert!(error.contains(word), "{error}");

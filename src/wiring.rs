@@ -138,6 +138,7 @@ fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Work
             .context("cannot prepare the sandboxes")?;
     let mut git = GitConfig::new(this_program);
     git.depth = Some(config.git.depth).filter(|depth| *depth > 0);
+    git.push_options.clone_from(&config.git.push_options);
     let repositories = data.join("repositories");
     std::fs::create_dir_all(&repositories).context("cannot create the folder of repositories")?;
     let models = Arc::new(Models::new(config.providers()?, config.timeouts()?)?);
@@ -148,14 +149,14 @@ fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Work
         git: Git::new(git),
         forges: Forges::new(config.forges.clone(), &config.default_forge),
         commits: config.commits.rules()?,
-        texts: Texts::open(config.templates_dir.as_ref().map(|dir| dir.join("texts")).as_deref())
-            .context("a template of the operator's does not do")?,
         public_url: config.public_url.clone(),
         model_client: Arc::clone(&gateway) as _,
         gateway,
         models,
         ledgers: Ledgers::start(Arc::clone(store)),
         allowed_models: config.allowed_models()?,
+        branches: config.branch_policies()?,
+        texts: Texts::open(config.texts_dir().as_deref()).context("in templates_dir")?,
         vault: Arc::new(Vault::new()),
         calls: CallMarks::open(data.join("calls")).context("cannot create the folder of call marks")?,
         speech: Speech::default(),

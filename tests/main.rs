@@ -18,3 +18,4 @@ mod reaper;
 mod reconnect;
 mod repos;
 mod secrets;
+mod templates;

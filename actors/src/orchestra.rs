@@ -16,7 +16,7 @@ use orchestra_events::task::resource::RepoDiff;
 use orchestra_events::task::{Refusal, TaskEvent, TaskResource, TaskStatus};
 use orchestra_events::{Actor as Who, StreamName, TaskId};
 use orchestra_runtime::agent::harness::{PrepareError, Run, prepare};
-use orchestra_runtime::git::{branch_slug, check_branch_name};
+use orchestra_runtime::git::{BranchRefusal, NamedAfter, check_branch_name};
 use sha2::{Digest, Sha256};
 use tokio::sync::broadcast;
 use uuid::Uuid;
@@ -181,28 +181,42 @@ impl Orchestra {
         let mut wrong = |pointer: &str, detail: String| {
             errors.push(FieldError { pointer: pointer.to_owned(), detail });
         };
+        let policy = self.workshop.branches.of(&new.team);
+        let after = NamedAfter {
+            id,
+            task: &new.task,
+            team: &new.team,
+            project: new.project.as_deref(),
+            task_type: new.task_type.as_deref(),
+        };
         let mut targets: Vec<FurtherRepo> = Vec::with_capacity(new.repos.len());
         for wanted in &new.repos {
-            for (name, branch) in [("branch", &wanted.branch), ("base", &wanted.base)] {
-                if let Some(branch) = branch
-                    && let Err(error) = check_branch_name(branch)
-                {
-                    wrong(&format!("{}/{name}", wanted.within), error.to_string());
-                }
+            if let Some(base) = &wanted.base
+                && let Err(error) = check_branch_name(base)
+            {
+                wrong(&format!("{}/base", wanted.within), error.to_string());
             }
-            if wanted.branch.is_some() && wanted.branch == wanted.base {
-                let detail = "is the branch the work starts from; choose another one".to_owned();
-                wrong(&format!("{}/branch", wanted.within), detail);
+            let branch = wanted.branch.clone().unwrap_or_else(|| policy.name(&after));
+            if let Err(refused) = policy.check_names(wanted.base.as_deref(), &branch) {
+                let field = match refused {
+                    BranchRefusal::BaseNotAllowed { .. } | BranchRefusal::NoSuchBase { .. } => "base",
+                    BranchRefusal::Invalid { .. }
+                    | BranchRefusal::NameNotAllowed { .. }
+                    | BranchRefusal::IsBase { .. }
+                    | BranchRefusal::IsDefault { .. }
+                    | BranchRefusal::NameTaken { .. }
+                    | BranchRefusal::CaseTwin { .. }
+                    | BranchRefusal::Exists { .. }
+                    | BranchRefusal::Protected { .. } => "branch",
+                };
+                wrong(&format!("{}/{field}", wanted.within), format!("{refused} {}", refused.failure().hint));
             }
             match self.workshop.forges.parse(&wanted.repo) {
                 Err(error) => wrong(&wanted.pointer, error.to_string()),
                 Ok(repo) if targets.iter().any(|target| target.repo == repo) => {
                     wrong(&wanted.pointer, "is named twice; one task has one branch in each repository".to_owned());
                 }
-                Ok(repo) => {
-                    let branch = wanted.branch.clone().unwrap_or_else(|| branch_slug(&new.task, id));
-                    targets.push(FurtherRepo { repo, base: wanted.base.clone(), branch });
-                }
+                Ok(repo) => targets.push(FurtherRepo { repo, base: wanted.base.clone(), branch }),
             }
         }
         match self.workshop.models.resolve(&new.model) {

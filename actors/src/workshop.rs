@@ -24,7 +24,7 @@ use orchestra_events::task::state::{Attempt, Ending, Task};
 use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
 use orchestra_runtime::forge::Forges;
 use orchestra_runtime::gateway::Gateway;
-use orchestra_runtime::git::Git;
+use orchestra_runtime::git::{BranchPolicies, Git};
 use orchestra_runtime::model::{ModelClient, Models};
 use orchestra_runtime::sandbox::{Limits, Sandbox, SandboxError, SandboxSpec, Sandboxes};
 use orchestra_runtime::texts::Texts;
@@ -70,6 +70,8 @@ pub struct Workshop {
     pub gateway: Arc<Gateway>,
     /// Which models the teams may use.
     pub allowed_models: AllowedModels,
+    /// Which branches the teams' tasks may start from and push to.
+    pub branches: BranchPolicies,
     /// Which calls were sent.
     pub calls: CallMarks,
     /// What is being said.

@@ -30,7 +30,7 @@ use orchestra_events::{
 };
 use orchestra_runtime::forge::{ForgeConfig, ForgeKind, Forges};
 use orchestra_runtime::gateway::{Gateway, GatewayPolicy};
-use orchestra_runtime::git::{Git, GitConfig};
+use orchestra_runtime::git::{BranchPolicies, Git, GitConfig};
 use orchestra_runtime::model::{Models, ProviderConfig, Timeouts};
 use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig};
 use orchestra_runtime::texts::Texts;
@@ -136,13 +136,14 @@ async fn house(trouble: Trouble) -> House {
         models,
         ledgers: Ledgers::start(Arc::clone(&store)),
         allowed_models: AllowedModels::default(),
+        branches: BranchPolicies::default(),
+        texts: Texts::default(),
         vault: Arc::new(Vault::new()),
         calls: CallMarks::open(at("calls")).unwrap(),
         speech: Speech::default(),
         policy: RetryPolicy::default(),
         limits: Limits::default(),
         commits: CommitRules::default(),
-        texts: Texts::default(),
         public_url: None,
         node: "test".into(),
         repositories: at("repositories"),

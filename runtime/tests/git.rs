@@ -10,7 +10,7 @@ use std::time::Duration;
 use orchestra_events::{CommitId, FailureCode};
 use orchestra_runtime::git::{
     Cloned, CommitPolicy, Git, GitAuth, GitConfig, GitError, History, ImportRules, Imported, Remote, RemoteKind,
-    Signature, diff_script, export_script,
+    Signature, diff_script, export_script, with_current_token,
 };
 use orchestra_test_forges::GitServer;
 use secrecy::SecretString;
@@ -324,6 +324,8 @@ async fn the_work_comes_out_whatever_the_agent_did_to_its_git() {
     assert!(error.failure().hint.contains(".git"), "{error:?}");
 }
 
+#[path = "support/git_failures.rs"]
+mod failures;
 #[path = "support/git_faults.rs"]
 mod faults;
 #[path = "support/git_history.rs"]

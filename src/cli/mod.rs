@@ -9,6 +9,7 @@ mod run;
 mod scripted_model;
 mod serve;
 mod tasks;
+mod templates;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,6 +41,9 @@ enum Verb {
     /// List, show, cancel and read tasks
     #[command(subcommand)]
     Tasks(tasks::Tasks),
+    /// See and try the templates of pull requests, commits and dashboard rows
+    #[command(subcommand)]
+    Templates(templates::Templates),
     /// Check this machine and say how to mend what is missing
     Doctor(doctor::Doctor),
     /// One whole task on this machine, with a scripted model
@@ -95,6 +99,7 @@ pub fn main() -> ExitCode {
             Verb::Run(run) => run.run().await,
             Verb::Image(image) => image.run().await,
             Verb::Tasks(tasks) => tasks.run().await,
+            Verb::Templates(templates) => templates.run().await,
             Verb::Doctor(doctor) => doctor.run(),
             Verb::Demo(demo) => demo.run().await,
             Verb::Projections(projections) => projections.run().await,

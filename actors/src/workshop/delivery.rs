@@ -17,6 +17,7 @@ use orchestra_events::{Failure, FailureCode, TaskId};
 use orchestra_runtime::forge::{
     Access, CommitStatus, Forge, ForgeError, NewPullRequest, Note, ResolveError, StatusState,
 };
+use orchestra_runtime::git::with_current_token;
 use orchestra_runtime::texts::{LinkedPullRequest, Standing, TaskText, marker};
 
 use super::repository::{unresolved, work};
@@ -46,11 +47,12 @@ impl Workshop {
         };
         let repository = self.repository(workspace_of(id, task), repo);
         let remote = self.remote(&work.target.repo)?;
-        let pushed = self
-            .git
-            .push(&repository, &remote, self.vault.git(id), &work.target.branch, &commit.id)
-            .await
-            .map_err(|error| self.git_failed(&error))?;
+        // What is on the branch may only be what this task has put there, or what it started from.
+        let started_from = work.checkout.as_ref().filter(|checkout| checkout.base == work.target.branch);
+        let expected = task.landed.get(&work.target.repo.to_string()).or(started_from.map(|checkout| &checkout.commit));
+        let branch = &work.target.branch;
+        let push = |token| self.git.push_over(&repository, &remote, token, branch, &commit.id, expected);
+        let pushed = with_current_token(|| self.vault.git(id), push).await.map_err(|error| self.git_failed(&error))?;
         let outcome = if pushed.already_there { PushOutcome::AlreadyThere } else { PushOutcome::Pushed };
         Ok(Command::RecordPush { repo, outcome })
     }

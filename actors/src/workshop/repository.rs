@@ -11,7 +11,9 @@ use orchestra_events::task::event::Target;
 use orchestra_events::task::state::Task;
 use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
 use orchestra_runtime::forge::ResolveError;
-use orchestra_runtime::git::{CommitPolicy, GitError, ImportRules, Remote, Signature, diff_script, export_script};
+use orchestra_runtime::git::{
+    CommitPolicy, GitError, ImportRules, Remote, Signature, Situation, diff_script, export_script, with_current_token,
+};
 use orchestra_runtime::sandbox::{Exec, WORKSPACE_GID, WORKSPACE_UID};
 use orchestra_runtime::texts::{Standing, trailers};
 use tokio::io::AsyncReadExt;
@@ -147,11 +149,7 @@ impl Workshop {
     }
 
     pub(super) fn git_failed(&self, error: &GitError) -> Failed {
-        let wait = match error {
-            GitError::RateLimited { retry_after, .. } => *retry_after,
-            _ => None,
-        };
-        Failed::by_forge(error.failure(), wait)
+        Failed::by_forge(error.failure(), error.retry_after())
     }
 
     pub(super) async fn clone_repository(&self, id: TaskId, task: &Task, repo: usize) -> Result<Command, Failed> {
@@ -163,16 +161,18 @@ impl Workshop {
             self.sandboxes.destroy(sandbox).await?;
         }
         let repository = self.repository(sandbox, repo);
-        let cloned = self
-            .git
-            .clone(&repository, &remote, self.vault.git(id), target.base.as_deref())
-            .await
-            .map_err(|error| self.git_failed(&error))?;
-        let branch = &target.branch;
-        if *branch == cloned.base || *branch == cloned.default_branch {
-            let message = format!("The branch {branch} is where the work starts from; it is never pushed to.");
-            return Err(Failed::new(Failure::new(FailureCode::BranchPolicy, message)));
-        }
+        let base = target.base.as_deref();
+        let clone = |token| self.git.clone(&repository, &remote, token, base);
+        let cloned = with_current_token(|| self.vault.git(id), clone).await.map_err(|error| self.git_failed(&error))?;
+        let situation = Situation {
+            base: &cloned.base,
+            branch: &target.branch,
+            default_branch: &cloned.default_branch,
+            heads: &[cloned.base.clone(), cloned.default_branch.clone()],
+            protected: None,
+            may_be_ours: true,
+        };
+        self.branches.of(&task.spec.team).check(&situation).map_err(|refused| Failed::new(refused.failure()))?;
         let volume = self.sandboxes.create_volume(sandbox, self.limits(task).disk_bytes).await?;
         let folder = volume.workspace().join(&target.directory);
         self.git

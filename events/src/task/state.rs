@@ -1,5 +1,6 @@
 //! What is known about a task: the fold of its events. Total: whatever happened is taken in.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -38,6 +39,8 @@ pub struct Task {
     pub cancel_requested: bool,
     /// Steps that failed in a row without one that worked in between.
     pub failures: u32,
+    /// The commit that each repository's branch was last moved to by this task.
+    pub landed: BTreeMap<String, CommitId>,
     /// What the next attempt takes over from the one before.
     pub kept: Option<Kept>,
     /// The next attempt does not begin before this time.
@@ -389,6 +392,7 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
                 refunded: NanoUsd::ZERO,
                 cancel_requested: false,
                 failures: 0,
+                landed: BTreeMap::new(),
                 kept: None,
                 begin_after: None,
             }),
@@ -536,6 +540,9 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
                 TaskEvent::Message { .. } | TaskEvent::ToolCalled { .. } | TaskEvent::ToolFinished { .. }
                     if by_harness => {}
                 _ => task.failures = 0,
+            }
+            if let TaskEvent::Pushed { repo, commit, .. } = event {
+                task.landed.insert(repo.to_string(), commit.clone());
             }
             let spec = Arc::clone(&task.spec);
             if let (TaskEvent::Message { content, .. }, Some(attempt)) = (event, task.current_mut()) {

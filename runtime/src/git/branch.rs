@@ -1,6 +1,4 @@
-//! Which branch names git and every forge accept, and the name that a task gets when it asks for none.
-
-use orchestra_events::TaskId;
+//! Which branch names git and every forge accept.
 
 use super::error::GitError;
 
@@ -8,8 +6,6 @@ use super::error::GitError;
 pub const MAX_BRANCH_BYTES: usize = 200;
 /// How much of the task's sentence goes into a branch name: enough to recognise it in a list of branches.
 const SLUG_BYTES: usize = 40;
-/// Where Orchestra's branches live unless the task names one.
-const PREFIX: &str = "orchestra/";
 
 /// Checks a branch name: the rules of `git check-ref-format`, less what confuses shells, URLs and forges.
 pub fn check_branch_name(name: &str) -> Result<(), GitError> {
@@ -50,12 +46,12 @@ pub fn check_branch_name(name: &str) -> Result<(), GitError> {
     Ok(())
 }
 
-/// The branch for a task: its first words, and four digits of its id so that equal sentences do not collide.
+/// The words of a text as a part of a branch name, in lower case with dashes between them; empty when there are none.
 ///
-/// `Bump terraform-aws-provider from 5.x to 6.x` becomes `orchestra/bump-terraform-aws-provider-from-5-x-9f3c`.
-pub fn branch_slug(task: &str, id: TaskId) -> String {
+/// `Bump terraform-aws-provider from 5.x to 6.x` becomes `bump-terraform-aws-provider-from-5-x-to`.
+pub(super) fn slug(text: &str) -> String {
     let mut slug = String::new();
-    for c in task.chars() {
+    for c in text.chars() {
         if slug.len() >= SLUG_BYTES {
             // A word cut in the middle reads worse than a shorter name.
             if c.is_ascii_alphanumeric()
@@ -71,11 +67,7 @@ pub fn branch_slug(task: &str, id: TaskId) -> String {
             slug.push('-');
         }
     }
-    let slug = slug.trim_matches('-');
-    let slug = if slug.is_empty() { "task" } else { slug };
-    // The last digits of a version 7 UUID are random; the first are the time.
-    let short = id.uuid().as_u128() & 0xffff;
-    format!("{PREFIX}{slug}-{short:04x}")
+    slug.trim_matches('-').to_owned()
 }
 
 #[cfg(test)]
@@ -83,15 +75,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_names_its_branch() {
-        let id = TaskId::from_uuid(uuid::Uuid::from_u128(0x9f3c));
-        assert_eq!(branch_slug("Bump terraform", id), "orchestra/bump-terraform-9f3c");
-        for task in
-            ["", "…", "--", "日本語", "a/../b", &"x".repeat(500), "Bump terraform-aws-provider from 5.x to 6.x; update"]
-        {
-            let name = branch_slug(task, id);
+    fn words_become_a_part_of_a_name() {
+        assert_eq!(slug("Bump terraform-aws-provider from 5.x to 6.x"), "bump-terraform-aws-provider-from-5-x-to");
+        for nothing in ["", "…", "--", "日本語"] {
+            assert_eq!(slug(nothing), "");
+        }
+        for text in ["a/../b", &"x".repeat(500), "Bump terraform-aws-provider from 5.x to 6.x; update"] {
+            let name = slug(text);
             check_branch_name(&name).expect(&name);
-            assert!(name.len() < 60, "{name}");
+            assert!(name.len() <= SLUG_BYTES, "{name}");
         }
     }
 

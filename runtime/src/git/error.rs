@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use orchestra_events::{CommitId, Failure, FailureCode};
 
+use super::refusal::PushFault;
+
 /// Which step failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
@@ -88,6 +90,10 @@ fn said(forge: &Option<String>) -> String {
     forge.as_ref().map(|text| format!(" It says: {text}")).unwrap_or_default()
 }
 
+fn asks(retry_after: Option<Duration>) -> String {
+    retry_after.map(|after| format!(" It asks to wait {} s.", after.as_secs())).unwrap_or_default()
+}
+
 /// What went wrong. No variant holds a secret: texts from forges and libgit2 are redacted before they come here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the fields are what the sentences name")]
@@ -104,6 +110,17 @@ pub enum GitError {
     /// The forge does not accept the token.
     #[error("The forge refused the git token for {repo}: it is expired, revoked or mistyped.{}", said(forge))]
     TokenRejected { repo: String, forge: Option<String> },
+    /// The forge answered one request with the token and refused the next.
+    #[error(
+        "The git token for {repo} was refused in the middle of the {operation}: it has expired or was revoked just now."
+    )]
+    TokenExpiredMidRun { operation: Operation, repo: String },
+    /// Too many refused attempts: the forge wants a person to sign in.
+    #[error("The forge wants a person to solve a captcha before it takes this account's tokens for {repo}.")]
+    CaptchaRequired { repo: String },
+    /// The organisation lets requests in from listed addresses alone.
+    #[error("The organisation that owns {repo} does not take requests from this server's address.{}", said(forge))]
+    AddressNotAllowed { repo: String, forge: Option<String> },
     /// The token is valid and may not do this.
     #[error("The git token is not allowed to {} {repo}.{}", if *operation == Operation::Push { "write to" } else { "read" }, said(forge))]
     TokenLacksAccess { operation: Operation, repo: String, forge: Option<String> },
@@ -116,6 +133,9 @@ pub enum GitError {
     /// The repository is read-only for everybody.
     #[error("{repo} is archived and read-only.{}", said(forge))]
     RepoArchived { repo: String, forge: Option<String> },
+    /// The forge itself has closed the repository: unpaid, disabled, taken down.
+    #[error("The forge has closed {repo}.{}", said(forge))]
+    RepoDisabled { repo: String, forge: Option<String> },
     /// There is no such repository, or it is hidden from the token.
     #[error("{repo} does not exist, or the git token may not see it.{}", said(forge))]
     RepoNotFound { repo: String, forge: Option<String> },
@@ -126,11 +146,20 @@ pub enum GitError {
     #[error("{repo} has no branch {base:?}.")]
     BaseNotFound { repo: String, base: String },
     /// The forge limits how often it is called.
-    #[error("The forge limits requests; the {operation} of {repo} was refused.{}", retry_after.map(|after| format!(" It asks to wait {} s.", after.as_secs())).unwrap_or_default())]
+    #[error("The forge limits requests; the {operation} of {repo} was refused.{}", asks(*retry_after))]
     RateLimited { operation: Operation, repo: String, retry_after: Option<Duration> },
     /// The forge answers with a server error.
-    #[error("The forge answered the {operation} of {repo} with HTTP status {status}.")]
-    ForgeUnavailable { operation: Operation, repo: String, status: u16 },
+    #[error("The forge answered the {operation} of {repo} with HTTP status {status}.{}{}", said(forge), asks(*retry_after))]
+    ForgeUnavailable {
+        operation: Operation,
+        repo: String,
+        status: u16,
+        retry_after: Option<Duration>,
+        forge: Option<String>,
+    },
+    /// What stands before the forge takes no request of that size.
+    #[error("The forge of {repo}, or a proxy before it, does not take a push of this size.")]
+    PushTooLarge { repo: String },
     /// What answers is not a git server.
     #[error("What answers at {repo} is not a git server: a log-in page or a wrong address.")]
     NotGit { operation: Operation, repo: String },
@@ -139,7 +168,10 @@ pub enum GitError {
     Unreachable { operation: Operation, repo: String, detail: String },
     /// The certificate is not trusted.
     #[error("The certificate of the forge of {repo} is not trusted: {detail}.")]
-    Untrusted { repo: String, detail: String },
+    Untrusted { operation: Operation, repo: String, detail: String },
+    /// What answers at an https address does not speak TLS.
+    #[error("The forge of {repo} does not speak TLS there: {detail}.")]
+    NoTls { operation: Operation, repo: String, detail: String },
     /// The forge points elsewhere.
     #[error(
         "The forge redirects {repo} to another address; it was not followed, so that the token stays where it belongs."
@@ -168,7 +200,7 @@ pub enum GitError {
     BranchNameTaken { branch: String, forge: Option<String> },
     /// The forge took the objects and refused the branch.
     #[error("The forge refused the push to {branch:?}.{}", said(forge))]
-    Rejected { branch: String, forge: Option<String> },
+    Rejected { branch: String, fault: PushFault, forge: Option<String> },
     /// The branch exists and is not at our commit.
     #[error("The branch {branch:?} exists already at another commit{}.", found.as_ref().map(|id| format!(" ({id})")).unwrap_or_default())]
     Conflict { branch: String, found: Option<CommitId> },
@@ -200,12 +232,40 @@ impl GitError {
         Self::Io { operation, detail: format!("{what}: {}", error.kind()) }
     }
 
+    /// How long the forge asks to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after, .. } | Self::ForgeUnavailable { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// Whether another token could make the difference.
+    pub fn concerns_token(&self) -> bool {
+        matches!(
+            self,
+            Self::TokenMissing { .. }
+                | Self::TokenRejected { .. }
+                | Self::TokenExpiredMidRun { .. }
+                | Self::TokenLacksAccess { .. }
+                | Self::TokenLacksPermission { .. }
+                | Self::SsoRequired { .. }
+                | Self::CaptchaRequired { .. }
+                | Self::RepoNotFound { .. }
+        )
+    }
+
     /// The failure that the task's owner reads.
     pub fn failure(&self) -> Failure {
         use FailureCode as Code;
         let network = |operation: &Operation| match operation {
             Operation::Clone => Code::CloneFailed,
             _ => Code::NetworkDropped,
+        };
+        // The address is wrong, and stays so.
+        let address = |operation: &Operation| match operation {
+            Operation::Push => Code::PushRejected,
+            _ => Code::CloneFailed,
         };
         let (code, hint, retryable) = match self {
             Self::InvalidRemote { .. } => {
@@ -215,26 +275,47 @@ impl GitError {
             Self::TokenMissing { .. } => {
                 (Code::GitAuth, "Supply a git token with PUT /v1/tasks/{id}/credentials; the work is kept.", false)
             }
-            Self::TokenRejected { .. } => {
+            Self::TokenRejected { .. } | Self::TokenExpiredMidRun { .. } => {
                 (Code::GitAuth, "Supply a new git token with PUT /v1/tasks/{id}/credentials; the work is kept.", false)
             }
+            Self::CaptchaRequired { .. } => (
+                Code::GitAuth,
+                "Sign in to the forge in a browser as the token's owner and solve the captcha; then supply the token with PUT /v1/tasks/{id}/credentials.",
+                false,
+            ),
             Self::TokenLacksAccess { operation: Operation::Push, .. } => (
                 Code::GitTokenScope,
-                "Give the token write access: `contents: write` for a fine-grained GitHub token, `repo` for a classic one, `repository:write` on Bitbucket, `write_repository` on GitLab.",
+                "Give the token write access: `contents: write` for a fine-grained GitHub token, `repo` for a classic one, `repository:write` on Bitbucket, `write_repository` on GitLab. Then supply it with PUT /v1/tasks/{id}/credentials; the work is kept.",
                 false,
             ),
-            Self::TokenLacksAccess { .. } => {
-                (Code::GitTokenScope, "Give the token read access to the repository's contents.", false)
-            }
-            Self::TokenLacksPermission { .. } => {
-                (Code::GitTokenScope, "Add the named permission to the token, or supply another token.", false)
-            }
+            Self::TokenLacksAccess { .. } => (
+                Code::GitTokenScope,
+                "Give the token read access to the repository: `contents: read` for a fine-grained GitHub token, `repo` for a classic one, `repository` on Bitbucket, `read_repository` on GitLab. Then supply it with PUT /v1/tasks/{id}/credentials.",
+                false,
+            ),
+            Self::TokenLacksPermission { .. } => (
+                Code::GitTokenScope,
+                "Add the named permission where the token was made (GitHub: Settings → Developer settings → Personal access tokens), or supply another token with PUT /v1/tasks/{id}/credentials; the work is kept.",
+                false,
+            ),
             Self::SsoRequired { .. } => (
                 Code::GitTokenScope,
-                "Authorize the token for the organisation's single sign-on in the forge's token settings.",
+                "Authorize the token for the organisation's single sign-on (GitHub: Settings → Developer settings → Personal access tokens → Configure SSO); the work is kept.",
                 false,
             ),
-            Self::RepoArchived { .. } => (Code::PushRejected, "Unarchive the repository, then retry.", false),
+            Self::AddressNotAllowed { .. } => (
+                Code::GitTokenScope,
+                "Add this server's address to the organisation's IP allow list (GitHub: Settings → Authentication security; Bitbucket: Access controls), then supply the token again with PUT /v1/tasks/{id}/credentials; the work is kept.",
+                false,
+            ),
+            Self::RepoArchived { .. } => {
+                (Code::PushRejected, "Unarchive the repository in the forge's settings, then retry.", false)
+            }
+            Self::RepoDisabled { .. } => (
+                Code::RepoNotFound,
+                "Open the repository in a browser: the forge says there why it is closed and who can open it again.",
+                false,
+            ),
             Self::RepoNotFound { .. } => (
                 Code::RepoNotFound,
                 "Check the spelling; if it is private, check that the token lists this repository among those it may read.",
@@ -251,20 +332,29 @@ impl GitError {
             Self::RateLimited { operation, .. } => {
                 (network(operation), "Wait for the forge's limit to pass; the step is tried again.", true)
             }
-            Self::ForgeUnavailable { operation, .. } => {
-                (network(operation), "Check the forge's status page; the step is tried again.", true)
+            // Other answers than a server's own troubles come again.
+            Self::ForgeUnavailable { operation, status, .. } => (
+                network(operation),
+                "Check the forge's status page, and `git_url` of the forge in the configuration.",
+                *status >= 500 || matches!(status, 408 | 425),
+            ),
+            Self::PushTooLarge { .. } => (Code::PushRejected, PushFault::PushTooLarge.hint(), false),
+            Self::NotGit { operation, .. } => {
+                (address(operation), "Check `git_url` of the forge in the configuration.", false)
             }
-            Self::NotGit { .. } => (Code::CloneFailed, "Check `git_url` of the forge in the configuration.", false),
             Self::Unreachable { operation, .. } => {
                 (network(operation), "Check the forge's host name and the server's network.", true)
             }
-            Self::Untrusted { .. } => (
-                Code::CloneFailed,
-                "Install the forge's certificate authority on the server, or correct the host name.",
+            Self::Untrusted { operation, .. } => (
+                address(operation),
+                "Install the forge's certificate authority on the server (its system store, or SSL_CERT_FILE), or correct `git_url`.",
                 false,
             ),
-            Self::Redirected { .. } => (
-                Code::CloneFailed,
+            Self::NoTls { operation, .. } => {
+                (address(operation), "Check scheme and port in `git_url` of the forge in the configuration.", false)
+            }
+            Self::Redirected { operation, .. } => (
+                address(operation),
                 "Use the repository's present address; it was renamed, moved, or the forge's URL is wrong.",
                 false,
             ),
@@ -280,14 +370,20 @@ impl GitError {
             Self::RepoTooLarge { .. } => {
                 (Code::CloneFailed, "Set a clone depth, or raise the clone size limit.", false)
             }
-            Self::BranchProtected { .. } => (Code::BranchProtected, Code::BranchProtected.hint(), false),
-            Self::BranchRule { .. } => {
-                (Code::BranchPolicy, "The forge's sentence names the rule; satisfy it or choose another branch.", false)
-            }
+            Self::BranchProtected { .. } => (
+                Code::BranchProtected,
+                "Choose another `branch`, or let the token bypass the rule in the forge's branch settings (GitHub: Settings → Branches or Rules; Bitbucket: Branch restrictions; GitLab: Protected branches).",
+                false,
+            ),
+            Self::BranchRule { .. } => (
+                Code::BranchPolicy,
+                "The forge's sentence names the rule; choose a `branch` that it allows, or change it in the forge's settings (GitHub: Settings → Rules; Bitbucket: Branch restrictions; GitLab: Push rules).",
+                false,
+            ),
             Self::BranchNameTaken { .. } => {
                 (Code::BranchPolicy, "Choose another branch name, or delete the branch in the way.", false)
             }
-            Self::Rejected { .. } => (Code::PushRejected, Code::PushRejected.hint(), false),
+            Self::Rejected { fault, .. } => (Code::PushRejected, fault.hint(), fault.passes()),
             Self::Conflict { .. } => (
                 Code::PushConflict,
                 "Retry the task, choose another branch name, or delete the branch on the forge.",

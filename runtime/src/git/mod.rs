@@ -9,6 +9,7 @@
 //! reads bytes from a sandbox only in the importing child.
 
 mod branch;
+mod branch_policy;
 mod checkout;
 mod clone;
 mod commit;
@@ -18,6 +19,8 @@ mod message;
 mod pool;
 mod probe;
 mod push;
+mod refusal;
+mod rotation;
 mod script;
 mod transport;
 
@@ -31,13 +34,19 @@ use tokio::io::AsyncRead;
 
 use crate::forge::{ForgeKind, GitCredential, git_credential};
 
-pub use branch::{MAX_BRANCH_BYTES, branch_slug, check_branch_name};
+pub use branch::{MAX_BRANCH_BYTES, check_branch_name};
+pub use branch_policy::{
+    BranchOverrides, BranchPolicies, BranchPolicy, BranchPolicyError, BranchRefusal, BranchSettings, NamedAfter,
+    Situation,
+};
 pub use commit::CommitPolicy;
 pub use error::{ExportFault, GitError, Operation, PackFault};
 pub use import::{
     History, IMPORT_ARG, ImportLimits, ImportRules, InvalidGlob, NameRules, PROTECTED_FILES, SecretRules, import_main,
 };
 pub use pool::MAX_BLOCKING_CALLS;
+pub use refusal::PushFault;
+pub use rotation::with_current_token;
 pub use script::{diff_script, export_script};
 
 use pool::{Late, Pool};
@@ -120,6 +129,8 @@ pub struct GitConfig {
     pub import_timeout: Duration,
     /// Bytes that a clone may receive.
     pub max_clone_bytes: u64,
+    /// Options sent with every push; a forge that takes none gets the push without them.
+    pub push_options: Vec<String>,
     /// Blocking git calls at once, at most [`MAX_BLOCKING_CALLS`].
     pub blocking_calls: usize,
 }
@@ -135,6 +146,7 @@ impl GitConfig {
             local_timeout: LOCAL_TIMEOUT,
             import_timeout: IMPORT_TIMEOUT,
             max_clone_bytes: MAX_CLONE_BYTES,
+            push_options: Vec::new(),
             blocking_calls: MAX_BLOCKING_CALLS,
         }
     }
@@ -380,6 +392,20 @@ impl Git {
         branch: &str,
         commit: &CommitId,
     ) -> Result<Pushed, GitError> {
+        self.push_over(repo, remote, token, branch, commit, None).await
+    }
+
+    /// The same for a branch that is at `expected` on the forge (`None`: that is not there), such as one of the task's own
+    /// from an earlier attempt. At any other commit it is a conflict.
+    pub async fn push_over(
+        &self,
+        repo: &Path,
+        remote: &Remote,
+        token: Option<SecretString>,
+        branch: &str,
+        commit: &CommitId,
+        expected: Option<&CommitId>,
+    ) -> Result<Pushed, GitError> {
         check_branch_name(branch)?;
         let request = push::Request {
             repo: repo.to_path_buf(),
@@ -387,6 +413,8 @@ impl Git {
             token: token.clone(),
             branch: branch.to_owned(),
             commit: oid(Operation::Push, commit)?,
+            expected: expected.map(|commit| oid(Operation::Push, commit)).transpose()?,
+            options: self.config.push_options.clone(),
             max_bytes: self.config.max_clone_bytes,
         };
         let pushed = self

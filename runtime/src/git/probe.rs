@@ -16,6 +16,11 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of an answer is read: forges' sentences are one or two lines, log-in pages are not needed.
 const MAX_PROBE_BYTES: usize = 8 * 1024;
 
+/// The longest wait that a forge is believed to mean.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// How much of a header is shown: lists of permissions are shorter.
+const MAX_HEADER_CHARS: usize = 120;
+
 pub(super) struct Probe(HttpClient);
 
 /// What the forge answered.
@@ -51,6 +56,7 @@ impl Probe {
                 | GitError::RepoNotFound { .. }
                 | GitError::RateLimited { .. }
                 | GitError::ForgeUnavailable { .. }
+                | GitError::RepoDisabled { .. }
         );
         if !asks || remote.kind != RemoteKind::Http {
             return error;
@@ -100,33 +106,79 @@ fn sentence(kind: &str, body: &[u8]) -> Option<String> {
     (kind.starts_with("text/plain") && !text.starts_with('<')).then(|| text.to_owned())
 }
 
+/// How long the forge asks to wait: seconds, or a date (RFC 9110, 10.2.3). Bounded by a day.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match value.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let date = jiff::fmt::rfc2822::parse(value).ok()?.timestamp();
+            Duration::try_from(date.duration_since(jiff::Timestamp::now())).unwrap_or_default()
+        }
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
+}
+
+/// The classic scopes of which one would have been enough, when the token has none of them.
+fn missing_scope(accepted: Option<String>, granted: Option<String>) -> Option<String> {
+    let list = |text: &str| {
+        text.split(',').map(|scope| scope.trim().to_owned()).filter(|scope| !scope.is_empty()).collect::<Vec<_>>()
+    };
+    let (accepted, granted) = (list(&accepted?), list(&granted?));
+    let enough = accepted.is_empty() || accepted.iter().any(|scope| granted.contains(scope));
+    (!enough).then(|| accepted.join(" or "))
+}
+
 fn refine(error: GitError, operation: Operation, answer: Answer) -> GitError {
     let Answer { status, headers, text: forge } = answer;
     let said = forge.as_deref().unwrap_or_default().to_lowercase();
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let retry_after = headers
-        .get(RETRY_AFTER)
-        .and_then(|value| value.to_str().ok()?.parse().ok())
-        .map(|seconds: u64| Duration::from_secs(seconds.min(24 * 3600)));
+    let says = |needles: &[&str]| needles.iter().any(|needle| said.contains(needle));
+    let header = |name: &str| {
+        let value = headers.get(name)?.to_str().ok()?;
+        Some(value.chars().filter(|c| !c.is_control()).take(MAX_HEADER_CHARS).collect::<String>())
+    };
+    let retry_after = retry_after(&headers);
+    let captcha = header("x-authentication-denied-reason").is_some_and(|why| why.to_lowercase().contains("captcha"));
     match (error, status) {
-        (GitError::RateLimited { operation, repo, .. }, 429) => GitError::RateLimited { operation, repo, retry_after },
-        (GitError::ForgeUnavailable { repo, .. }, 429) => GitError::RateLimited { operation, repo, retry_after },
-        (GitError::TokenRejected { repo, .. }, 401) => GitError::TokenRejected { repo, forge },
+        (
+            GitError::TokenRejected { repo, .. }
+            | GitError::TokenLacksAccess { repo, .. }
+            | GitError::RepoNotFound { repo, .. },
+            401 | 403,
+        ) if captcha => GitError::CaptchaRequired { repo },
+        (
+            GitError::RateLimited { repo, .. }
+            | GitError::ForgeUnavailable { repo, .. }
+            | GitError::TokenLacksAccess { repo, .. },
+            429,
+        ) => GitError::RateLimited { operation, repo, retry_after },
+        (GitError::ForgeUnavailable { repo, .. }, 500..) => {
+            GitError::ForgeUnavailable { operation, repo, status, retry_after, forge }
+        }
+        (GitError::TokenRejected { repo, .. } | GitError::TokenLacksAccess { repo, .. }, 401) => {
+            GitError::TokenRejected { repo, forge }
+        }
         (GitError::RepoNotFound { repo, .. }, 404 | 410) => GitError::RepoNotFound { repo, forge },
+        (GitError::RepoDisabled { repo, .. }, 402 | 451) => GitError::RepoDisabled { repo, forge },
         (
             GitError::TokenLacksAccess { repo, .. }
             | GitError::TokenRejected { repo, .. }
             | GitError::RepoNotFound { repo, .. },
             403,
         ) => {
-            if said.contains("archived") {
+            let accepted = header("x-accepted-github-permissions").filter(|text| !text.is_empty());
+            let scope = missing_scope(header("x-accepted-oauth-scopes"), header("x-oauth-scopes"));
+            if says(&["archived"]) {
                 GitError::RepoArchived { repo, forge }
-            } else if said.contains("saml") || said.contains("single sign-on") || header("x-github-sso").is_some() {
+            } else if says(&["saml", "single sign-on"]) || header("x-github-sso").is_some() {
                 GitError::SsoRequired { repo, forge }
-            } else if said.contains("rate limit") {
+            } else if says(&["ip allow list", "ip address is not permitted", "ip whitelist", "not allowlisted"]) {
+                GitError::AddressNotAllowed { repo, forge }
+            } else if says(&["rate limit", "abuse detection"]) {
                 GitError::RateLimited { operation, repo, retry_after }
-            } else if let Some(permission) = header("x-accepted-github-permissions").filter(|text| !text.is_empty()) {
-                let permission = permission.chars().filter(|c| !c.is_control()).take(120).collect();
+            } else if says(&["has been disabled", "billing", "dmca"]) {
+                GitError::RepoDisabled { repo, forge }
+            } else if let Some(permission) = accepted.or(scope) {
                 GitError::TokenLacksPermission { repo, permission, forge }
             } else {
                 GitError::TokenLacksAccess { operation, repo, forge }

@@ -8,6 +8,7 @@ use secrecy::SecretString;
 
 use super::error::{GitError, Operation};
 use super::pool::Ticket;
+use super::refusal::refusal;
 use super::transport::{Lease, Session, check_remote};
 use super::{Pushed, Remote, RemoteKind, commit_id};
 
@@ -20,6 +21,10 @@ pub(super) struct Request {
     pub token: Option<SecretString>,
     pub branch: String,
     pub commit: git2::Oid,
+    /// Where the branch must be; `None`: nowhere.
+    pub expected: Option<git2::Oid>,
+    /// What is sent besides, where the forge takes it.
+    pub options: Vec<String>,
     pub max_bytes: u64,
 }
 
@@ -32,23 +37,27 @@ pub(super) fn run(request: &Request, ticket: &Ticket) -> Result<Pushed, GitError
 }
 
 /// libgit2 counts what the forge has by walking back from the base, and stops only at a missing commit when the
-/// history was cut too close. Then the rest is fetched, once, and the push is done again.
+/// history was cut too close. Then the rest is fetched, once, and the push is done again. Options that the forge does not
+/// take are left out, likewise once.
 fn over_http(request: &Request, ticket: &Ticket) -> Result<Pushed, GitError> {
     let repo = Repository::open_bare(&request.repo).map_err(internal)?;
     repo.find_commit(request.commit).map_err(internal)?;
-    match attempt(&repo, request, ticket) {
-        Err(Attempt::HistoryTooShort) => {}
-        Err(Attempt::Failed(error)) => return Err(error),
-        Ok(pushed) => return Ok(pushed),
-    }
-    complete_history(&repo, request, ticket)?;
-    let repo = Repository::open_bare(&request.repo).map_err(internal)?;
-    attempt(&repo, request, ticket).map_err(|error| match error {
-        Attempt::Failed(error) => error,
-        Attempt::HistoryTooShort => {
-            GitError::Git { operation: OPERATION, detail: "the history of the base is incomplete".to_owned() }
+    let mut repo = repo;
+    let mut options: &[String] = &request.options;
+    // Each of the two remedies is tried once.
+    for _ in 0..3 {
+        match attempt(&repo, request, options, ticket) {
+            Ok(pushed) => return Ok(pushed),
+            Err(Attempt::Failed(error)) => return Err(error),
+            Err(Attempt::HistoryTooShort) if repo.is_shallow() => {
+                complete_history(&repo, request, ticket)?;
+                repo = Repository::open_bare(&request.repo).map_err(internal)?;
+            }
+            Err(Attempt::HistoryTooShort) => break,
+            Err(Attempt::OptionsNotTaken) => options = &[],
         }
-    })
+    }
+    Err(GitError::Git { operation: OPERATION, detail: "the history of the base is incomplete".to_owned() })
 }
 
 fn internal(error: git2::Error) -> GitError {
@@ -58,6 +67,7 @@ fn internal(error: git2::Error) -> GitError {
 /// How one try ended.
 enum Attempt {
     HistoryTooShort,
+    OptionsNotTaken,
     Failed(GitError),
 }
 
@@ -74,8 +84,9 @@ fn complete_history(repo: &Repository, request: &Request, ticket: &Ticket) -> Re
 
 /// The listing that decides (already there, taken, or free) and the update travel on one connection; the forge then
 /// compares the same old value under its own lock, so nobody's branch is moved.
-fn attempt(repo: &Repository, request: &Request, ticket: &Ticket) -> Result<Pushed, Attempt> {
+fn attempt(repo: &Repository, request: &Request, more: &[String], ticket: &Ticket) -> Result<Pushed, Attempt> {
     let session = Session::new(OPERATION, &request.remote, request.token.as_ref(), ticket, request.max_bytes);
+    session.expected.set(request.expected);
     let mut remote =
         repo.remote_anonymous(&request.remote.url).map_err(|error| Attempt::Failed(session.classify(&error)))?;
     let mut options = PushOptions::new();
@@ -83,7 +94,14 @@ fn attempt(repo: &Repository, request: &Request, ticket: &Ticket) -> Result<Push
     if let Some(header) = session.header() {
         options.custom_headers(&[&header]);
     }
-    let pushed = remote.push(&[format!("{}:refs/heads/{}", request.commit, request.branch)], Some(&mut options));
+    let more: Vec<&str> = more.iter().map(String::as_str).collect();
+    if !more.is_empty() {
+        options.remote_push_options(&more);
+    }
+    // What may be replaced is said by the lease, not by what descends from what.
+    let force = if request.expected.is_some() { "+" } else { "" };
+    let refspec = format!("{force}{}:refs/heads/{}", request.commit, request.branch);
+    let pushed = remote.push(&[refspec], Some(&mut options));
     drop(options);
     let branch = request.branch.clone();
     match session.lease.borrow_mut().take() {
@@ -110,48 +128,11 @@ fn attempt(repo: &Repository, request: &Request, ticket: &Ticket) -> Result<Push
             GitError::ConnectionLost { .. } | GitError::Git { .. } if error.message().contains("unpacking") => {
                 refusal(branch, url, "unpacker error", session.forge_text())
             }
+            _ if error.message().contains("push-options not supported") => return Err(Attempt::OptionsNotTaken),
             _ if error.code() == ErrorCode::NotFastForward => GitError::Conflict { branch, found: None },
             other => other,
         },
     }))
-}
-
-/// Which rule refused the branch. `status` is git's own short reason, `forge` the sentences beside it.
-fn refusal(branch: String, repo: &str, status: &str, forge: Option<String>) -> GitError {
-    let all = format!("{status} {}", forge.as_deref().unwrap_or_default()).to_lowercase();
-    let has = |needles: &[&str]| needles.iter().any(|needle| all.contains(needle));
-    let forge = Some(match forge {
-        Some(text) => format!("{text} ({status})"),
-        None => status.to_owned(),
-    });
-    // Before protection: these texts can name protected things too.
-    if all.contains("workflow") && has(&["scope", "permission"]) {
-        return GitError::TokenLacksPermission { repo: repo.to_owned(), permission: "workflow".to_owned(), forge };
-    }
-    if has(&["cannot lock ref", "directory file conflict"]) && has(&["exists; cannot create", "conflict"]) {
-        return GitError::BranchNameTaken { branch, forge };
-    }
-    if has(&["gh013", "repository rule violation", "ruleset"]) {
-        return GitError::BranchRule { branch, forge };
-    }
-    if has(&["gh006", "protected branch", "branch is protected"]) {
-        return GitError::BranchProtected { branch, forge };
-    }
-    if has(&[
-        "permission denied to create branch",
-        "permission denied to update branch",
-        "branch permission",
-        "branch restriction",
-    ]) {
-        return GitError::BranchRule { branch, forge };
-    }
-    if has(&["non-fast-forward", "fetch first", "stale info", "reference already exists", "incorrect old value"]) {
-        return GitError::Conflict { branch, found: None };
-    }
-    if status.starts_with("failed to update ref") {
-        return GitError::BranchNameTaken { branch, forge };
-    }
-    GitError::Rejected { branch, forge }
 }
 
 /// A push into a bare repository on this machine: copy the objects, then create the branch, which fails when it
@@ -168,12 +149,12 @@ fn into_directory(request: &Request, ticket: &Ticket) -> Result<Pushed, GitError
     let target = Repository::open_ext(path, flags, std::iter::empty::<&str>())
         .map_err(|_| GitError::NotGit { operation: OPERATION, repo: path.clone() })?;
     let name = format!("refs/heads/{branch}");
-    if let Ok(existing) = target.refname_to_id(&name) {
-        return if existing == request.commit {
-            Ok(Pushed { already_there: true })
-        } else {
-            Err(GitError::Conflict { branch, found: Some(commit_id(existing)) })
-        };
+    let existing = target.refname_to_id(&name).ok();
+    if existing == Some(request.commit) {
+        return Ok(Pushed { already_there: true });
+    }
+    if existing != request.expected {
+        return Err(GitError::Conflict { branch, found: existing.map(commit_id) });
     }
 
     let mut walk = repo.revwalk().map_err(internal)?;
@@ -205,63 +186,18 @@ fn into_directory(request: &Request, ticket: &Ticket) -> Result<Pushed, GitError
     if !ticket.claim() {
         return Err(ticket.exceeded(OPERATION));
     }
-    match target.reference(&name, request.commit, false, "push") {
+    let written = match request.expected {
+        Some(expected) => target.reference_matching(&name, request.commit, true, expected, "push"),
+        None => target.reference(&name, request.commit, false, "push"),
+    };
+    match written {
         Ok(_) => Ok(Pushed { already_there: false }),
-        Err(error) if error.code() == ErrorCode::Exists => Err(GitError::Conflict { branch, found: None }),
+        Err(error) if matches!(error.code(), ErrorCode::Exists | ErrorCode::Modified | ErrorCode::NotFound) => {
+            Err(GitError::Conflict { branch, found: None })
+        }
         Err(error) if matches!(error.class(), ErrorClass::Reference | ErrorClass::Os | ErrorClass::Filesystem) => {
             Err(GitError::BranchNameTaken { branch, forge: None })
         }
         Err(error) => Err(internal(error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use orchestra_events::FailureCode;
-
-    use super::*;
-
-    #[test]
-    fn each_forges_sentence_has_its_code() {
-        for (status, text, code) in [
-            (
-                "protected branch hook declined",
-                "error: GH006: Protected branch update failed for refs/heads/x.",
-                FailureCode::BranchProtected,
-            ),
-            (
-                "push declined due to repository rule violations",
-                "error: GH013: Repository rule violations found for refs/heads/x.",
-                FailureCode::BranchPolicy,
-            ),
-            ("pre-receive hook declined", "error: GH001: Large files detected.", FailureCode::PushRejected),
-            (
-                "pre-receive hook declined",
-                "GitLab: You are not allowed to push code to protected branches on this project.",
-                FailureCode::BranchProtected,
-            ),
-            ("pre-receive hook declined", "Permission denied to create branch x", FailureCode::BranchPolicy),
-            (
-                "refusing to allow a Personal Access Token to create or update workflow `.github/workflows/a.yml` without `workflow` scope",
-                "",
-                FailureCode::GitTokenScope,
-            ),
-            (
-                "failed to update ref",
-                "error: cannot lock ref 'refs/heads/a/b': 'refs/heads/a' exists; cannot create 'refs/heads/a/b'",
-                FailureCode::BranchPolicy,
-            ),
-            ("non-fast-forward", "", FailureCode::PushConflict),
-            ("unpacker error", "fatal: fsck error in packed object", FailureCode::PushRejected),
-        ] {
-            let error = refusal(
-                "x".to_owned(),
-                "https://forge.example/a/b.git",
-                status,
-                Some(text.to_owned()).filter(|text| !text.is_empty()),
-            );
-            assert_eq!(error.failure().code, code, "{status}: {error}");
-            assert!(error.to_string().contains(status) || code == FailureCode::PushConflict, "{error}");
-        }
     }
 }

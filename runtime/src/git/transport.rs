@@ -109,6 +109,8 @@ pub(super) struct Session<'a> {
     /// What the forge answered for our one ref: `None` inside means accepted.
     pub(super) ref_status: RefCell<Option<Option<String>>>,
     pub(super) lease: RefCell<Option<Lease>>,
+    /// Where the branch must be on the forge for a push to go on; `None`: nowhere.
+    pub(super) expected: Cell<Option<git2::Oid>>,
 }
 
 impl<'a> Session<'a> {
@@ -134,6 +136,7 @@ impl<'a> Session<'a> {
             sideband: RefCell::new(Vec::new()),
             ref_status: RefCell::new(None),
             lease: RefCell::new(None),
+            expected: Cell::new(None),
         }
     }
 
@@ -201,8 +204,9 @@ impl<'a> Session<'a> {
                     *self.lease.borrow_mut() = Some(Lease::AlreadyThere);
                     return stop();
                 }
-                if !update.src().is_zero() {
-                    let found = CommitId::try_from(update.src().to_string()).ok();
+                let there = Some(update.src()).filter(|id| !id.is_zero());
+                if there != self.expected.get() {
+                    let found = there.and_then(|id| CommitId::try_from(id.to_string()).ok());
                     *self.lease.borrow_mut() = Some(Lease::Conflict(found));
                     return stop();
                 }
@@ -275,18 +279,27 @@ impl<'a> Session<'a> {
             return match status {
                 401 if self.token.is_none() => GitError::TokenMissing { repo },
                 401 => GitError::TokenRejected { repo, forge: None },
+                402 | 451 => GitError::RepoDisabled { repo, forge: None },
                 403 => GitError::TokenLacksAccess { operation, repo, forge: None },
                 404 | 410 => GitError::RepoNotFound { repo, forge: None },
+                413 => GitError::PushTooLarge { repo },
                 429 => GitError::RateLimited { operation, repo, retry_after: None },
                 300..=399 => GitError::Redirected { operation, repo },
-                _ => GitError::ForgeUnavailable { operation, repo, status },
+                _ => GitError::ForgeUnavailable { operation, repo, status, retry_after: None, forge: None },
             };
         }
         let auth = error.code() == ErrorCode::Auth || text.contains("authentication");
         match error.class() {
             _ if auth && self.token.is_none() => GitError::TokenMissing { repo },
+            // The listing of refs was answered with this token, and the pack was not.
+            _ if auth && text.contains("unexpected authentication") => GitError::TokenExpiredMidRun { operation, repo },
             _ if auth => GitError::TokenRejected { repo, forge: None },
-            ErrorClass::Ssl => GitError::Untrusted { repo, detail: detail() },
+            _ if text.contains("wrong version number") => GitError::NoTls { operation, repo, detail: detail() },
+            // A handshake that broke off, which a network does too.
+            ErrorClass::Ssl | ErrorClass::Os if text.contains("syscall failure") => {
+                GitError::ConnectionLost { operation, repo, detail: detail() }
+            }
+            ErrorClass::Ssl => GitError::Untrusted { operation, repo, detail: detail() },
             _ if text.contains("invalid content-type") => GitError::NotGit { operation, repo },
             _ if error.code() == ErrorCode::Timeout || text.contains("timed out") => {
                 GitError::ForgeSilent { operation, repo }

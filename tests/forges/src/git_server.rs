@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::Engine as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
@@ -35,6 +36,12 @@ pub enum Fault {
     Hang,
     /// Redirects to this base URL, keeping path and query.
     Redirect(String),
+    /// Breaks the connection as a router does that has forgotten it: with a reset.
+    Reset,
+    /// Answers so slowly that no single wait is long, and the whole never ends.
+    Drip(Duration),
+    /// Takes no longer the token with which the server was started.
+    Revoke,
 }
 
 #[derive(Default)]
@@ -42,6 +49,7 @@ struct Shared {
     fault: Option<(At, Fault)>,
     requests: Vec<String>,
     authorizations: Vec<String>,
+    further_tokens: Vec<String>,
 }
 
 /// A running server. Repositories are the bare directories below its root: `{root}/{owner}/{name}.git`.
@@ -92,6 +100,11 @@ impl GitServer {
         self.shared.lock().expect("unpoisoned").fault = fault;
     }
 
+    /// From now on this token is taken too.
+    pub fn accept(&self, token: &str) {
+        self.shared.lock().expect("unpoisoned").further_tokens.push(token.to_owned());
+    }
+
     /// The request lines so far.
     pub fn requests(&self) -> Vec<String> {
         self.shared.lock().expect("unpoisoned").requests.clone()
@@ -115,6 +128,7 @@ async fn serve(stream: TcpStream, root: &Path, token: &str, state: &Mutex<Shared
     };
     let mut cut = None;
     let mut lose = false;
+    let mut revoked = false;
     match fault {
         Some(Fault::Status(code, kind, body, more)) => {
             let more = more.map(|(name, value)| format!("{name}: {value}\r\n")).unwrap_or_default();
@@ -132,6 +146,25 @@ async fn serve(stream: TcpStream, root: &Path, token: &str, state: &Mutex<Shared
         }
         Some(Fault::Cut(bytes)) => cut = Some(bytes),
         Some(Fault::LoseReply) => lose = true,
+        Some(Fault::Revoke) => revoked = true,
+        Some(Fault::Reset) => {
+            // Closing with unsent time to linger and unread bytes makes the kernel send a reset.
+            stream.get_ref().set_zero_linger()?;
+            return Ok(());
+        }
+        Some(Fault::Drip(pause)) => {
+            let kind = if request.query.contains("receive") { "receive" } else { "upload" };
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: application/x-git-{kind}-pack-advertisement\r\nContent-Length: 100000\r\n\r\n"
+            );
+            stream.get_mut().write_all(head.as_bytes()).await?;
+            // A packet that is announced as long, one byte at a time.
+            for byte in b"fff0".iter().chain(std::iter::repeat(&b'x')).take(100_000) {
+                stream.get_mut().write_all(&[*byte]).await?;
+                tokio::time::sleep(pause).await;
+            }
+            return Ok(());
+        }
         None => {}
     }
     let password = request
@@ -140,7 +173,11 @@ async fn serve(stream: TcpStream, root: &Path, token: &str, state: &Mutex<Shared
         .and_then(|value| base64::engine::general_purpose::STANDARD.decode(value).ok())
         .and_then(|pair| String::from_utf8(pair).ok())
         .and_then(|pair| pair.split_once(':').map(|(_, password)| password.to_owned()));
-    if password.as_deref() != Some(token) {
+    let taken = password.is_some_and(|password| {
+        let further = || state.lock().expect("unpoisoned").further_tokens.contains(&password);
+        (password == token && !revoked) || further()
+    });
+    if !taken {
         let headers = "WWW-Authenticate: Basic realm=\"git\"\r\nContent-Type: text/plain\r\n";
         return answer(&mut stream, "401 Unauthorized", headers, b"Bad credentials", None).await;
     }
