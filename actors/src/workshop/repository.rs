@@ -134,6 +134,10 @@ impl Workshop {
     pub(super) async fn push(&self, id: TaskId, task: &Task, commit: &Commit) -> Result<Command, Failed> {
         let sandbox = workspace_of(id, task);
         let remote = self.remote(task)?;
+        // The rules may have changed while the agent was working. What others pushed meanwhile is met by the lease.
+        let base = task.current().and_then(|attempt| attempt.checkout.as_ref()).map(|checkout| checkout.base.as_str());
+        let policy = self.branches.of(&task.spec.team);
+        policy.check_names(base, &task.spec.branch).map_err(|refused| Failed::new(refused.failure()))?;
         let repository = self.repository(sandbox);
         let push = |token| self.git.push(&repository, &remote, token, &task.spec.branch, &commit.id);
         let pushed = with_current_token(|| self.vault.git(id), push).await.map_err(|error| self.git_failed(&error))?;
