@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::harness::git_http::{At, Fault};
 use crate::harness::{GIT_TOKEN, House, REPO, Setup, bash, count, done, script, sha256};
 
 fn credentials(key: &str, token: &str) -> Value {
@@ -111,4 +112,33 @@ async fn the_operators_key_does_not_stand_in_for_a_callers() {
     assert_eq!(house.ended(&other).await["status"], "succeeded");
     let (caller, operator) = (sha256("the-callers-key"), sha256("the-operators-key"));
     assert_eq!(keys(&house.model.requests().await.0), [&caller[..], &caller, &operator, &operator]);
+}
+
+/// The work is paid for when the push is refused: it waits for a token that may push, and is not done again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_that_the_token_may_not_make_waits_for_one_that_may() {
+    let house = Setup::new(script(json!([bash("echo one >> log.txt"), done()]))).key_required().open().await;
+    let repo = format!("plain:{REPO}");
+    let id = house.submit(json!({ "repo": repo, "credentials": credentials("key", GIT_TOKEN) })).await;
+    house.event(&id, "cloned").await;
+    let kind = "text/plain";
+    let header = Some(("X-Accepted-GitHub-Permissions", "contents=write".to_owned()));
+    let refused = Fault::Status(403, kind, "Write access to repository not granted.".to_owned(), header);
+    house.remotes.http.fault(Some((At::All, refused)));
+    let asked = house.event(&id, "credentials-required").await;
+    assert_eq!(asked.data["data"]["missing"], json!(["git"]));
+    let task = house.task(&id).await;
+    assert_eq!(
+        (&task["status"], &task["failure"]["code"]),
+        (&json!("awaiting-credentials"), &json!("git-token-scope"))
+    );
+    let message = task["failure"]["message"].as_str().unwrap();
+    assert!(message.contains("`contents=write`") && message.contains("not granted"), "{message}");
+    house.remotes.http.fault(None);
+    supply(&house, &id, &json!({ "git": { "token": GIT_TOKEN } })).await;
+    let task = house.ended(&id).await;
+    assert_eq!(task["status"], "succeeded", "{task:#}");
+    assert_eq!(house.remotes.file(task["branch"].as_str().unwrap(), "log.txt"), "one");
+    assert_eq!(house.model.requests().await.turns(), [0, 1]);
+    house.nothing_left().await;
 }

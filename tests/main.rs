@@ -4,6 +4,7 @@
 
 mod agents;
 mod bad_input;
+mod branches;
 mod cancel;
 mod crash;
 mod credentials;

@@ -47,6 +47,10 @@ impl Workshop {
         };
         let repository = self.repository(workspace_of(id, task), repo);
         let remote = self.remote(&work.target.repo)?;
+        // The rules may have changed while the agent was working. What others pushed meanwhile is met by the lease.
+        let base = work.checkout.as_ref().map(|checkout| checkout.base.as_str());
+        let policy = self.branches.of(&task.spec.team);
+        policy.check_names(base, &work.target.branch).map_err(|refused| Failed::new(refused.failure()))?;
         // What is on the branch may only be what this task has put there, or what it started from.
         let started_from = work.checkout.as_ref().filter(|checkout| checkout.base == work.target.branch);
         let expected = task.landed.get(&work.target.repo.to_string()).or(started_from.map(|checkout| &checkout.commit));

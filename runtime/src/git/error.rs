@@ -174,9 +174,10 @@ pub enum GitError {
     NoTls { operation: Operation, repo: String, detail: String },
     /// The forge points elsewhere.
     #[error(
-        "The forge redirects {repo} to another address; it was not followed, so that the token stays where it belongs."
+        "The forge redirects {repo} to another address{}; it was not followed, so that the token stays where it belongs.",
+        to.as_ref().map(|to| format!(" ({to})")).unwrap_or_default()
     )]
-    Redirected { operation: Operation, repo: String },
+    Redirected { operation: Operation, repo: String, to: Option<String> },
     /// The connection broke in the middle.
     #[error("The connection broke during the {operation} of {repo}: {detail}.")]
     ConnectionLost { operation: Operation, repo: String, detail: String },

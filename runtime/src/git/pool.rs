@@ -43,6 +43,12 @@ impl Ticket {
         GitError::DeadlineExceeded { operation, limit: self.limit }
     }
 
+    /// A ticket for a call without a pool.
+    #[cfg(test)]
+    pub(super) fn until(limit: Duration) -> Self {
+        Self { state: AtomicU8::new(RUNNING), deadline: Instant::now() + limit, limit }
+    }
+
     fn stop(&self) -> bool {
         self.state.compare_exchange(RUNNING, STOPPED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }

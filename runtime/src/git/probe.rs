@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::Url;
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
 use secrecy::SecretString;
 
 use super::error::{GitError, Operation};
@@ -18,6 +19,8 @@ const MAX_PROBE_BYTES: usize = 8 * 1024;
 
 /// The longest wait that a forge is believed to mean.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// The longest address that is shown: that of any real repository is shorter.
+const MAX_ADDRESS_BYTES: usize = 200;
 /// How much of a header is shown: lists of permissions are shorter.
 const MAX_HEADER_CHARS: usize = 120;
 
@@ -57,6 +60,7 @@ impl Probe {
                 | GitError::RateLimited { .. }
                 | GitError::ForgeUnavailable { .. }
                 | GitError::RepoDisabled { .. }
+                | GitError::Redirected { .. }
         );
         if !asks || remote.kind != RemoteKind::Http {
             return error;
@@ -119,6 +123,17 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER))
 }
 
+/// Where the forge points to, as an address to clone from: without a query, which can hold anything.
+fn new_address(repo: &str, headers: &HeaderMap) -> Option<String> {
+    let location = headers.get(LOCATION)?.to_str().ok()?;
+    let mut url = Url::parse(repo).ok()?.join(location).ok()?;
+    url.set_query(None);
+    url.set_fragment(None);
+    let plain = url.username().is_empty() && url.password().is_none();
+    let address = url.as_str().trim_end_matches("/info/refs").to_owned();
+    (plain && address.len() <= MAX_ADDRESS_BYTES).then_some(address)
+}
+
 /// The classic scopes of which one would have been enough, when the token has none of them.
 fn missing_scope(accepted: Option<String>, granted: Option<String>) -> Option<String> {
     let list = |text: &str| {
@@ -159,6 +174,9 @@ fn refine(error: GitError, operation: Operation, answer: Answer) -> GitError {
             GitError::TokenRejected { repo, forge }
         }
         (GitError::RepoNotFound { repo, .. }, 404 | 410) => GitError::RepoNotFound { repo, forge },
+        (GitError::Redirected { operation, repo, .. }, 300..=399) => {
+            GitError::Redirected { operation, to: new_address(&repo, &headers), repo }
+        }
         (GitError::RepoDisabled { repo, .. }, 402 | 451) => GitError::RepoDisabled { repo, forge },
         (
             GitError::TokenLacksAccess { repo, .. }

@@ -272,8 +272,10 @@ impl<'a> Session<'a> {
         if self.expired.get() || self.ticket.expired() {
             return self.ticket.exceeded(operation);
         }
-        if self.foreign.get() || text.contains("cannot redirect") || text.contains("unexpected redirect") {
-            return GitError::Redirected { operation, repo };
+        // The third has "or authentication replays" behind it, which cannot be: a token is shown once.
+        let turned_away = ["cannot redirect", "unexpected redirect", "too many redirects"];
+        if self.foreign.get() || turned_away.iter().any(|words| text.contains(words)) {
+            return GitError::Redirected { operation, repo, to: None };
         }
         if let Some(status) = text.rsplit_once("status code: ").and_then(|(_, code)| code.trim().parse::<u16>().ok()) {
             return match status {
@@ -284,7 +286,7 @@ impl<'a> Session<'a> {
                 404 | 410 => GitError::RepoNotFound { repo, forge: None },
                 413 => GitError::PushTooLarge { repo },
                 429 => GitError::RateLimited { operation, repo, retry_after: None },
-                300..=399 => GitError::Redirected { operation, repo },
+                300..=399 => GitError::Redirected { operation, repo, to: None },
                 _ => GitError::ForgeUnavailable { operation, repo, status, retry_after: None, forge: None },
             };
         }
@@ -332,4 +334,108 @@ fn is_progress(line: &str) -> bool {
         "Enumerating objects",
     ];
     PROGRESS.iter().any(|start| line.starts_with(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use orchestra_events::FailureCode as Code;
+
+    use super::*;
+
+    /// What libgit2 was seen to say, and what it means. Those that a test server can bring about are met in
+    /// `runtime/tests/support/git_failures/rows.rs`, too.
+    #[test]
+    fn what_libgit2_says_has_its_meaning() {
+        let remote = Remote {
+            url: "https://forge.example/a/b.git".to_owned(),
+            kind: RemoteKind::Http,
+            username: "x".to_owned(),
+        };
+        let token = SecretString::from("ghp_canary");
+        let ticket = Ticket::until(Duration::from_secs(60));
+        let meaning = |class, code, text: &str| {
+            let session = Session::new(Operation::Push, &remote, Some(&token), &ticket, 1 << 20);
+            let error = session.classify(&git2::Error::new(code, class, text));
+            assert!(!error.to_string().contains("canary"), "{error}");
+            let failure = error.failure();
+            (failure.code, failure.retryable)
+        };
+        let generic = ErrorCode::GenericError;
+        for (class, code, text, expected) in [
+            (
+                ErrorClass::Net,
+                ErrorCode::Timeout,
+                "could not read from socket: timed out",
+                (Code::NetworkDropped, true),
+            ),
+            (ErrorClass::Net, ErrorCode::Timeout, "could not connect: timed out", (Code::NetworkDropped, true)),
+            (
+                ErrorClass::Net,
+                generic,
+                "failed to resolve address for x: Name or service not known",
+                (Code::NetworkDropped, true),
+            ),
+            (ErrorClass::Os, generic, "failed to connect to x: Connection refused", (Code::NetworkDropped, true)),
+            (
+                ErrorClass::Os,
+                generic,
+                "SSL error: syscall failure: Connection reset by peer",
+                (Code::NetworkDropped, true),
+            ),
+            (
+                ErrorClass::Http,
+                generic,
+                "http parser did not consume entire buffer: Invalid EOF state",
+                (Code::NetworkDropped, true),
+            ),
+            (ErrorClass::Http, generic, "unexpected EOF", (Code::NetworkDropped, true)),
+            (ErrorClass::Http, ErrorCode::Auth, "unexpected authentication failure", (Code::GitAuth, false)),
+            (
+                ErrorClass::Http,
+                ErrorCode::Auth,
+                "too many redirects or authentication replays",
+                (Code::PushRejected, false),
+            ),
+            (ErrorClass::Http, generic, "unexpected http status code: 403", (Code::GitTokenScope, false)),
+            (ErrorClass::Http, generic, "unexpected http status code: 404", (Code::RepoNotFound, false)),
+            (ErrorClass::Http, generic, "unexpected http status code: 429", (Code::NetworkDropped, true)),
+            (ErrorClass::Http, generic, "unexpected http status code: 503", (Code::NetworkDropped, true)),
+            (ErrorClass::Http, generic, "unexpected http status code: 400", (Code::NetworkDropped, false)),
+            (ErrorClass::Http, generic, "invalid content-type: 'text/html' ghp_canary", (Code::PushRejected, false)),
+            (ErrorClass::Ssl, ErrorCode::Certificate, "the SSL certificate is invalid", (Code::PushRejected, false)),
+            (
+                ErrorClass::Ssl,
+                ErrorCode::Certificate,
+                "hostname does not match certificate",
+                (Code::PushRejected, false),
+            ),
+            (
+                ErrorClass::Ssl,
+                generic,
+                "SSL error: error:0A00010B:SSL routines::wrong version number",
+                (Code::PushRejected, false),
+            ),
+            (ErrorClass::Net, generic, "cannot redirect from 'a' to 'b'", (Code::PushRejected, false)),
+            (ErrorClass::Odb, generic, "something else about ghp_canary", (Code::Internal, true)),
+        ] {
+            assert_eq!(meaning(class, code, text), expected, "{text}");
+        }
+        let late = Ticket::until(Duration::ZERO);
+        let session = Session::new(Operation::Push, &remote, None, &late, 1 << 20);
+        let error = session.classify(&git2::Error::new(generic, ErrorClass::None, "no error"));
+        assert!(matches!(error, GitError::DeadlineExceeded { .. }), "a callback that stopped leaves no error: {error}");
+    }
+
+    #[test]
+    fn only_the_forges_own_origin_is_its_origin() {
+        let own = Origin::of("https://forge.example/a");
+        for same in ["https://forge.example:443/b", "https://FORGE.example/a"] {
+            assert_eq!(Origin::of(same), own, "{same}");
+        }
+        for other in ["http://forge.example/a", "https://forge.example:8443/a", "https://forge.example.evil/a", "x"] {
+            assert_ne!(Origin::of(other), own, "{other}");
+        }
+    }
 }

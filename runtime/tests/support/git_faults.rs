@@ -84,7 +84,7 @@ async fn an_error_status_becomes_the_forges_own_sentence() {
         (404, "text/html", "<html>secret page</html>", None, FailureCode::RepoNotFound, "may not see"),
         (429, "text/plain", "slow down", Some(("Retry-After", "17".to_owned())), FailureCode::NetworkDropped, "17 s"),
         (503, "text/plain", "maintenance", None, FailureCode::NetworkDropped, "503"),
-        (200, "text/html", "<html>log in</html>", None, FailureCode::CloneFailed, "not a git server"),
+        (200, "text/html", "<html>log in</html>", None, FailureCode::PushRejected, "not a git server"),
         (
             401,
             "text/plain",

@@ -67,6 +67,7 @@ pub(super) fn repositories() -> Vec<Row> {
 #[rustfmt::skip]
 pub(super) fn networks() -> Vec<Row> {
     vec![
+        row("moved round in a circle", Pushing, with(301, "", "Location", "/acme/renamed.git/info/refs?service=git-receive-pack"), PushRejected, "/acme/renamed.git)", "present address"),
         row("429, push", Pushing, with(429, "slow down", "Retry-After", "17"), NetworkDropped, "asks to wait 17 s", "Wait for the forge's limit").retryable().waits(17),
         row("429, clone", Cloning, with(429, "slow down", "Retry-After", "9"), CloneFailed, "limits requests", "Wait for the forge's limit").retryable().waits(9),
         row("GitHub: secondary limit", Pushing, with(403, "You have exceeded a secondary rate limit.", "Retry-After", "60"), NetworkDropped, "limits requests", "Wait for the forge's limit").retryable().waits(60),
@@ -79,7 +80,7 @@ pub(super) fn networks() -> Vec<Row> {
         row("proxy takes no large body", Pushing, Wrong::Answer(At::Pack, 413, HTML, "<html>413</html>", None), PushRejected, "of this size", "`client_max_body_size`"),
         row("log-in page", Cloning, said(200, HTML, "<html>Sign in</html>"), CloneFailed, "a log-in page", "`git_url`"),
         row("log-in page, push", Pushing, said(200, HTML, "<html>Sign in</html>"), PushRejected, "a log-in page", "`git_url`"),
-        row("redirect elsewhere", Cloning, Wrong::Fault(At::Refs, Fault::Redirect("http://localhost:9".to_owned())), CloneFailed, "was not followed", "present address"),
+        row("redirect elsewhere", Cloning, Wrong::Fault(At::Refs, Fault::Redirect("http://localhost:9".to_owned())), CloneFailed, "(http://localhost:9/acme/api.git)", "present address"),
         row("redirect elsewhere, pack", Pushing, Wrong::Fault(At::Pack, Fault::Redirect("http://localhost:9".to_owned())), PushRejected, "was not followed", "present address"),
         row("cut in the refs", Cloning, Wrong::Fault(At::Refs, Fault::Cut(40)), CloneFailed, "broke during the clone", "network between this server and the forge").retryable(),
         row("cut in the pack", Cloning, Wrong::Fault(At::Pack, Fault::Cut(90)), CloneFailed, "during the clone", "network between this server and the forge").retryable(),
