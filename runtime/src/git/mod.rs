@@ -13,6 +13,7 @@ mod checkout;
 mod clone;
 mod commit;
 mod error;
+mod history;
 mod import;
 mod pool;
 mod probe;
@@ -53,10 +54,6 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a forge may be silent. It thinks before it sends a large pack, so this is not short.
 pub const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The shallowest clone. To push, libgit2 looks a few commits behind the base; with fewer, the push would have to
-/// fetch the rest of the history first.
-pub const MIN_DEPTH: u32 = 10;
-
 /// How a repository is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RemoteKind {
@@ -83,7 +80,7 @@ pub struct Remote {
 pub struct GitConfig {
     /// The program that is started again, with [`IMPORT_ARG`], to read packs: this one.
     pub helper: PathBuf,
-    /// How many commits of history a clone over HTTP fetches, at least [`MIN_DEPTH`]; `None` is all.
+    /// How many commits of history a first fetch over HTTP brings; `None` is all.
     pub depth: Option<u32>,
     /// Bound of a clone's wall time.
     pub clone_timeout: Duration,
@@ -251,7 +248,7 @@ impl Git {
             remote: remote.clone(),
             token: token.clone(),
             base: base.map(str::to_owned),
-            depth: self.config.depth.map(|depth| depth.max(MIN_DEPTH)),
+            depth: self.config.depth,
             max_bytes: self.config.max_clone_bytes,
         };
         let cloned = self
