@@ -275,6 +275,8 @@ impl Git {
             commit: oid(Operation::Checkout, commit)?,
             workspace: workspace.to_path_buf(),
             owner,
+            objects: checkout::Objects::Copied,
+            previous: None,
         };
         self.pool
             .run(Operation::Checkout, self.config.local_timeout, Late::Await, move |ticket| {
