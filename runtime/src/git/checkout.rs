@@ -169,12 +169,7 @@ fn link(from: &Path, to: &Path) -> std::io::Result<u64> {
 
 /// Links the files that `index` has in common with the work tree `previous`. None if the rules by which git writes files
 /// are not the same in both.
-fn link_same(
-    previous: &Path,
-    workspace: &Path,
-    index: &Index,
-    ticket: &Ticket,
-) -> Result<HashSet<Vec<u8>>, GitError> {
+fn link_same(previous: &Path, workspace: &Path, index: &Index, ticket: &Ticket) -> Result<HashSet<Vec<u8>>, GitError> {
     // One that cannot be read is one that was removed: then every file is written anew.
     let Ok(before) = Index::open(&previous.join(".git/index")) else { return Ok(HashSet::new()) };
     let is_rule = |path: &[u8]| path == b".gitattributes" || path.ends_with(b"/.gitattributes");

@@ -15,6 +15,7 @@ mod commit;
 mod error;
 mod history;
 mod import;
+mod mirror;
 mod pool;
 mod probe;
 mod push;
@@ -32,6 +33,9 @@ use tokio::io::AsyncRead;
 pub use branch::{MAX_BRANCH_BYTES, branch_slug, check_branch_name};
 pub use error::{ExportFault, GitError, Operation, PackFault};
 pub use import::{IMPORT_ARG, ImportLimits, import_main};
+pub use mirror::{
+    Access, CacheDir, CacheLimits, Cached, Lower, MAX_HEADS, Mirror, MirrorKey, PROOF_TIMEOUT, Part, victims,
+};
 pub use pool::MAX_BLOCKING_CALLS;
 pub use script::{diff_script, export_script};
 

@@ -4,6 +4,7 @@
 
 mod host;
 mod isolation;
+mod layers;
 mod leftovers;
 mod life;
 mod limits;
