@@ -32,6 +32,7 @@ use uuid::Uuid;
 use crate::allowed::AllowedModels;
 use crate::calls::CallMarks;
 use crate::ledger::Ledgers;
+use crate::mirror::Mirrors;
 use crate::policy::RetryPolicy;
 use crate::speech::Speech;
 use crate::task::Recorder;
@@ -42,8 +43,10 @@ pub struct Workshop {
     pub blobs: Arc<dyn BlobStore>,
     /// The machines.
     pub sandboxes: Arc<dyn Sandboxes>,
-    /// Clone, commit, push.
-    pub git: Git,
+    /// Import, commit, push.
+    pub git: Arc<Git>,
+    /// Repositories that were fetched before.
+    pub mirrors: Mirrors,
     /// Where repositories live.
     pub forges: Forges,
     /// Names and prices of models.

@@ -9,10 +9,11 @@ use orchestra_events::task::event::{CredentialKind, PushOutcome};
 use orchestra_events::task::state::{Checkout, Commit, Task};
 use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
 use orchestra_runtime::git::{GitError, Remote, Signature, diff_script, export_script};
-use orchestra_runtime::sandbox::{Exec, WORKSPACE_GID, WORKSPACE_UID};
+use orchestra_runtime::sandbox::Exec;
 use tokio::io::AsyncReadExt;
 
 use super::{Failed, Workshop, sandbox_of, workspace_of};
+use crate::mirror::{WorkTree, WorkTreeOrder};
 
 /// The largest diff that is kept and shown, in bytes.
 pub const MAX_DIFF: usize = 8 * 1024 * 1024;
@@ -72,22 +73,26 @@ impl Workshop {
         let remote = self.remote(task)?;
         // What a first try left is not trusted to be whole.
         self.sandboxes.destroy(sandbox).await?;
-        let repository = self.repository(sandbox);
-        let cloned = self
-            .git
-            .clone(&repository, &remote, self.vault.git(id), task.spec.base.as_deref())
-            .await
-            .map_err(|error| self.git_failed(&error))?;
+        let order = WorkTreeOrder {
+            forge: task.spec.repo.forge().to_owned(),
+            repo_path: task.spec.repo.path().to_owned(),
+            repo_id: None,
+            remote,
+            token: self.vault.git(id),
+            base: task.spec.base.clone(),
+            repository: self.repository(sandbox),
+        };
+        let tree = self.mirrors.work_tree(order).await.map_err(|error| self.git_failed(&error))?;
+        let cloned = &tree.cloned;
         let branch = &task.spec.branch;
         if *branch == cloned.base || *branch == cloned.default_branch {
             let message = format!("The branch {branch} is where the work starts from; it is never pushed to.");
             return Err(Failed::new(Failure::new(FailureCode::BranchPolicy, message)));
         }
         let volume = self.sandboxes.create_volume(sandbox, self.limits(task).disk_bytes).await?;
-        self.git
-            .checkout(&repository, &cloned.commit, volume.workspace(), (WORKSPACE_UID, WORKSPACE_GID))
-            .await
-            .map_err(|error| self.git_failed(&error))?;
+        volume.lay("", &tree.lower).await?;
+        // From here on the sandbox's own record keeps the files.
+        let WorkTree { cloned, .. } = tree;
         Ok(Command::RecordClone { base: cloned.base, commit: cloned.commit, sandbox })
     }
 

@@ -265,13 +265,16 @@ impl Git {
             .await
     }
 
-    /// Notes that a commit's files are used now.
-    pub async fn touch(&self, mirror: &Mirror, base: &str, commit: &CommitId) -> Result<(), GitError> {
+    /// Whether a commit's files are there; if so, notes that they are used now. Only after [`Git::prove_access`].
+    pub async fn use_lower(&self, mirror: &Mirror, base: &str, commit: &CommitId) -> Result<bool, GitError> {
         let (mirror, base, commit) = (mirror.clone(), base.to_owned(), commit.clone());
         self.pool
             .run(Operation::Checkout, self.config.local_timeout, Late::Await, move |_| {
-                lower::touch(&mirror, &base, &commit);
-                Ok(())
+                let there = mirror.has(&commit);
+                if there {
+                    lower::touch(&mirror, &base, &commit);
+                }
+                Ok(there)
             })
             .await
     }
