@@ -29,6 +29,8 @@ pub(super) fn mark_ends(repo: &Repository) -> io::Result<()> {
             _ => Ok(()),
         };
     }
+    // It is for libgit2 alone. git would take an end that is none after a deepening fetch at its word.
+    repo.config().and_then(|mut config| config.set_bool("core.commitGraph", false)).map_err(io::Error::other)?;
     fs::create_dir_all(repo.path().join("objects/info"))?;
     // Never in place: another thread may have the old file mapped.
     let partial = graph.with_extension(uuid::Uuid::now_v7().simple().to_string());
@@ -78,7 +80,7 @@ fn commit_graph(ends: &[End]) -> Vec<u8> {
         file.extend_from_slice(&NO_PARENT.to_be_bytes());
         file.extend_from_slice(&(seconds & ((1 << TIME_BITS) - 1)).to_be_bytes());
     }
-    // libgit2 does not compare the checksum, and git reads no commit-graph in a shallow repository.
+    // The checksum, which libgit2 does not compare.
     file.extend_from_slice(&[0; 20]);
     file
 }

@@ -8,3 +8,4 @@ mod layers;
 mod leftovers;
 mod life;
 mod limits;
+mod work_tree;

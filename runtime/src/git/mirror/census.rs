@@ -17,7 +17,7 @@ pub struct CacheLimits {
     pub max_bytes: u64,
     /// What nobody has used for so long goes.
     pub max_age: Duration,
-    /// Commits of one repository whose files are kept.
+    /// Commits of one repository whose files are kept, beside those that running tasks use.
     pub max_lowers_per_mirror: usize,
 }
 
@@ -138,7 +138,7 @@ pub fn victims(cached: &[Cached], pinned: &HashSet<PathBuf>, limits: &CacheLimit
     let mut oldest_first: Vec<&Cached> = cached.iter().collect();
     oldest_first.sort_by(|a, b| a.used.cmp(&b.used).then_with(|| a.path.cmp(&b.path)));
     let mut lowers: HashMap<&Path, usize> = HashMap::new();
-    for part in cached.iter().filter(|part| part.part == Part::Lower) {
+    for part in cached.iter().filter(|part| part.part == Part::Lower && !pinned.contains(&part.path)) {
         *lowers.entry(&part.mirror).or_default() += 1;
     }
     let mut total: u64 = cached.iter().map(|part| part.bytes).sum();
@@ -224,6 +224,9 @@ mod tests {
             part("b", Part::Line, "5", 1, 1_001),
         ];
         assert_eq!(gone(&cached, &[], WIDE), ["b/5"]);
-        assert_eq!(gone(&cached, &["b/5"], CacheLimits { max_lowers_per_mirror: 1, ..WIDE }), ["a/2", "a/3"]);
+        let one = CacheLimits { max_lowers_per_mirror: 1, ..WIDE };
+        assert_eq!(gone(&cached, &["b/5"], one), ["a/2", "a/3"]);
+        // Those in use have places of their own.
+        assert_eq!(gone(&cached, &["b/5", "a/2", "a/3"], one), [""; 0]);
     }
 }
