@@ -296,6 +296,7 @@ impl Handler<Make> for MirrorActor {
     fn handle(&mut self, order: Make, _: &mut Self::Context) -> Self::Result {
         self.last_asked = Instant::now();
         let (git, holds) = (Arc::clone(&self.git), Arc::clone(&self.holds));
+        let (order_mirror, order_base) = (order.mirror.clone(), order.wanted.base.clone());
         let make = async move {
             let Make { mirror, remote, token, wanted } = order;
             let lower = git.lower(&mirror, &remote, token, &wanted, (WORKSPACE_UID, WORKSPACE_GID)).await?;
@@ -303,8 +304,24 @@ impl Handler<Make> for MirrorActor {
             let hold = hold(&holds, &lower.path).ok_or_else(gone)?;
             Ok(Made { lower, hold })
         };
-        AtomicResponse::new(Box::pin(make.into_actor(self).map(|made, actor, _| {
+        let settle = (Arc::clone(&self.git), order_mirror, order_base);
+        AtomicResponse::new(Box::pin(make.into_actor(self).map(move |made, actor, ctx| {
             actor.last_asked = Instant::now();
+            if let Ok(Made { lower, .. }) = &made
+                && lower.made
+            {
+                let (git, mirror, base) = settle;
+                let commit = lower.cloned.commit.clone();
+                // Beside everything else: the files are good to use, and a loss of power before this only costs a fetch.
+                ctx.spawn(
+                    async move {
+                        if let Err(error) = git.settle(&mirror, &base, &commit).await {
+                            tracing::warn!(%error, "the disk does not say whether it has the repository");
+                        }
+                    }
+                    .into_actor(actor),
+                );
+            }
             made
         })))
     }

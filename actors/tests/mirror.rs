@@ -149,6 +149,12 @@ impl World {
     }
 }
 
+/// The repositories of a mirror's base branches.
+fn lines(mirror: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(mirror.join("lines")).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.extension().is_some_and(|kind| kind == "git")).collect()
+}
+
 fn content(tree: &WorkTree, name: &str) -> String {
     fs::read_to_string(tree.lower.join(name)).unwrap()
 }
@@ -276,8 +282,8 @@ async fn a_repository_that_was_made_anew_under_the_same_name_has_nothing_of_the_
         // With an id, not even the directory is the same; without one, no line has the old objects any more.
         let mirror = |tree: &WorkTree| tree.lower.ancestors().nth(2).unwrap().to_owned();
         assert_eq!(mirror(&old) == mirror(&new), ids[0].is_none());
-        for line in fs::read_dir(mirror(&new).join("lines")).unwrap() {
-            assert!(!World::holds(&line.unwrap().path(), &was));
+        for line in lines(&mirror(&new)) {
+            assert!(!World::holds(&line, &was));
         }
     }
 }
@@ -332,8 +338,7 @@ async fn what_was_moved_away_by_force_reaches_no_later_task() {
         assert_eq!((after.hit, &after.cloned.commit), (false, &clean));
         assert!(!after.lower.join("secret").exists());
         let mirror = after.lower.ancestors().nth(2).unwrap();
-        let lines = fs::read_dir(mirror.join("lines")).unwrap().map(|entry| entry.unwrap().path());
-        for repository in lines.chain([order.repository.clone(), after.lower.clone()]) {
+        for repository in lines(mirror).into_iter().chain([order.repository.clone(), after.lower.clone()]) {
             assert!(!World::holds(&repository, &leaked), "{}", repository.display());
         }
     }
@@ -487,7 +492,7 @@ async fn what_is_old_or_too_much_goes_and_comes_back_when_it_is_needed() {
     world.mirrors.sweep().await;
     assert!(lower.is_dir());
     let long_ago = SystemTime::now() - Duration::from_secs(4_000);
-    let line = fs::read_dir(mirror.join("lines")).unwrap().next().unwrap().unwrap().path();
+    let line = lines(&mirror).remove(0);
     for path in [lower.with_extension("json"), line.join("HEAD")] {
         fs::File::options().append(true).open(path).unwrap().set_modified(long_ago).unwrap();
     }
@@ -532,6 +537,32 @@ async fn a_crash_leaves_nothing_that_is_taken_for_whole() {
     let tree = mirrors.work_tree(world.order()).await.unwrap();
     assert!(!tree.hit);
     assert_eq!((&tree.lower, content(&tree, "README.md")), (&unfinished, "two\n".into()));
+}
+
+#[actix::test]
+async fn what_the_disk_did_not_have_when_the_power_went_is_not_trusted() {
+    let world = World::new().await;
+    let lower = world.tree().await.lower;
+    let line = lines(lower.ancestors().nth(2).unwrap()).remove(0);
+    let marks = [lower.with_extension("unsettled"), line.with_extension("unsettled")];
+    while marks.iter().any(|mark| mark.exists()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(world.restarted(CacheLimits::default()).work_tree(world.order()).await.unwrap().hit);
+
+    // The same server again before the disk had it: good. The machine again: not.
+    for (boot, good) in
+        [(fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap(), true), ("another".into(), false)]
+    {
+        fs::write(lower.join("README.md"), "").unwrap();
+        for mark in &marks {
+            fs::write(mark, &boot).unwrap();
+        }
+        let fetches = world.fetches();
+        let tree = world.restarted(CacheLimits::default()).work_tree(world.order()).await.unwrap();
+        assert_eq!((tree.hit, world.fetches() == fetches), (good, good));
+        assert_eq!(content(&tree, "README.md") == "one\n", !good);
+    }
 }
 
 #[actix::test]

@@ -66,7 +66,8 @@ impl World {
     }
 
     fn lines(&self) -> Vec<PathBuf> {
-        fs::read_dir(self.mirror.dir().join("lines")).unwrap().map(|entry| entry.unwrap().path()).collect()
+        let entries = fs::read_dir(self.mirror.dir().join("lines")).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.is_dir()).collect()
     }
 }
 

@@ -51,7 +51,7 @@ pub struct Cached {
     pub used: SystemTime,
 }
 
-fn entries(folder: &Path) -> Vec<(PathBuf, String)> {
+pub(super) fn entries(folder: &Path) -> Vec<(PathBuf, String)> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     entries.flatten().filter_map(|entry| Some((entry.path(), entry.file_name().into_string().ok()?))).collect()
 }
@@ -62,7 +62,7 @@ fn is_leftover(name: &str) -> bool {
 }
 
 /// Directories of mirrors.
-fn mirrors(cache: &CacheDir) -> impl Iterator<Item = PathBuf> {
+pub(super) fn mirrors(cache: &CacheDir) -> impl Iterator<Item = PathBuf> {
     entries(&cache.root)
         .into_iter()
         .filter(|(path, name)| !name.starts_with('.') && path.join("mirror.json").is_file())
@@ -77,7 +77,7 @@ pub(super) fn census(cache: &CacheDir) -> Vec<Cached> {
             found.push(Cached { mirror: mirror.clone(), part: Part::Lower, path, bytes, used });
         }
         for (path, name) in entries(&mirror.join("lines")) {
-            if is_leftover(&name) {
+            if is_leftover(&name) || !name.ends_with(".git") {
                 continue;
             }
             let bytes = entries(&path.join("objects/pack"))
@@ -126,7 +126,8 @@ pub(super) fn leftovers(cache: &CacheDir) -> Vec<PathBuf> {
         found.extend(inside.iter().filter(|(_, name)| is_leftover(name)).map(|(path, _)| path.clone()));
         // A note whose files are gone.
         let orphans = inside.iter().filter(|(path, name)| {
-            folder.ends_with("lowers") && name.ends_with(".json") && !path.with_extension("").is_dir()
+            let of = name.ends_with(".json") || name.ends_with(".unsettled");
+            folder.ends_with("lowers") && of && !path.with_extension("").is_dir()
         });
         found.extend(orphans.map(|(path, _)| path.clone()));
     }
@@ -172,6 +173,7 @@ pub(super) fn evict(part: &Cached) -> Result<(), GitError> {
     if part.part == Part::Lower {
         remove_tree(&note_of(&part.path)).map_err(disk)?;
     }
+    remove_tree(&part.path.with_extension("unsettled")).map_err(disk)?;
     remove_tree(&gone).map_err(disk)?;
     let empty = ["lines", "lowers"].iter().all(|folder| entries(&part.mirror.join(folder)).is_empty());
     if empty { remove_tree(&part.mirror).map_err(disk) } else { Ok(()) }

@@ -13,7 +13,7 @@ use super::super::clone::{Partial, init_bare, reachable, remove};
 use super::super::error::{GitError, Operation};
 use super::super::pool::Ticket;
 use super::super::{Cloned, Remote, commit_id, history, oid};
-use super::{Lower, Mirror, PARTIAL, census, fresh_name, line, remove_tree, replace};
+use super::{Lower, Mirror, PARTIAL, census, durable, fresh_name, line, remove_tree, replace};
 
 const OPERATION: Operation = Operation::Clone;
 
@@ -73,7 +73,7 @@ pub(super) fn run(request: &Request, ticket: &Ticket) -> Result<Lower, GitError>
         };
         let (partial, listing) = line::updated(&order, ticket)?;
         claim(ticket)?;
-        replace(&partial, &line).map_err(disk("putting the mirror in place"))?;
+        durable::mark(&line).and_then(|()| replace(&partial, &line)).map_err(disk("putting the mirror in place"))?;
         listing.cloned()
     };
     let path = mirror.lower(&cloned.commit);
@@ -110,7 +110,7 @@ fn write(request: &Request, cloned: &Cloned, line: &Path, path: &Path, ticket: &
     let written = checkout::run(&order, ticket)?;
     let note = Note { bytes: written.bytes + written.object_bytes, files: written.files };
     let note = serde_json::to_vec(&note).map_err(|error| disk("noting the size")(error.into()))?;
-    fs::write(note_of(path), note).map_err(disk("noting the size"))?;
+    durable::mark(path).and_then(|()| fs::write(note_of(path), note)).map_err(disk("noting the size"))?;
     // One without a note is not whole, whatever left it.
     remove_tree(path).map_err(disk("putting the files in place"))?;
     fs::rename(&draft.0, path).map_err(disk("putting the files in place"))

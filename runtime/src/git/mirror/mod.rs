@@ -7,6 +7,7 @@
 //!     lines/{digest}.git       one base branch: a bare repository with that branch's objects and no others
 //!     lowers/{commit}/         its files and a throw-away .git, never written to again: tasks lay an overlay over it
 //!     lowers/{commit}.json     its size; used last when this file was touched last
+//!     */*.unsettled            beside what the disk may not have taken yet
 //! ```
 //!
 //! One bare repository for each base branch, not one for all: a sandbox gets the packs of the line that its commit is on, so
@@ -18,6 +19,7 @@
 //! token, so whoever has no access learns nothing, not even by how long it takes.
 
 mod census;
+mod durable;
 mod line;
 mod lower;
 mod proof;
@@ -98,10 +100,13 @@ pub struct CacheDir {
 }
 
 impl CacheDir {
-    /// Opens (and makes) the directory. What is in it is readable by the server alone.
+    /// Opens (and makes) the directory. What is in it is readable by the server alone. What the machine did not bring to the
+    /// disk before it lost power is not taken for whole.
     pub fn open(root: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(root)?;
-        Ok(Self { root: fs::canonicalize(root)? })
+        let cache = Self { root: fs::canonicalize(root)? };
+        durable::forget_unsettled(&cache)?;
+        Ok(cache)
     }
 
     /// What a process that was killed has left half-made or half-removed. To be asked before anything is begun.
@@ -238,6 +243,18 @@ impl Git {
             Err(error) => Err(self.probe.explain(error, Operation::Clone, remote, token.as_ref()).await),
             made => made,
         }
+    }
+
+    /// Waits until the disk has a line and a commit's files, so that they are still good after the machine lost power. Nobody
+    /// has to wait for it before they are used.
+    pub async fn settle(&self, mirror: &Mirror, base: &str, commit: &CommitId) -> Result<(), GitError> {
+        let paths = [mirror.line(base), mirror.lower(commit)];
+        self.pool
+            .run(Operation::Checkout, self.config.local_timeout, Late::Await, move |_| {
+                durable::settle(&paths)
+                    .map_err(|error| GitError::io(Operation::Checkout, "waiting for the disk", &error))
+            })
+            .await
     }
 
     /// Makes a task's own trusted repository `into` from a commit's files: links to the same packs, so it costs nothing
