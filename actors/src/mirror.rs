@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -115,6 +116,7 @@ struct House {
     actors: Mutex<HashMap<PathBuf, Addr<MirrorActor>>>,
     /// What the last process of this server has left half-made; taken once.
     leftovers: Mutex<Vec<PathBuf>>,
+    trimming: AtomicBool,
 }
 
 impl Drop for House {
@@ -137,7 +139,8 @@ impl Mirrors {
         let cache = CacheDir::open(dir)?;
         let leftovers = Mutex::new(cache.leftovers());
         let (holds, arbiter, actors) = (Holds::default(), Arbiter::new(), Mutex::default());
-        let house = House { git, sandboxes, cache, limits, holds, arbiter, actors, leftovers };
+        let trimming = AtomicBool::new(false);
+        let house = House { git, sandboxes, cache, limits, holds, arbiter, actors, leftovers, trimming };
         Ok(Self { house: Arc::new(house) })
     }
 
@@ -157,14 +160,19 @@ impl Mirrors {
         let (cloned, lower, hold) = match found {
             Some(hold) => (cloned, hold.path.clone(), hold),
             None => {
-                let made = self.make(&mirror, &order, cloned).await?;
-                (made.lower.cloned, made.lower.path, made.hold)
+                let Made { lower, hold } = self.make(&mirror, &order, cloned).await?;
+                if !lower.made {
+                    // It waited for another task's fetch, which can take minutes: what was proven then is asked again.
+                    let base = Some(lower.cloned.base.as_str());
+                    house.git.prove_access(&house.cache, &order.remote, order.token.clone(), base).await?;
+                }
+                (lower.cloned, lower.path, hold)
             }
         };
         house.git.seed(&lower, &order.repository, &cloned).await?;
         metrics::counter!("orchestra_work_trees_total", "cache" => if hit { "hit" } else { "miss" }).increment(1);
         if !hit {
-            self.trim().await;
+            self.trim_beside();
         }
         Ok(WorkTree { cloned, heads, lower, hit, hold })
     }
@@ -200,6 +208,18 @@ impl Mirrors {
         };
         let cleared = if leftovers.is_empty() { 0 } else { self.house.git.clear(leftovers).await.unwrap_or(0) };
         cleared + self.trim().await
+    }
+
+    /// Makes room while the task goes on. One such pass at a time is enough.
+    fn trim_beside(&self) {
+        if self.house.trimming.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let mirrors = self.clone();
+        drop(tokio::spawn(async move {
+            mirrors.trim().await;
+            mirrors.house.trimming.store(false, Ordering::SeqCst);
+        }));
     }
 
     async fn trim(&self) -> usize {

@@ -443,6 +443,9 @@ async fn tasks_that_come_at_once_wait_for_one_fetch() {
     assert!(trees.iter().all(|tree| tree.lower == trees[0].lower && tree.cloned == trees[0].cloned));
     // A fetch over HTTP takes a request or two; six of them would be at least six.
     assert!(one_fetch <= 2, "{one_fetch}");
+    // Six proofs, and one more of each task that had waited. Each asks twice: libgit2 begins without the token.
+    let proofs = world.server.requests().iter().filter(|line| line.contains("service=git-upload-pack")).count() / 2 - 1;
+    assert_eq!(proofs, 6 + 5);
 }
 
 #[actix::test]

@@ -103,15 +103,13 @@ pub(super) fn run(request: &Request, ticket: &Ticket) -> Result<CheckoutStats, G
     drop(checkout);
     work.set_head(&format!("refs/heads/{WORK_BRANCH}")).map_err(git)?;
     let mut stats = CheckoutStats { files: 0, bytes: 0, object_bytes };
-    let linked = (!linked.is_empty()).then_some(&linked);
-    let entries = hand_over(request, &index, linked, &mut stats, ticket)?;
+    let entries = hand_over(request, &index, &linked, &mut stats, ticket)?;
     for entry in &entries {
         index.add(entry).map_err(git)?;
     }
     index.write().map_err(git)?;
-    drop(tree);
-    drop(work);
-    own_folders(request, ticket)?;
+    let path = request.workspace.join(".git/index");
+    own(&path, &fs::symlink_metadata(&path).map_err(disk("writing the index"))?, request.owner)?;
     Ok(stats)
 }
 
@@ -179,8 +177,7 @@ fn link_same(previous: &Path, workspace: &Path, index: &Index, ticket: &Ticket) 
     if rules(&before) != rules(index) {
         return Ok(HashSet::new());
     }
-    let had: HashMap<Vec<u8>, (git2::Oid, u32)> =
-        before.iter().map(|entry| (entry.path, (entry.id, entry.mode))).collect();
+    let had: HashMap<Vec<u8>, IndexEntry> = before.iter().map(|entry| (entry.path.clone(), entry)).collect();
     let (mut linked, mut made) = (HashSet::new(), HashSet::new());
     for entry in index.iter() {
         if ticket.expired() {
@@ -190,7 +187,10 @@ fn link_same(previous: &Path, workspace: &Path, index: &Index, ticket: &Ticket) 
         let path = Path::new(OsStr::from_bytes(&entry.path));
         // libgit2 has written the same name in the other tree, so it is one; it is looked at nevertheless.
         let plain = path.components().all(|part| matches!(part, Component::Normal(name) if name != ".git"));
-        if !regular || !plain || had.get(&entry.path) != Some(&(entry.id, entry.mode)) {
+        let Some(same) = had.get(&entry.path).filter(|same| (same.id, same.mode) == (entry.id, entry.mode)) else {
+            continue;
+        };
+        if !regular || !plain {
             continue;
         }
         let folder = path.parent().unwrap_or(Path::new(""));
@@ -198,55 +198,89 @@ fn link_same(previous: &Path, workspace: &Path, index: &Index, ticket: &Ticket) 
             fs::create_dir_all(workspace.join(folder)).map_err(disk("making a folder"))?;
         }
         let from = previous.join(path);
-        // A file that is not there as it should be is written anew.
-        if fs::symlink_metadata(&from).is_ok_and(|meta| meta.is_file())
-            && fs::hard_link(&from, workspace.join(path)).is_ok()
-        {
+        // Only the very file that was seen there: a path can lead through a link. Any other is written anew.
+        let seen =
+            |meta: fs::Metadata| meta.is_file() && meta.ino() as u32 == same.ino && meta.dev() as u32 == same.dev;
+        if fs::symlink_metadata(&from).is_ok_and(seen) && fs::hard_link(&from, workspace.join(path)).is_ok() {
             linked.insert(entry.path);
         }
     }
     Ok(linked)
 }
 
-/// Gives the files to the sandbox's user and answers how git's index has to describe them. Links are changed themselves,
-/// never what they point at; a file that is shared with another work tree has the right owner and time already.
+/// Gives everything to the sandbox's user and answers how git's index has to describe the files. Walks the folders that are
+/// there, and follows no link: the names in a commit are its author's, and one can lead through a link that it also has.
+/// A file that is shared with another work tree has the right owner and time already.
 fn hand_over(
     request: &Request,
     index: &Index,
-    linked: Option<&HashSet<Vec<u8>>>,
+    linked: &HashSet<Vec<u8>>,
     stats: &mut CheckoutStats,
     ticket: &Ticket,
 ) -> Result<Vec<IndexEntry>, GitError> {
     const WHAT: &str = "giving the workspace to the sandbox's user";
     let written = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(AGE);
     let time = TimeSpec::new(i64::try_from(written.as_secs()).unwrap_or(0), 0);
-    let mut entries = Vec::with_capacity(index.len());
-    for mut entry in index.iter() {
-        if ticket.expired() {
-            return Err(ticket.exceeded(OPERATION));
+    // A submodule is an empty directory.
+    let mut expected: HashMap<Vec<u8>, IndexEntry> =
+        index.iter().filter(|entry| entry.mode != GITLINK).map(|entry| (entry.path.clone(), entry)).collect();
+    let mut entries = Vec::with_capacity(expected.len());
+    let root = &request.workspace;
+    let mut pending = vec![PathBuf::new()];
+    while let Some(folder) = pending.pop() {
+        let here = root.join(&folder);
+        own(&here, &fs::symlink_metadata(&here).map_err(disk(WHAT))?, request.owner)?;
+        let internal = folder.starts_with(".git");
+        let packs = request.objects == Objects::Linked && folder.starts_with(".git/objects");
+        for found in fs::read_dir(&here).map_err(disk(WHAT))? {
+            if ticket.expired() {
+                return Err(ticket.exceeded(OPERATION));
+            }
+            let found = found.map_err(disk(WHAT))?;
+            let (path, inside) = (found.path(), folder.join(found.file_name()));
+            let mut meta = fs::symlink_metadata(&path).map_err(disk(WHAT))?;
+            if meta.is_dir() {
+                pending.push(inside);
+                continue;
+            }
+            if internal {
+                if !packs {
+                    own(&path, &meta, request.owner)?;
+                }
+                continue;
+            }
+            let Some(mut entry) = expected.remove(inside.as_os_str().as_bytes()) else {
+                return Err(unwritable("a file is there that the commit does not have"));
+            };
+            if !linked.contains(&entry.path) {
+                utimensat(nix::fcntl::AT_FDCWD, &path, &time, &time, UtimensatFlags::NoFollowSymlink)
+                    .map_err(|error| disk(WHAT)(error.into()))?;
+                own(&path, &meta, request.owner)?;
+                meta = fs::symlink_metadata(&path).map_err(disk(WHAT))?;
+            }
+            stats.files += 1;
+            stats.bytes += meta.len();
+            describe(&mut entry, &meta);
+            entries.push(entry);
         }
-        // A submodule is an empty directory.
-        if entry.mode == GITLINK {
-            continue;
-        }
-        let path = request.workspace.join(OsStr::from_bytes(&entry.path));
-        let mut meta = fs::symlink_metadata(&path).map_err(disk(WHAT))?;
-        if !linked.is_some_and(|linked| linked.contains(&entry.path)) {
-            utimensat(nix::fcntl::AT_FDCWD, &path, &time, &time, UtimensatFlags::NoFollowSymlink)
-                .map_err(|error| disk(WHAT)(error.into()))?;
-            own(&path, &meta, request.owner)?;
-            meta = fs::symlink_metadata(&path).map_err(disk(WHAT))?;
-        }
-        stats.files += 1;
-        stats.bytes += meta.len();
-        // The index keeps the low half of each number, as git itself does.
-        entry.mtime = IndexTime::new(meta.mtime() as i32, meta.mtime_nsec() as u32);
-        entry.ctime = IndexTime::new(meta.ctime() as i32, meta.ctime_nsec() as u32);
-        (entry.dev, entry.ino) = (meta.dev() as u32, meta.ino() as u32);
-        (entry.uid, entry.gid, entry.file_size) = (meta.uid(), meta.gid(), meta.len() as u32);
-        entries.push(entry);
     }
+    if !expected.is_empty() {
+        return Err(unwritable("two of its names exclude each other"));
+    }
+    fs::set_permissions(root, fs::Permissions::from_mode(0o755)).map_err(disk(WHAT))?;
     Ok(entries)
+}
+
+fn unwritable(why: &str) -> GitError {
+    GitError::Git { operation: OPERATION, detail: format!("the commit cannot be written out: {why}") }
+}
+
+/// The index keeps the low half of each number, as git itself does.
+fn describe(entry: &mut IndexEntry, meta: &fs::Metadata) {
+    entry.mtime = IndexTime::new(meta.mtime() as i32, meta.mtime_nsec() as u32);
+    entry.ctime = IndexTime::new(meta.ctime() as i32, meta.ctime_nsec() as u32);
+    (entry.dev, entry.ino) = (meta.dev() as u32, meta.ino() as u32);
+    (entry.uid, entry.gid, entry.file_size) = (meta.uid(), meta.gid(), meta.len() as u32);
 }
 
 fn own(path: &Path, meta: &fs::Metadata, (uid, gid): (u32, u32)) -> Result<(), GitError> {
@@ -254,28 +288,4 @@ fn own(path: &Path, meta: &fs::Metadata, (uid, gid): (u32, u32)) -> Result<(), G
         return Ok(());
     }
     std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(disk("giving the workspace to the sandbox's user"))
-}
-
-/// Gives the folders, and what is in `.git`, to the sandbox's user.
-fn own_folders(request: &Request, ticket: &Ticket) -> Result<(), GitError> {
-    let what = "giving the workspace to the sandbox's user";
-    let root = &request.workspace;
-    let mut pending = vec![(root.clone(), false)];
-    while let Some((folder, internal)) = pending.pop() {
-        own(&folder, &fs::symlink_metadata(&folder).map_err(disk(what))?, request.owner)?;
-        let packs = request.objects == Objects::Linked && folder.starts_with(root.join(".git/objects"));
-        for entry in fs::read_dir(&folder).map_err(disk(what))? {
-            if ticket.expired() {
-                return Err(ticket.exceeded(OPERATION));
-            }
-            let entry = entry.map_err(disk(what))?;
-            let kind = entry.file_type().map_err(disk(what))?;
-            if kind.is_dir() {
-                pending.push((entry.path(), internal || (folder == *root && entry.file_name() == ".git")));
-            } else if internal && !packs {
-                own(&entry.path(), &fs::symlink_metadata(entry.path()).map_err(disk(what))?, request.owner)?;
-            }
-        }
-    }
-    fs::set_permissions(root, fs::Permissions::from_mode(0o755)).map_err(disk(what))
 }
