@@ -377,7 +377,7 @@ async fn evict(git: &Git, holds: &Holds, sandboxes: &dyn Sandboxes, part: &Cache
     };
     let evicted = !used
         && match git.evict(part).await {
-            Ok(()) => true,
+            Ok(evicted) => evicted,
             Err(error) => {
                 tracing::warn!(path = %part.path.display(), %error, "a part of the cache resists its removal");
                 false

@@ -73,7 +73,7 @@ pub(super) fn census(cache: &CacheDir) -> Vec<Cached> {
     let mut found = Vec::new();
     for mirror in mirrors(cache) {
         for path in lowers(&mirror) {
-            let Some((bytes, used)) = size_and_use(&path) else { continue };
+            let (bytes, used) = size_and_use(&path);
             found.push(Cached { mirror: mirror.clone(), part: Part::Lower, path, bytes, used });
         }
         for (path, name) in entries(&mirror.join("lines")) {
@@ -85,8 +85,7 @@ pub(super) fn census(cache: &CacheDir) -> Vec<Cached> {
                 .filter_map(|(path, _)| fs::symlink_metadata(path).ok())
                 .map(|meta| meta.len())
                 .sum();
-            let used = fs::metadata(path.join("HEAD")).and_then(|meta| meta.modified());
-            let used = used.unwrap_or(SystemTime::UNIX_EPOCH);
+            let used = last_use(Part::Line, &path);
             found.push(Cached { mirror: mirror.clone(), part: Part::Line, path, bytes, used });
         }
     }
@@ -101,17 +100,23 @@ fn lowers(mirror: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 /// One without a note is half-removed, or from a process that was killed: it is as old as can be.
-fn size_and_use(lower: &Path) -> Option<(u64, SystemTime)> {
-    let note = note_of(lower);
-    let Ok(bytes) = fs::read(&note) else { return Some((0, SystemTime::UNIX_EPOCH)) };
-    let read: Note = serde_json::from_slice(&bytes).ok()?;
-    Some((read.bytes, fs::metadata(&note).and_then(|meta| meta.modified()).ok()?))
+fn size_and_use(lower: &Path) -> (u64, SystemTime) {
+    let note = fs::read(note_of(lower)).ok().and_then(|bytes| serde_json::from_slice::<Note>(&bytes).ok());
+    note.map_or((0, SystemTime::UNIX_EPOCH), |note| (note.bytes, last_use(Part::Lower, lower)))
+}
+
+fn last_use(part: Part, path: &Path) -> SystemTime {
+    let touched = match part {
+        Part::Line => path.join("HEAD"),
+        Part::Lower => note_of(path),
+    };
+    fs::metadata(touched).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// The lower of this mirror that was used last.
 pub(super) fn latest_lower(mirror: &Mirror) -> Option<PathBuf> {
     let whole = lowers(mirror.dir()).filter(|path| note_of(path).is_file());
-    whole.filter_map(|path| Some((size_and_use(&path)?.1, path))).max().map(|(_, path)| path)
+    whole.map(|path| (last_use(Part::Lower, &path), path)).max().map(|(_, path)| path)
 }
 
 /// What a killed process has left.
@@ -162,9 +167,13 @@ pub fn victims(cached: &[Cached], pinned: &HashSet<PathBuf>, limits: &CacheLimit
     victims
 }
 
-/// Takes the name away, then the files, and the mirror's directory with its last part.
-pub(super) fn evict(part: &Cached) -> Result<(), GitError> {
+/// Takes the name away, then the files, and the mirror's directory with its last part. `false`: it was used meanwhile, and
+/// stays.
+pub(super) fn evict(part: &Cached) -> Result<bool, GitError> {
     let disk = |error: std::io::Error| GitError::io(Operation::Checkout, "removing from the cache", &error);
+    if last_use(part.part, &part.path) > part.used {
+        return Ok(false);
+    }
     let gone = part.path.with_file_name(fresh_name(GONE));
     match fs::rename(&part.path, &gone) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -176,7 +185,10 @@ pub(super) fn evict(part: &Cached) -> Result<(), GitError> {
     remove_tree(&part.path.with_extension("unsettled")).map_err(disk)?;
     remove_tree(&gone).map_err(disk)?;
     let empty = ["lines", "lowers"].iter().all(|folder| entries(&part.mirror.join(folder)).is_empty());
-    if empty { remove_tree(&part.mirror).map_err(disk) } else { Ok(()) }
+    if empty {
+        remove_tree(&part.mirror).map_err(disk)?;
+    }
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -268,8 +268,8 @@ impl Git {
             .await
     }
 
-    /// Removes something from the cache. Its name is gone at once; its files follow.
-    pub async fn evict(&self, part: &Cached) -> Result<(), GitError> {
+    /// Removes something from the cache, unless it was used since it was counted. Its name is gone at once; its files follow.
+    pub async fn evict(&self, part: &Cached) -> Result<bool, GitError> {
         let part = part.clone();
         self.pool.run(Operation::Checkout, self.config.local_timeout, Late::Await, move |_| census::evict(&part)).await
     }
