@@ -58,6 +58,9 @@ pub const KEYS: &[&str] = &[
     "branches.template",
     "branches.names",
     "branches.allow_default",
+    "cache.max_size",
+    "cache.max_age",
+    "cache.lowers",
     "sandbox.image",
     "sandbox.images_dir",
     "sandbox.memory",
@@ -128,6 +131,8 @@ pub struct Config {
     pub commits: CommitsSection,
     /// Which branches tasks may start from and push to.
     pub branches: BranchSettings,
+    /// How much of what was fetched is kept.
+    pub cache: CacheSection,
     /// What a sandbox may use.
     pub sandbox: SandboxSection,
     /// How much runs at once.
@@ -172,11 +177,23 @@ fn yes() -> bool {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GitSection {
-    /// Commits of history that a clone over HTTP fetches; 0 fetches all.
+    /// Commits of history that a first fetch over HTTP brings; 0 fetches all.
     pub depth: u32,
     /// Options sent with every push, such as GitLab's `ci.skip`. A forge that takes none gets the push without them.
     #[serde(default)]
     pub push_options: Vec<String>,
+}
+
+/// `cache`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheSection {
+    /// Bytes of all repositories and work trees that are kept for the next task, such as `20GiB`.
+    pub max_size: String,
+    /// What no task has used for so long is removed.
+    pub max_age: String,
+    /// Commits of one repository whose work trees are kept.
+    pub lowers: usize,
 }
 
 /// `sandbox`.
@@ -317,9 +334,10 @@ impl Default for Config {
                 ),
                 ("gitlab".to_owned(), forge(ForgeKind::Gitlab, "https://gitlab.com", "https://gitlab.com/api/v4")),
             ]),
-            git: GitSection { depth: 0, push_options: Vec::new() },
+            git: GitSection { depth: 1, push_options: Vec::new() },
             commits: CommitsSection::default(),
             branches: BranchSettings::default(),
+            cache: CacheSection { max_size: "20GiB".to_owned(), max_age: "168h".to_owned(), lowers: 8 },
             sandbox: SandboxSection {
                 image: "default".to_owned(),
                 images_dir: None,
@@ -399,11 +417,14 @@ impl Config {
         let timeout = parse_duration(&self.sandbox.timeout).with_context(within("sandbox.timeout"))?;
         parse_duration(&self.retry.first_wait).with_context(within("retry.first_wait"))?;
         parse_duration(&self.retry.attempt_wait).with_context(within("retry.attempt_wait"))?;
+        parse_bytes(&self.cache.max_size).with_context(within("cache.max_size"))?;
+        parse_duration(&self.cache.max_age).with_context(within("cache.max_age"))?;
         self.allowed_models()?;
         self.commits.rules()?;
         self.branch_policies()?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
+        refuse(self.cache.lowers == 0, "cache.lowers is at least 1")?;
         refuse(memory < 64 << 20, "sandbox.memory is at least 64MiB")?;
         refuse(
             timeouts.connect.is_zero() || timeouts.first_byte.is_zero() || timeouts.idle.is_zero(),

@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use orchestra_actors::calls::CallMarks;
 use orchestra_actors::ledger::Ledgers;
+use orchestra_actors::mirror::Mirrors;
 use orchestra_actors::policy::RetryPolicy;
 use orchestra_actors::speech::Speech;
 use orchestra_actors::workshop::Workshop;
@@ -23,9 +24,9 @@ use orchestra_events::task::event::Attempts;
 use orchestra_events::{Actor, EventStore, KeyId};
 use orchestra_runtime::forge::Forges;
 use orchestra_runtime::gateway::Gateway;
-use orchestra_runtime::git::{Git, GitConfig};
+use orchestra_runtime::git::{CacheLimits, Git, GitConfig};
 use orchestra_runtime::model::Models;
-use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig};
+use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, Sandboxes};
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
@@ -133,20 +134,30 @@ fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Work
     let data = &config.data_dir;
     let this_program = std::env::current_exe().context("cannot find this program's own file")?;
     let state_dir = data.join("sandboxes");
-    let sandboxes =
+    let sandboxes: Arc<dyn Sandboxes> = Arc::new(
         Containers::new(SandboxConfig { state_dir, images: config.images_dir(), helper: this_program.clone() })
-            .context("cannot prepare the sandboxes")?;
+            .context("cannot prepare the sandboxes")?,
+    );
     let mut git = GitConfig::new(this_program);
     git.depth = Some(config.git.depth).filter(|depth| *depth > 0);
     git.push_options.clone_from(&config.git.push_options);
+    let git = Arc::new(Git::new(git));
+    let cache = CacheLimits {
+        max_bytes: parse_bytes(&config.cache.max_size)?,
+        max_age: parse_duration(&config.cache.max_age)?,
+        max_lowers_per_mirror: config.cache.lowers,
+    };
+    let mirrors = Mirrors::start(Arc::clone(&git), Arc::clone(&sandboxes), &data.join("mirrors"), cache)
+        .context("cannot create the folder of mirrors")?;
     let repositories = data.join("repositories");
     std::fs::create_dir_all(&repositories).context("cannot create the folder of repositories")?;
     let models = Arc::new(Models::new(config.providers()?, config.timeouts()?)?);
     let gateway = Arc::new(Gateway::new(Arc::clone(&models), config.gateway_policy()));
     Ok(Workshop {
         blobs: Arc::new(FolderBlobs::open(data.join("blobs")).context("cannot open the blob store")?),
-        sandboxes: Arc::new(sandboxes),
-        git: Git::new(git),
+        sandboxes,
+        git,
+        mirrors,
         forges: Forges::new(config.forges.clone(), &config.default_forge),
         commits: config.commits.rules()?,
         public_url: config.public_url.clone(),

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::git_http::{At, Fault};
 use crate::harness::{GIT_TOKEN, House, REPO, Setup, bash, count, done, script, sha256};
+use orchestra_test_forges::{At, Fault};
 
 fn credentials(key: &str, token: &str) -> Value {
     json!({ "model": { "apiKey": key }, "git": { "token": token } })

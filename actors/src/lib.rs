@@ -10,6 +10,7 @@ pub mod allowed;
 pub mod calls;
 pub mod journal;
 pub mod ledger;
+pub mod mirror;
 pub mod orchestra;
 pub mod policy;
 pub mod projector;

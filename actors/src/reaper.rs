@@ -1,4 +1,5 @@
-//! The reaper: removes sandboxes, volumes and repositories that no open task owns, at start and from time to time.
+//! The reaper: removes sandboxes, volumes and repositories that no open task owns, and what the cache has no room for, at
+//! start and from time to time.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -70,8 +71,9 @@ async fn pass(store: &dyn EventStore, read: &ReadModels, workshop: &Workshop) ->
     let mut found: HashSet<SandboxId> =
         workshop.sandboxes.list().await.map_err(|error| error.to_string())?.into_iter().collect();
     found.extend(workshop.repositories_found().await);
+    let swept = workshop.mirrors.sweep().await;
     if found.is_empty() {
-        return Ok(0);
+        return Ok(swept);
     }
     let head = store.head().await.map_err(|error| error.to_string())?;
     read.wait_for(head, CATCH_UP).await.map_err(|error| error.to_string())?;
@@ -87,7 +89,7 @@ async fn pass(store: &dyn EventStore, read: &ReadModels, workshop: &Workshop) ->
         removed += 1;
     }
     metrics::counter!("orchestra_reaped_total").increment(removed as u64);
-    Ok(removed)
+    Ok(removed + swept)
 }
 
 /// A task that is not over.

@@ -35,6 +35,7 @@ use uuid::Uuid;
 use crate::allowed::AllowedModels;
 use crate::calls::CallMarks;
 use crate::ledger::Ledgers;
+use crate::mirror::Mirrors;
 use crate::policy::RetryPolicy;
 use crate::speech::Speech;
 use crate::task::Recorder;
@@ -48,8 +49,10 @@ pub struct Workshop {
     pub blobs: Arc<dyn BlobStore>,
     /// The machines.
     pub sandboxes: Arc<dyn Sandboxes>,
-    /// Clone, commit, push.
-    pub git: Git,
+    /// Import, commit, push.
+    pub git: Arc<Git>,
+    /// Repositories that were fetched before.
+    pub mirrors: Mirrors,
     /// Where repositories live.
     pub forges: Forges,
     /// How the agents' work becomes commits.

@@ -13,6 +13,7 @@ use orchestra_actors::allowed::AllowedModels;
 use orchestra_actors::calls::CallMarks;
 use orchestra_actors::journal::new_events;
 use orchestra_actors::ledger::Ledgers;
+use orchestra_actors::mirror::Mirrors;
 use orchestra_actors::policy::RetryPolicy;
 use orchestra_actors::speech::Speech;
 use orchestra_actors::workshop::{CommitRules, Workshop};
@@ -30,9 +31,9 @@ use orchestra_events::{
 };
 use orchestra_runtime::forge::{ForgeConfig, ForgeKind, Forges};
 use orchestra_runtime::gateway::{Gateway, GatewayPolicy};
-use orchestra_runtime::git::{BranchPolicies, Git, GitConfig};
+use orchestra_runtime::git::{BranchPolicies, CacheLimits, Git, GitConfig};
 use orchestra_runtime::model::{Models, ProviderConfig, Timeouts};
-use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig};
+use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, Sandboxes};
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use tokio::sync::watch;
@@ -126,10 +127,15 @@ async fn house(trouble: Trouble) -> House {
     providers.iter_mut().for_each(|provider| provider.key_required = false);
     let models = Arc::new(Models::new(providers, Timeouts::default()).unwrap());
     let gateway = Arc::new(Gateway::new(Arc::clone(&models), GatewayPolicy::default()));
+    let sandboxes: Arc<dyn Sandboxes> =
+        Arc::new(Containers::new(SandboxConfig::new(at("sandboxes"), at("images")).unwrap()).unwrap());
+    let git = Arc::new(Git::new(GitConfig::new(std::env::current_exe().unwrap())));
+    let mirrors = Mirrors::start(Arc::clone(&git), Arc::clone(&sandboxes), &at("mirrors"), CacheLimits::default());
     let workshop = Workshop {
         blobs: Arc::new(MemoryBlobs::default()),
-        sandboxes: Arc::new(Containers::new(SandboxConfig::new(at("sandboxes"), at("images")).unwrap()).unwrap()),
-        git: Git::new(GitConfig::new(std::env::current_exe().unwrap())),
+        sandboxes,
+        git,
+        mirrors: mirrors.unwrap(),
         forges: Forges::new(BTreeMap::from([("local".to_owned(), local)]), "local"),
         model_client: Arc::clone(&gateway) as _,
         gateway,

@@ -10,15 +10,17 @@ use orchestra_events::task::delivery::{Outcome, RepoWork};
 use orchestra_events::task::event::Target;
 use orchestra_events::task::state::Task;
 use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
-use orchestra_runtime::forge::ResolveError;
+use orchestra_runtime::forge::{Access, ForgeError, ForgeKind, ResolveError};
 use orchestra_runtime::git::{
     CommitPolicy, GitError, ImportRules, Remote, Signature, Situation, diff_script, export_script, with_current_token,
 };
-use orchestra_runtime::sandbox::{Exec, WORKSPACE_GID, WORKSPACE_UID};
+use orchestra_runtime::sandbox::Exec;
 use orchestra_runtime::texts::{Standing, trailers};
+use secrecy::SecretString;
 use tokio::io::AsyncReadExt;
 
 use super::{Failed, Workshop, sandbox_of};
+use crate::mirror::WorkTreeOrder;
 
 /// The largest diff that is kept and shown, in bytes.
 pub const MAX_DIFF: usize = 8 * 1024 * 1024;
@@ -49,6 +51,14 @@ impl Default for CommitRules {
         let import = ImportRules::default();
         Self { import, author: orchestra.clone(), committer: orchestra, co_authors: Vec::new() }
     }
+}
+
+/// What a forge's own interface says about a repository.
+struct Known {
+    /// What it is known by for ever.
+    id: Option<String>,
+    /// Whether the branch is protected, where that is told.
+    protected: Option<bool>,
 }
 
 /// One of a task's repositories, with its place among them.
@@ -152,6 +162,43 @@ impl Workshop {
         Failed::by_forge(error.failure(), error.retry_after())
     }
 
+    /// What the forge's own interface says before anything is fetched, and before a model is paid for work that could not be
+    /// delivered: that this token sees the repository and may push to it.
+    async fn ask_forge(&self, id: TaskId, target: &Target) -> Result<Known, Failed> {
+        let nothing = Known { id: None, protected: None };
+        let kind = self.forges.kind(&target.repo).map_err(|error| unresolved(&error))?;
+        let forge = match (kind, self.forges.forge(&target.repo)) {
+            (ForgeKind::Plain | ForgeKind::Local, _) | (_, Err(ResolveError::Incomplete { .. })) => return Ok(nothing),
+            (_, Err(error)) => return Err(unresolved(&error)),
+            (_, Ok(forge)) => forge,
+        };
+        let token = self.vault.git(id);
+        let refused = |error: ForgeError| {
+            let mut failure = error.failure();
+            if failure.code == FailureCode::PullRequestFailed {
+                failure.code = FailureCode::CloneFailed;
+            }
+            Failed::by_forge(failure, error.retry_after())
+        };
+        // A public repository could be read without one; nothing could be pushed.
+        let Some(token) = token else {
+            return Err(refused(ForgeError::TokenMissing { repo: target.repo.to_string() }));
+        };
+        let access = Access { repo: &target.repo, token: Some(&token) };
+        let found = forge.repository(access).await.map_err(refused)?;
+        if found.archived {
+            let message = format!("{} is archived: it takes no pushes.", target.repo);
+            let failure = Failure::new(FailureCode::PushRejected, message);
+            return Err(Failed::new(failure.with_hint("Unarchive the repository, then retry.")));
+        }
+        if found.may_push == Some(false) {
+            return Err(refused(ForgeError::may_not_push(target.repo.to_string(), &token)));
+        }
+        // What the forge does not tell this token, it says when the branch is pushed.
+        let rules = forge.branch_rules(access, &target.branch).await;
+        Ok(Known { id: found.id, protected: rules.ok().and_then(|rules| rules.protected) })
+    }
+
     pub(super) async fn clone_repository(&self, id: TaskId, task: &Task, repo: usize) -> Result<Command, Failed> {
         let sandbox = sandbox_of(id, task.attempt);
         let target = &work(task, repo)?.target;
@@ -160,25 +207,32 @@ impl Workshop {
             // What a first try left is not trusted to be whole.
             self.sandboxes.destroy(sandbox).await?;
         }
-        let repository = self.repository(sandbox, repo);
-        let base = target.base.as_deref();
-        let clone = |token| self.git.clone(&repository, &remote, token, base);
-        let cloned = with_current_token(|| self.vault.git(id), clone).await.map_err(|error| self.git_failed(&error))?;
+        let known = self.ask_forge(id, target).await?;
+        let order = |token: Option<SecretString>| {
+            self.mirrors.work_tree(WorkTreeOrder {
+                forge: target.repo.forge().to_owned(),
+                repo_path: target.repo.path().to_owned(),
+                repo_id: known.id.clone(),
+                remote: remote.clone(),
+                token,
+                base: target.base.clone(),
+                repository: self.repository(sandbox, repo),
+            })
+        };
+        let tree = with_current_token(|| self.vault.git(id), order).await.map_err(|error| self.git_failed(&error))?;
         let situation = Situation {
-            base: &cloned.base,
+            base: &tree.cloned.base,
             branch: &target.branch,
-            default_branch: &cloned.default_branch,
-            heads: &[cloned.base.clone(), cloned.default_branch.clone()],
-            protected: None,
-            may_be_ours: true,
+            default_branch: &tree.cloned.default_branch,
+            heads: &tree.heads,
+            protected: known.protected,
+            may_be_ours: task.landed.contains_key(&target.repo.to_string()),
         };
         self.branches.of(&task.spec.team).check(&situation).map_err(|refused| Failed::new(refused.failure()))?;
         let volume = self.sandboxes.create_volume(sandbox, self.limits(task).disk_bytes).await?;
-        let folder = volume.workspace().join(&target.directory);
-        self.git
-            .checkout(&repository, &cloned.commit, &folder, (WORKSPACE_UID, WORKSPACE_GID))
-            .await
-            .map_err(|error| self.git_failed(&error))?;
+        volume.lay(&target.directory, &tree.lower).await?;
+        // From here on the sandbox's own record keeps the files.
+        let cloned = tree.cloned;
         Ok(Command::RecordClone { repo, base: cloned.base, commit: cloned.commit, sandbox })
     }
 

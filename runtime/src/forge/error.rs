@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use orchestra_events::{Failure, FailureCode};
+use secrecy::SecretString;
+
+use super::token::TokenKind;
 
 fn said(forge: &Option<String>) -> String {
     forge.as_ref().map(|text| format!(" It says: {text}")).unwrap_or_default()
@@ -57,6 +60,13 @@ pub enum ForgeError {
 }
 
 impl ForgeError {
+    /// A repository that this token may see and not push to.
+    pub fn may_not_push(repo: String, token: &SecretString) -> Self {
+        let permission = Some("write access to the repository's contents".to_owned());
+        let remedy = TokenKind::of(token).remedy();
+        Self::TokenLacksPermission { repo, doing: "push", permission, forge: None, remedy }
+    }
+
     /// How long the forge asks to wait.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

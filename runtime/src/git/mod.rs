@@ -14,8 +14,10 @@ mod checkout;
 mod clone;
 mod commit;
 mod error;
+mod history;
 mod import;
 mod message;
+mod mirror;
 mod pool;
 mod probe;
 mod push;
@@ -44,6 +46,9 @@ pub use error::{ExportFault, GitError, Operation, PackFault};
 pub use import::{
     History, IMPORT_ARG, ImportLimits, ImportRules, InvalidGlob, NameRules, PROTECTED_FILES, SecretRules, import_main,
 };
+pub use mirror::{
+    Access, CacheDir, CacheLimits, Cached, Lower, MAX_HEADS, Mirror, MirrorKey, PROOF_TIMEOUT, Part, victims,
+};
 pub use pool::MAX_BLOCKING_CALLS;
 pub use refusal::PushFault;
 pub use rotation::with_current_token;
@@ -67,10 +72,6 @@ pub const MAX_CLONE_BYTES: u64 = 8 * 1024 * 1024 * 1024;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a forge may be silent. It thinks before it sends a large pack, so this is not short.
 pub const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The shallowest clone. To push, libgit2 looks a few commits behind the base; with fewer, the push would have to
-/// fetch the rest of the history first.
-pub const MIN_DEPTH: u32 = 10;
 
 /// How a repository is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +118,7 @@ impl GitAuth {
 pub struct GitConfig {
     /// The program that is started again, with [`IMPORT_ARG`], to read packs: this one.
     pub helper: PathBuf,
-    /// How many commits of history a clone over HTTP fetches, at least [`MIN_DEPTH`]; `None` is all.
+    /// How many commits of history a first fetch over HTTP brings; `None` is all.
     pub depth: Option<u32>,
     /// Bound of a clone's wall time.
     pub clone_timeout: Duration,
@@ -287,7 +288,7 @@ impl Git {
             remote: remote.clone(),
             token: token.clone(),
             base: base.map(str::to_owned),
-            depth: self.config.depth.map(|depth| depth.max(MIN_DEPTH)),
+            depth: self.config.depth,
             max_bytes: self.config.max_clone_bytes,
         };
         let cloned = self
@@ -314,6 +315,8 @@ impl Git {
             commit: oid(Operation::Checkout, commit)?,
             workspace: workspace.to_path_buf(),
             owner,
+            objects: checkout::Objects::Copied,
+            previous: None,
         };
         self.pool
             .run(Operation::Checkout, self.config.local_timeout, Late::Await, move |ticket| {

@@ -343,6 +343,8 @@ mod tests {
     use orchestra_events::FailureCode as Code;
 
     use super::*;
+    use crate::forge::ForgeKind;
+    use crate::git::GitAuth;
 
     /// What libgit2 was seen to say, and what it means. Those that a test server can bring about are met in
     /// `runtime/tests/support/git_failures/rows.rs`, too.
@@ -351,7 +353,7 @@ mod tests {
         let remote = Remote {
             url: "https://forge.example/a/b.git".to_owned(),
             kind: RemoteKind::Http,
-            username: "x".to_owned(),
+            auth: GitAuth::Forge(ForgeKind::Github),
         };
         let token = SecretString::from("ghp_canary");
         let ticket = Ticket::until(Duration::from_secs(60));

@@ -1,6 +1,6 @@
 //! Sandboxes as libcontainer containers on this host.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -18,7 +18,9 @@ use super::client::Connection;
 use super::container::Running;
 use super::helper::HELPER_ARG;
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
-use super::{Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, seccomp, spec, teardown, volume};
+use super::{
+    Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, layers, seccomp, spec, teardown, volume,
+};
 use crate::image::ImageStore;
 
 /// How long a container may take to come up on a host that is very busy.
@@ -111,6 +113,7 @@ impl Inner {
         let order = HelperOrder {
             description: spec::container(spec, &cgroup),
             lower,
+            layers: layers::read(&layout).map_err(preparing())?,
             init: self.init.clone(),
             filter: self.filter.clone(),
             timeout: spec.limits.timeout,
@@ -206,6 +209,12 @@ impl Sandboxes for Containers {
             inner.blocking(id, move |this| teardown::destroy(&this.state, &this.cgroups, id)).await
         };
         self.alone(id, work).await.inspect(|()| tracing::info!(sandbox = %id, "sandbox removed"))
+    }
+
+    async fn lowers(&self) -> Result<HashSet<PathBuf>, SandboxError> {
+        let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
+        let looking = SandboxError::host("looking for what lies under the sandboxes' work trees");
+        self.inner.blocking(nobody, |this| layers::lowers(&this.state).map(HashSet::from_iter).map_err(looking)).await
     }
 
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError> {

@@ -9,6 +9,8 @@ use orchestra_events::SandboxId;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::layers::Layer;
+
 /// The program that is the first process of every sandbox.
 const INIT: &[u8] = include_bytes!(env!("ORCHESTRA_INIT"));
 
@@ -26,6 +28,9 @@ pub struct HelperOrder {
     pub description: serde_json::Value,
     /// The image's root file system.
     pub lower: PathBuf,
+    /// What lies under the work tree.
+    #[serde(default)]
+    pub layers: Vec<Layer>,
     /// The first process's program.
     pub init: PathBuf,
     /// The compiled system call filter.
@@ -166,6 +171,11 @@ impl Layout {
     /// Its disk as a file.
     pub fn volume_image(&self) -> PathBuf {
         self.dir.join("volume.ext4")
+    }
+
+    /// What lies under its work tree.
+    pub fn layers(&self) -> PathBuf {
+        self.dir.join("layers.json")
     }
 
     /// Where its disk is mounted.

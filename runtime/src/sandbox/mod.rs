@@ -16,6 +16,7 @@ mod container;
 mod containers;
 mod error;
 mod helper;
+mod layers;
 mod layout;
 mod network;
 mod seccomp;
@@ -24,6 +25,7 @@ mod stage;
 mod teardown;
 mod volume;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -41,6 +43,7 @@ pub use client::PipedExec;
 pub use containers::Containers;
 pub use error::SandboxError;
 pub use helper::{HELPER_ARG, helper_main};
+pub use layers::MAX_LAYERS;
 pub use network::listen_inside;
 pub use seccomp::profile as seccomp_profile;
 pub use spec::container as container_description;
@@ -196,6 +199,8 @@ pub trait Sandboxes: Send + Sync {
     async fn attach(&self, id: SandboxId) -> Result<Option<Arc<dyn Sandbox>>, SandboxError>;
     /// Kills everything in a sandbox and removes all that it had on this host. Doing so again changes nothing.
     async fn destroy(&self, id: SandboxId) -> Result<(), SandboxError>;
+    /// Every directory that lies under the work tree of any sandbox: none of them may be removed or changed.
+    async fn lowers(&self) -> Result<HashSet<PathBuf>, SandboxError>;
     /// Every sandbox of which anything is left on this host, running or not.
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError>;
 }

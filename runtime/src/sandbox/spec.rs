@@ -92,7 +92,8 @@ fn mounts(limits: &Limits) -> Vec<Value> {
         }),
         tmpfs("/dev/shm", MAX_SHM_BYTES.min(limits.memory_bytes / 8), "1777"),
         tmpfs("/tmp", MAX_TMP_BYTES.min(limits.memory_bytes / 4), "1777"),
-        bind(stage::WORKSPACE, WORKSPACE, &["bind", "rw", "nosuid", "nodev"]),
+        // With what is mounted in it: a task's other repositories.
+        bind(stage::WORKSPACE, WORKSPACE, &["rbind", "rw", "nosuid", "nodev"]),
         bind(stage::HOME, HOME, &["bind", "rw", "nosuid", "nodev"]),
         bind(stage::INIT, INIT, &["bind", "ro", "nosuid", "nodev"]),
     ]

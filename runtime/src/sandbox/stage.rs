@@ -5,10 +5,8 @@
 //! pass a directory that only the host's root may enter), no helper keeps another sandbox's disk mounted, the container's
 //! list of mounts shows no path of the host, and all of it is gone when the helper is.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -16,6 +14,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::pivot_root;
 
 use super::cgroup;
+use super::layers::{self, Layer};
 use super::layout::Layout;
 
 /// The sandbox's directory, seen from the stage.
@@ -42,20 +41,6 @@ fn bind(from: &Path, to: &Path, recursive: bool) -> io::Result<()> {
         .map_err(|error| io::Error::other(format!("binding {}: {error}", from.display())))
 }
 
-/// Mounts the image below and the sandbox's own layer above.
-fn mount_overlay(layout: &Layout, lower: &Path, at: &Path) -> io::Result<()> {
-    // Descriptors instead of paths: no character of a path can be taken for a separator.
-    let open =
-        |path: &Path| OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path);
-    let lower = open(lower)?;
-    let (upper, work) = (open(&layout.volume().join("upper"))?, open(&layout.volume().join("work"))?);
-    let name = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
-    let options = format!("lowerdir={},upperdir={},workdir={}", name(&lower), name(&upper), name(&work));
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
-    mount(Some("overlay"), at, Some("overlay"), flags, Some(&*options))
-        .map_err(|error| io::Error::other(format!("mounting the overlay: {error}")))
-}
-
 /// Shows the library only the control group trees that limit something. On version 1 it would otherwise join every tree there
 /// is, one after the other, and joining is the slowest thing a start does: the kernel waits for all processors each time.
 fn bind_cgroups(at: &impl Fn(&str) -> PathBuf) -> io::Result<()> {
@@ -73,7 +58,7 @@ fn bind_cgroups(at: &impl Fn(&str) -> PathBuf) -> io::Result<()> {
 }
 
 /// Makes the stage and moves into it. For a program with one thread.
-pub fn enter(layout: &Layout, lower: &Path, init: &Path) -> io::Result<()> {
+pub fn enter(layout: &Layout, lower: &Path, layers: &[Layer], init: &Path) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
     let stage = layout.stage();
@@ -92,7 +77,9 @@ pub fn enter(layout: &Layout, lower: &Path, init: &Path) -> io::Result<()> {
     bind(&layout.volume().join("workspace"), &at(WORKSPACE), false)?;
     bind(&layout.volume().join("home"), &at(HOME), false)?;
     bind(init, &at(INIT), false)?;
-    mount_overlay(layout, lower, &at(ROOT))?;
+    layers::mount_all(layout, layers, &at(WORKSPACE))?;
+    let volume = layout.volume();
+    layers::mount_overlay(lower, &volume.join("upper"), &volume.join("work"), &at(ROOT), "")?;
     std::env::set_current_dir(&stage)?;
     // The documented way without a place for the old root: it ends up under the new one, and is let go.
     pivot_root(".", ".")?;

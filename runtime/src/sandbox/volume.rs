@@ -15,8 +15,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use orchestra_events::SandboxId;
 
-use super::layout::State;
-use super::{SandboxError, WORKSPACE_GID, WORKSPACE_UID};
+use super::layout::{Layout, State};
+use super::{SandboxError, WORKSPACE_GID, WORKSPACE_UID, layers};
 
 /// Smallest disk: below this a file system has no room for anything.
 const MIN_BYTES: u64 = 16 << 20;
@@ -62,6 +62,8 @@ struct LoopConfig {
 /// A sandbox's mounted disk.
 #[derive(Debug, Clone)]
 pub struct Volume {
+    id: SandboxId,
+    layout: Layout,
     workspace: PathBuf,
 }
 
@@ -70,6 +72,21 @@ impl Volume {
     /// follow a path in it.
     pub fn workspace(&self) -> &Path {
         &self.workspace
+    }
+
+    /// Lays the directory `lower` under the folder `directory` of the work tree; the empty name is the work tree itself. What
+    /// the sandbox writes there goes to its own disk. Nothing is mounted now: the helper does that at each start, in its own
+    /// namespace. Only before the first start; the same folder again replaces what was said of it. `lower` must be on this
+    /// host for as long as the sandbox is, and must not change.
+    ///
+    /// # Errors
+    /// When the folder's name is not one plain name, one layer would cover another, there are more than [`MAX_LAYERS`], or the
+    /// disk refuses.
+    pub async fn lay(&self, directory: &str, lower: &Path) -> Result<(), SandboxError> {
+        let (volume, directory, lower) = (self.clone(), directory.to_owned(), lower.to_owned());
+        let laid = tokio::task::spawn_blocking(move || layers::lay(&volume.layout, &directory, &lower)).await;
+        let laid = laid.unwrap_or_else(|error| Err(io::Error::other(error)));
+        laid.map_err(SandboxError::host(format!("laying files under the work tree of sandbox {}", self.id)))
     }
 }
 
@@ -83,7 +100,7 @@ pub fn create(state: &State, id: SandboxId, bytes: u64) -> Result<Volume, Sandbo
     };
     super::layout::make_dir(layout.dir()).map_err(|error| full(error, "making the directory for"))?;
     let at = layout.volume();
-    let volume = Volume { workspace: at.join("workspace") };
+    let volume = Volume { id, workspace: at.join("workspace"), layout: layout.clone() };
     if is_mount_point(&at).map_err(SandboxError::host(doing("looking at")))? {
         // Whoever mounted it may have died before the next step.
         furnish(&at).map_err(|error| full(error, "preparing"))?;

@@ -4,6 +4,8 @@
 
 mod host;
 mod isolation;
+mod layers;
 mod leftovers;
 mod life;
 mod limits;
+mod work_tree;

@@ -1,0 +1,144 @@
+//! Files that many sandboxes share: directories of the host that lie, read-only, under folders of the work tree.
+//!
+//! The record of them is in the sandbox's own directory, beside its disk and not on it: nothing that the sandbox writes can
+//! name a directory of the host. What the sandbox changes goes to its disk, where its size limit holds.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+use std::path::{Component, Path, PathBuf};
+
+use nix::mount::{MsFlags, mount};
+use serde::{Deserialize, Serialize};
+
+use super::layout::{Layout, State, write_whole};
+use super::{WORKSPACE_GID, WORKSPACE_UID};
+
+/// Most folders of one work tree that have a directory laid under them: a task has one for each of its repositories.
+pub const MAX_LAYERS: usize = 64;
+/// Longest name of a file, as the kernel has it.
+const MAX_NAME: usize = 255;
+
+/// One directory under one folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// The folder of the work tree; empty is the work tree itself.
+    pub directory: String,
+    /// What lies under it.
+    pub lower: PathBuf,
+}
+
+impl Layer {
+    /// Where on the disk, outside of everything the sandbox sees, its changes are.
+    fn changes(&self, layout: &Layout) -> PathBuf {
+        let name = if self.directory.is_empty() { "workspace".to_owned() } else { format!("in-{}", self.directory) };
+        layout.volume().join("layers").join(name)
+    }
+}
+
+/// What lies under a sandbox's work tree.
+pub fn read(layout: &Layout) -> io::Result<Vec<Layer>> {
+    match fs::read(layout.layers()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        read => Ok(serde_json::from_slice(&read?)?),
+    }
+}
+
+/// Every directory that lies under the work tree of any sandbox on this host. One record that cannot be read is an error:
+/// who asks is about to remove what is in none.
+pub fn lowers(state: &State) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(state.sandboxes())? {
+        let name = entry?.file_name();
+        let Some(id) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        found.extend(read(&state.layout(id))?.into_iter().map(|layer| layer.lower));
+    }
+    Ok(found)
+}
+
+fn refused(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, what.to_owned())
+}
+
+fn check_name(directory: &str) -> io::Result<()> {
+    // One name: a folder further down could be moved away with what is mounted in it.
+    let mut parts = Path::new(directory).components();
+    let plain =
+        matches!((parts.next(), parts.next()), (Some(Component::Normal(name)), None) if name == OsStr::new(directory));
+    let odd = directory == ".git" || directory.contains(char::is_control) || directory.len() > MAX_NAME - "in-".len();
+    if directory.is_empty() || (plain && !odd) { Ok(()) } else { Err(refused("the folder needs one plain name")) }
+}
+
+/// Records a layer, and makes the folders that it needs.
+pub fn lay(layout: &Layout, directory: &str, lower: &Path) -> io::Result<()> {
+    check_name(directory)?;
+    if !lower.is_absolute() || !lower.is_dir() {
+        return Err(refused("there is no such directory to lay under it"));
+    }
+    let layer = Layer { directory: directory.to_owned(), lower: lower.to_owned() };
+    let mut layers = read(layout)?;
+    layers.retain(|other| other.directory != layer.directory);
+    if layers.iter().any(|other| other.directory.is_empty()) || (directory.is_empty() && !layers.is_empty()) {
+        return Err(refused("the work tree itself has a layer, which would cover the others"));
+    }
+    if layers.len() >= MAX_LAYERS {
+        return Err(refused("there are too many layers"));
+    }
+    let changes = layer.changes(layout);
+    DirBuilder::new().recursive(true).mode(0o700).create(&changes)?;
+    make_folder(&changes.join("upper"), true)?;
+    make_folder(&changes.join("work"), false)?;
+    if !directory.is_empty() {
+        make_folder(&layout.volume().join("workspace").join(directory), true)?;
+    }
+    layers.push(layer);
+    write_whole(&layout.layers(), &serde_json::to_vec(&layers)?, 0o600)
+}
+
+fn make_folder(path: &Path, for_agent: bool) -> io::Result<()> {
+    match DirBuilder::new().mode(if for_agent { 0o755 } else { 0o700 }).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    if for_agent { chown(path, Some(WORKSPACE_UID), Some(WORKSPACE_GID)) } else { Ok(()) }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path)
+}
+
+fn by_descriptor(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+/// Mounts an overlay. Descriptors instead of paths: no character of a path can be taken for a separator, and no link that
+/// a sandbox has put there is followed.
+pub fn mount_overlay(lower: &Path, upper: &Path, work: &Path, at: &Path, options: &str) -> io::Result<()> {
+    let failed = |error| io::Error::other(format!("mounting the overlay: {error}"));
+    let (lower, upper, work) = (open(lower)?, open(upper)?, open(work)?);
+    let at = open(at)?;
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}{options}",
+        by_descriptor(&lower),
+        by_descriptor(&upper),
+        by_descriptor(&work)
+    );
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+    mount(Some("overlay"), by_descriptor(&at).as_str(), Some("overlay"), flags, Some(&*options)).map_err(failed)
+}
+
+/// Mounts what lies under the work tree, which is at `workspace` already.
+pub fn mount_all(layout: &Layout, layers: &[Layer], workspace: &Path) -> io::Result<()> {
+    for layer in layers {
+        check_name(&layer.directory)?;
+        let at = if layer.directory.is_empty() { workspace.to_owned() } else { workspace.join(&layer.directory) };
+        let changes = layer.changes(layout);
+        // A folder of the lower directory can be renamed: the kernel notes in an attribute, which no sandbox can write, where
+        // its content is.
+        mount_overlay(&layer.lower, &changes.join("upper"), &changes.join("work"), &at, ",redirect_dir=on")
+            .map_err(|error| io::Error::other(format!("laying files under the work tree: {error}")))?;
+    }
+    Ok(())
+}
