@@ -246,6 +246,18 @@ async fn an_access_token_of_clouds_is_told_by_its_scopes() {
 }
 
 #[tokio::test]
+async fn a_token_of_clouds_with_every_scope_may_be_of_somebody_without_a_role() {
+    let world = World::new(Kind::BitbucketCloud).await;
+    let (text, user) = ("guest@example.com:ATATT3xGuest", "guest".to_owned());
+    world.fake.add_token(text, Login { user, may_write: true, sees: None });
+    let token = SecretString::from(text);
+    let access = Access { repo: &world.repo, token: Some(&token) };
+    assert_eq!(world.forge.repository(access).await.expect("read").may_push, Some(false));
+    let refused = world.forge.open_pull_request(access, &wish(&[])).await;
+    assert!(matches!(refused, Err(ForgeError::TokenLacksPermission { forge: Some(_), .. })), "{refused:?}");
+}
+
+#[tokio::test]
 async fn a_name_that_several_people_have_is_asked_nothing() {
     let world = World::new(Kind::BitbucketCloud).await;
     world.fake.add_person("ann");
