@@ -5,10 +5,10 @@
 //! February 2026, so whether a token may push is asked by role.
 
 use async_trait::async_trait;
-use orchestra_events::repo::RepoRef;
 use serde_json::{Value, json};
 
 use super::bitbucket_people::{NOBODY, Reviewer, Wanted};
+use super::bitbucket_place::CloudPlace as Place;
 use super::bitbucket_rules;
 use super::bitbucket_text::{body, mark, no_labels, title, unasked};
 use super::http::{Answer, Request, Rest, Session, segment};
@@ -44,31 +44,6 @@ const COMMENT: &str = "comment on a pull request";
 pub(super) struct BitbucketCloud {
     rest: Rest,
     web: String,
-}
-
-/// `workspace/name`, as its parts.
-struct Place<'r> {
-    workspace: &'r str,
-    slug: &'r str,
-}
-
-impl<'r> Place<'r> {
-    fn of(repo: &'r RepoRef) -> Result<Self, ForgeError> {
-        let told = || ForgeError::NotFound {
-            repo: repo.to_string(),
-            forge: Some("a repository on Bitbucket is named workspace/name".to_owned()),
-        };
-        let (workspace, slug) = repo.path().split_once('/').filter(|(_, slug)| !slug.contains('/')).ok_or_else(told)?;
-        Ok(Self { workspace, slug })
-    }
-
-    fn path(&self, rest: &str) -> String {
-        format!("/repositories/{}/{}{rest}", segment(self.workspace), segment(self.slug))
-    }
-
-    fn full_name(&self) -> String {
-        format!("{}/{}", self.workspace, self.slug)
-    }
 }
 
 /// A text in Bitbucket's query language.
@@ -112,7 +87,7 @@ impl BitbucketCloud {
             // An access token is no user with a role: its scopes are all there is to know.
             return Ok(writes);
         }
-        let request = Request::get(format!("/repositories/{}", segment(place.workspace)), READ)
+        let request = Request::get(format!("/repositories/{}", segment(place.workspace())), READ)
             .query("role", "contributor")
             .query("q", format!("full_name={}", quoted(&place.full_name())))
             .takes(&[400, 403, 404, 410]);
@@ -178,7 +153,7 @@ impl BitbucketCloud {
         let mut unread = None;
         if !wanted.iter().all(Wanted::known) {
             let request =
-                Request::get(format!("/workspaces/{}/members", segment(place.workspace)), "look for reviewers")
+                Request::get(format!("/workspaces/{}/members", segment(place.workspace())), "look for reviewers")
                     .query("pagelen", ITEMS_A_PAGE)
                     .needs("account");
             let told = self.each(session, &request, MAX_MEMBER_PAGES, |member| {
