@@ -177,6 +177,36 @@ async fn a_reply_that_is_lost_leaves_one_pull_request_with_its_reviewers() {
 }
 
 #[tokio::test]
+async fn one_that_appears_meanwhile_is_found_when_bitbucket_refuses_a_second() {
+    let world = World::new(Kind::BitbucketCloud).await;
+    // Building the client takes longer than a request.
+    world.forge.repository(world.access()).await.expect("read");
+    world.fake.fault(On::Reading, ApiFault::Slow(Duration::from_millis(600)), 1);
+    world.fake.fault(On::Writing, ApiFault::Status(400, "There is one already"), 1);
+    let (new, body) = (wish(&[]), format!("From another server.\n\n{HIDDEN}"));
+    let open = world.forge.open_pull_request(world.access(), &new);
+    // After the answer that there is none was made up, and before it is sent.
+    let meanwhile = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let pull = Pull { head: "work".to_owned(), base: "main".to_owned(), body, ..Pull::default() };
+        world.change(|repo| repo.add_pull(pull).number)
+    };
+    let (opened, number) = tokio::join!(open, meanwhile);
+    let opened = opened.expect("found");
+    assert_eq!((opened.existed, opened.pull_request.map(|one| one.number)), (true, Some(number)));
+    assert!(world.fake.requests().iter().any(|request| request.starts_with("POST ")));
+    // A refusal for another reason stays one.
+    world.fake.fault(On::Writing, ApiFault::Status(400, "Bad branch"), 1);
+    world.git.branch("other");
+    let refused =
+        world.forge.open_pull_request(world.access(), &NewPullRequest { head: "other".to_owned(), ..new }).await;
+    assert!(
+        matches!(&refused, Err(ForgeError::Refused { forge: Some(text), .. }) if text == "Bad branch"),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_comment_of_long_ago_is_found_among_hundreds() {
     for kind in BOTH {
         let world = World::new(kind).await;
