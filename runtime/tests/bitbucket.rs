@@ -223,6 +223,36 @@ async fn a_comment_of_long_ago_is_found_among_hundreds() {
 }
 
 #[tokio::test]
+async fn a_comment_that_quotes_ours_is_left_alone() {
+    for kind in BOTH {
+        let world = World::new(kind).await;
+        world.forge.open_pull_request(world.access(), &wish(&[])).await.expect("opened");
+        world.forge.comment(world.access(), 1, MARKER, "First.").await.expect("said");
+        let quote = Comment { id: 1000, body: format!("> First.\n\n{HIDDEN}\n\nReally?"), version: 0 };
+        world.change(|repo| repo.pulls[0].comments.push(quote.clone()));
+        world.fake.fault(On::Operation("PUT", "/comments/"), ApiFault::Status(403, "Not yours"), 1);
+        assert_eq!(world.forge.comment(world.access(), 1, MARKER, "Last.").await, Ok(None));
+        let bodies: Vec<String> = world.pulls()[0].comments.iter().map(|one| one.body.clone()).collect();
+        assert_eq!(bodies, [format!("Last.\n\n{HIDDEN}"), quote.body], "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn texts_that_are_too_long_are_cut_and_keep_their_mark() {
+    for kind in BOTH {
+        let world = World::new(kind).await;
+        let long = format!("{MARKER}\n\n{}", "Wörter. ".repeat(6_000));
+        let new = NewPullRequest { title: "T".repeat(300), body: long.clone(), ..wish(&[]) };
+        world.forge.open_pull_request(world.access(), &new).await.expect("opened");
+        assert_eq!(world.forge.describe_pull_request(world.access(), 1, &new.title, &long).await, Ok(None));
+        assert_eq!(world.forge.comment(world.access(), 1, MARKER, &long).await, Ok(None));
+        let pull = &world.pulls()[0];
+        assert_eq!((pull.title.chars().count(), pull.body.chars().count()), (255, 32_768), "{kind:?}");
+        assert!(pull.body.contains(HIDDEN) && pull.comments[0].body.contains(HIDDEN), "{kind:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_branch_with_quotes_in_its_name_is_no_query() {
     for kind in BOTH {
         let world = World::new(kind).await;
