@@ -118,7 +118,7 @@ fn fetch(request: &Request, ticket: &Ticket, path: &Path) -> Result<Cloned, GitE
         return Err(GitError::BaseNotFound { repo: remote_name.clone(), base });
     };
 
-    let mut options = session.fetch_options();
+    let mut options = session.fetch_options().map_err(failed)?;
     if let (RemoteKind::Http, Some(depth)) = (request.remote.kind, request.depth) {
         options.depth(i32::try_from(depth).unwrap_or(i32::MAX));
     }

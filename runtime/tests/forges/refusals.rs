@@ -75,7 +75,8 @@ pub async fn a_hidden_repository_is_not_found(world: &World) {
     assert!(error.to_string().contains("does not exist, or the git token may not see it"), "{error}");
     let error = refused(world, &token).await;
     // Bitbucket Data Center hides nothing: it says that the token may not read.
-    let unread = matches!(&error, ForgeError::TokenLacksPermission { permission: Some(name), .. } if name == "REPO_READ");
+    let unread =
+        matches!(&error, ForgeError::TokenLacksPermission { permission: Some(name), .. } if name == "REPO_READ");
     let unread = unread && world.kind == ForgeKind::BitbucketDc;
     assert!(matches!(error, ForgeError::NotFound { .. }) || unread, "{error:?}");
 }
