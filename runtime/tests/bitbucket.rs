@@ -64,7 +64,7 @@ impl World {
     }
 
     fn allow(&self, token: &str, may_write: bool) {
-        self.fake.add_token(token, Login { user: "bot".to_owned(), may_write, sees: None });
+        self.fake.add_token(token, Login { user: "bot".to_owned(), may_write, sees: None, scopes: None });
     }
 
     /// From here on with a token that may only read.
@@ -309,7 +309,7 @@ async fn an_access_token_of_clouds_is_told_by_its_scopes() {
 async fn a_token_of_clouds_with_every_scope_may_be_of_somebody_without_a_role() {
     let world = World::new(Kind::BitbucketCloud).await;
     let (text, user) = ("guest@example.com:ATATT3xGuest", "guest".to_owned());
-    world.fake.add_token(text, Login { user, may_write: true, sees: None });
+    world.fake.add_token(text, Login { user, may_write: true, sees: None, scopes: None });
     let token = SecretString::from(text);
     let access = Access { repo: &world.repo, token: Some(&token) };
     assert_eq!(world.forge.repository(access).await.expect("read").may_push, Some(false));

@@ -1,6 +1,7 @@
 //! The same promises on every forge: one suite, run against a stand-in of each forge whose requests are held against the
 //! forge's own OpenAPI description, and against a plain git server and a local folder.
 
+mod on_github;
 mod refusals;
 mod wishes;
 mod world;
