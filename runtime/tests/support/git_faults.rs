@@ -2,8 +2,8 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use orchestra_test_forges::{At, Fault};
 use super::*;
+use orchestra_test_forges::{At, Fault};
 
 impl World {
     async fn try_clone(&self) -> GitError {
