@@ -64,7 +64,7 @@ impl World {
     }
 
     fn allow(&self, token: &str, may_write: bool) {
-        self.fake.add_token(token, Login { user: "bot".to_owned(), may_write, sees: None });
+        self.fake.add_token(token, Login { user: "bot".to_owned(), may_write, sees: None, scopes: None });
     }
 
     /// From here on with a token that may only read.
@@ -177,6 +177,36 @@ async fn a_reply_that_is_lost_leaves_one_pull_request_with_its_reviewers() {
 }
 
 #[tokio::test]
+async fn one_that_appears_meanwhile_is_found_when_bitbucket_refuses_a_second() {
+    let world = World::new(Kind::BitbucketCloud).await;
+    // Building the client takes longer than a request.
+    world.forge.repository(world.access()).await.expect("read");
+    world.fake.fault(On::Reading, ApiFault::Slow(Duration::from_millis(600)), 1);
+    world.fake.fault(On::Writing, ApiFault::Status(400, "There is one already"), 1);
+    let (new, body) = (wish(&[]), format!("From another server.\n\n{HIDDEN}"));
+    let open = world.forge.open_pull_request(world.access(), &new);
+    // After the answer that there is none was made up, and before it is sent.
+    let meanwhile = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let pull = Pull { head: "work".to_owned(), base: "main".to_owned(), body, ..Pull::default() };
+        world.change(|repo| repo.add_pull(pull).number)
+    };
+    let (opened, number) = tokio::join!(open, meanwhile);
+    let opened = opened.expect("found");
+    assert_eq!((opened.existed, opened.pull_request.map(|one| one.number)), (true, Some(number)));
+    assert!(world.fake.requests().iter().any(|request| request.starts_with("POST ")));
+    // A refusal for another reason stays one.
+    world.fake.fault(On::Writing, ApiFault::Status(400, "Bad branch"), 1);
+    world.git.branch("other");
+    let refused =
+        world.forge.open_pull_request(world.access(), &NewPullRequest { head: "other".to_owned(), ..new }).await;
+    assert!(
+        matches!(&refused, Err(ForgeError::Refused { forge: Some(text), .. }) if text == "Bad branch"),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_comment_of_long_ago_is_found_among_hundreds() {
     for kind in BOTH {
         let world = World::new(kind).await;
@@ -189,6 +219,36 @@ async fn a_comment_of_long_ago_is_found_among_hundreds() {
         world.forge.comment(world.access(), 1, MARKER, "Last.").await.expect("said anew");
         let comments = &world.pulls()[0].comments;
         assert_eq!((comments.len(), comments[0].body.starts_with("Last.")), (251, true), "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_comment_that_quotes_ours_is_left_alone() {
+    for kind in BOTH {
+        let world = World::new(kind).await;
+        world.forge.open_pull_request(world.access(), &wish(&[])).await.expect("opened");
+        world.forge.comment(world.access(), 1, MARKER, "First.").await.expect("said");
+        let quote = Comment { id: 1000, body: format!("> First.\n\n{HIDDEN}\n\nReally?"), version: 0 };
+        world.change(|repo| repo.pulls[0].comments.push(quote.clone()));
+        world.fake.fault(On::Operation("PUT", "/comments/"), ApiFault::Status(403, "Not yours"), 1);
+        assert_eq!(world.forge.comment(world.access(), 1, MARKER, "Last.").await, Ok(None));
+        let bodies: Vec<String> = world.pulls()[0].comments.iter().map(|one| one.body.clone()).collect();
+        assert_eq!(bodies, [format!("Last.\n\n{HIDDEN}"), quote.body], "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn texts_that_are_too_long_are_cut_and_keep_their_mark() {
+    for kind in BOTH {
+        let world = World::new(kind).await;
+        let long = format!("{MARKER}\n\n{}", "Wörter. ".repeat(6_000));
+        let new = NewPullRequest { title: "T".repeat(300), body: long.clone(), ..wish(&[]) };
+        world.forge.open_pull_request(world.access(), &new).await.expect("opened");
+        assert_eq!(world.forge.describe_pull_request(world.access(), 1, &new.title, &long).await, Ok(None));
+        assert_eq!(world.forge.comment(world.access(), 1, MARKER, &long).await, Ok(None));
+        let pull = &world.pulls()[0];
+        assert_eq!((pull.title.chars().count(), pull.body.chars().count()), (255, 32_768), "{kind:?}");
+        assert!(pull.body.contains(HIDDEN) && pull.comments[0].body.contains(HIDDEN), "{kind:?}");
     }
 }
 
@@ -243,6 +303,18 @@ async fn an_access_token_of_clouds_is_told_by_its_scopes() {
     assert_eq!(known.may_push, Some(true));
     // It has no role, so nobody asks for one.
     assert!(world.fake.requests().iter().all(|request| !request.contains("role=")));
+}
+
+#[tokio::test]
+async fn a_token_of_clouds_with_every_scope_may_be_of_somebody_without_a_role() {
+    let world = World::new(Kind::BitbucketCloud).await;
+    let (text, user) = ("guest@example.com:ATATT3xGuest", "guest".to_owned());
+    world.fake.add_token(text, Login { user, may_write: true, sees: None, scopes: None });
+    let token = SecretString::from(text);
+    let access = Access { repo: &world.repo, token: Some(&token) };
+    assert_eq!(world.forge.repository(access).await.expect("read").may_push, Some(false));
+    let refused = world.forge.open_pull_request(access, &wish(&[])).await;
+    assert!(matches!(refused, Err(ForgeError::TokenLacksPermission { forge: Some(_), .. })), "{refused:?}");
 }
 
 #[tokio::test]

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use orchestra_events::{CommitId, FailureCode};
+use orchestra_runtime::forge::ForgeKind;
 use orchestra_runtime::git::{
     Cloned, CommitPolicy, Git, GitAuth, GitConfig, GitError, History, ImportRules, Imported, Remote, RemoteKind,
     Signature, diff_script, export_script, with_current_token,
 };
-use orchestra_test_forges::GitServer;
+use orchestra_test_forges::{At, Fault, GitServer};
 use secrecy::SecretString;
 
 /// A token that must never be seen again.
@@ -160,6 +161,46 @@ async fn an_agents_work_becomes_one_commit_on_a_branch() {
     assert!(String::from_utf8_lossy(&diff.text).contains("+three\n"));
     let cut = world.git.diff(&world.path("trusted.git"), &cloned.commit, &commit, 60).await.expect("a diff");
     assert!(cut.truncated && cut.text.len() <= 60 && cut.insertions == 2);
+}
+
+/// Bitbucket Data Center wants its tokens in a header, which libgit2 sends unasked: to that server alone.
+#[tokio::test]
+async fn a_forge_that_wants_a_header_gets_the_token_so() {
+    const BEARER: &str = "BBDC-canary";
+    let mut world = World::new().await;
+    world.server = GitServer::start_bearer(world.dir.path(), BEARER).await;
+    let remote = Remote { auth: GitAuth::Forge(ForgeKind::BitbucketDc), ..world.remote() };
+    let (trusted, token) = (world.path("trusted.git"), || Some(SecretString::from(BEARER)));
+    let cloned = world.git.clone(&trusted, &remote, token(), None).await.expect("a clone");
+    assert_eq!(cloned.default_branch, "main");
+    let tree = repo::git(&trusted, &["hash-object", "-t", "tree", "-w", "/dev/null"]).try_into().expect("a tree");
+    let commit = world.commit(&trusted, &cloned.commit, &tree).await;
+    world.git.push(&trusted, &remote, token(), "orchestra/x-1", &commit).await.expect("a push");
+    assert_eq!(repo::git(&world.origin(), &["rev-parse", "orchestra/x-1"]), commit.as_str());
+    assert!(world.server.authorizations().iter().all(|header| *header == format!("Bearer {BEARER}")));
+
+    let dead = world.git.clone(&world.path("b.git"), &remote, Some("BBDC-canary-dead".to_owned().into()), None).await;
+    assert_eq!(code(&dead.expect_err("a dead token")), FailureCode::GitAuth);
+
+    let elsewhere = GitServer::start_bearer(world.dir.path(), BEARER).await;
+    for base in [elsewhere.base(), elsewhere.base().replace("127.0.0.1", "localhost")] {
+        world.server.fault(Some((At::All, Fault::Redirect(base))));
+        let cloned = world.git.clone(&world.path("c.git"), &remote, token(), None).await;
+        let pushed = world.git.push(&trusted, &remote, token(), "orchestra/x-2", &commit).await;
+        assert!(matches!(cloned, Err(GitError::Redirected { .. })), "{cloned:?}");
+        assert!(matches!(pushed, Err(GitError::Redirected { .. })), "{pushed:?}");
+        assert_eq!(elsewhere.authorizations(), Vec::<String>::new());
+    }
+}
+
+/// Bitbucket Cloud's API tokens are supplied with their owner's address, which git has no use for.
+#[tokio::test]
+async fn the_second_half_of_a_pair_is_the_password() {
+    let mut world = World::new().await;
+    world.server = GitServer::start(world.dir.path(), "ATATT3xcanary").await;
+    let remote = Remote { auth: GitAuth::Forge(ForgeKind::BitbucketCloud), ..world.remote() };
+    let token = Some(SecretString::from("ann@example.com:ATATT3xcanary"));
+    world.git.clone(&world.path("trusted.git"), &remote, token, None).await.expect("a clone");
 }
 
 #[tokio::test]

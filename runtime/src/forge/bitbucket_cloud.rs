@@ -4,11 +4,13 @@
 //! api-group-workspaces), its page on filtering, and its changelog: `/user/permissions/repositories` is gone since
 //! February 2026, so whether a token may push is asked by role.
 
+use std::hash::{Hash as _, Hasher as _};
+
 use async_trait::async_trait;
-use orchestra_events::repo::RepoRef;
 use serde_json::{Value, json};
 
 use super::bitbucket_people::{NOBODY, Reviewer, Wanted};
+use super::bitbucket_place::CloudPlace as Place;
 use super::bitbucket_rules;
 use super::bitbucket_text::{body, mark, no_labels, title, unasked};
 use super::http::{Answer, Request, Rest, Session, segment};
@@ -40,35 +42,16 @@ const OPEN: &str = "open a pull request";
 const CHANGE: &str = "change a pull request";
 const COMMENT: &str = "comment on a pull request";
 
+/// Locks for opening pull requests. Two branches that share one wait for each other without need, and no longer.
+const OPENING_LOCKS: usize = 64;
+
 /// Bitbucket Cloud.
 pub(super) struct BitbucketCloud {
     rest: Rest,
     web: String,
-}
-
-/// `workspace/name`, as its parts.
-struct Place<'r> {
-    workspace: &'r str,
-    slug: &'r str,
-}
-
-impl<'r> Place<'r> {
-    fn of(repo: &'r RepoRef) -> Result<Self, ForgeError> {
-        let told = || ForgeError::NotFound {
-            repo: repo.to_string(),
-            forge: Some("a repository on Bitbucket is named workspace/name".to_owned()),
-        };
-        let (workspace, slug) = repo.path().split_once('/').filter(|(_, slug)| !slug.contains('/')).ok_or_else(told)?;
-        Ok(Self { workspace, slug })
-    }
-
-    fn path(&self, rest: &str) -> String {
-        format!("/repositories/{}/{}{rest}", segment(self.workspace), segment(self.slug))
-    }
-
-    fn full_name(&self) -> String {
-        format!("{}/{}", self.workspace, self.slug)
-    }
+    /// Nowhere does Bitbucket say what a second pull request between the same branches comes to, so that looking for the
+    /// first and opening it are one step for each branch.
+    opening: [tokio::sync::Mutex<()>; OPENING_LOCKS],
 }
 
 /// A text in Bitbucket's query language.
@@ -79,7 +62,15 @@ fn quoted(text: &str) -> String {
 impl BitbucketCloud {
     /// A client. Its pages are where git is.
     pub(super) fn new(rest: Rest, git_url: Option<&str>) -> Self {
-        Self { rest, web: git_url.unwrap_or("https://bitbucket.org").trim_end_matches('/').to_owned() }
+        let web = git_url.unwrap_or("https://bitbucket.org").trim_end_matches('/').to_owned();
+        Self { rest, web, opening: std::array::from_fn(|_| tokio::sync::Mutex::default()) }
+    }
+
+    fn opening(&self, place: &Place<'_>, head: &str) -> &tokio::sync::Mutex<()> {
+        let mut hasher = std::hash::DefaultHasher::new();
+        (place.full_name().to_lowercase(), head).hash(&mut hasher);
+        let lock = hasher.finish() % OPENING_LOCKS as u64;
+        &self.opening[usize::try_from(lock).unwrap_or_default()]
     }
 
     /// All items of a list, page by page, until `done`.
@@ -112,7 +103,7 @@ impl BitbucketCloud {
             // An access token is no user with a role: its scopes are all there is to know.
             return Ok(writes);
         }
-        let request = Request::get(format!("/repositories/{}", segment(place.workspace)), READ)
+        let request = Request::get(format!("/repositories/{}", segment(place.workspace())), READ)
             .query("role", "contributor")
             .query("q", format!("full_name={}", quoted(&place.full_name())))
             .takes(&[400, 403, 404, 410]);
@@ -178,7 +169,7 @@ impl BitbucketCloud {
         let mut unread = None;
         if !wanted.iter().all(Wanted::known) {
             let request =
-                Request::get(format!("/workspaces/{}/members", segment(place.workspace)), "look for reviewers")
+                Request::get(format!("/workspaces/{}/members", segment(place.workspace())), "look for reviewers")
                     .query("pagelen", ITEMS_A_PAGE)
                     .needs("account");
             let told = self.each(session, &request, MAX_MEMBER_PAGES, |member| {
@@ -228,35 +219,37 @@ impl BitbucketCloud {
                 wish["reviewers"] = reviewers.iter().map(|reviewer| json!({"uuid": reviewer.uuid})).collect();
             }
             let request =
-                Request::post(place.path("/pullrequests"), OPEN, wish).needs("pullrequest:write").takes(&[400]);
-            let answer = match session.send(&request).await {
-                Err(error) if answer_lost(&error) => {
-                    let (found, ours) = self.find(session, place, new).await?.ok_or(error)?;
-                    if ours {
-                        self.ask(session, place, found.number, &reviewers, notes).await;
+                Request::post(place.path("/pullrequests"), OPEN, wish).needs("pullrequest:write").takes(&[400, 409]);
+            let error = match session.send(&request).await {
+                Ok(answer) if answer.ok() => {
+                    if draft && answer.body.pointer("/draft") != Some(&Value::Bool(true)) {
+                        notes.push(no_draft());
                     }
-                    return Ok((found, true));
+                    let opened = self.pull_request(session, place, &answer.body)?;
+                    if !with_reviewers {
+                        self.ask(session, place, opened.number, &reviewers, notes).await;
+                    }
+                    return Ok((opened, false));
                 }
-                answer => answer?,
-            };
-            if answer.ok() {
-                if draft && answer.body.pointer("/draft") != Some(&Value::Bool(true)) {
+                Ok(answer) if at_fault(&answer, "reviewers") && with_reviewers => {
+                    with_reviewers = false;
+                    continue;
+                }
+                Ok(answer) if at_fault(&answer, "draft") && draft => {
+                    draft = false;
                     notes.push(no_draft());
+                    continue;
                 }
-                let opened = self.pull_request(session, place, &answer.body)?;
-                if !with_reviewers {
-                    self.ask(session, place, opened.number, &reviewers, notes).await;
-                }
-                return Ok((opened, false));
+                Ok(answer) => session.refusal(&request, &answer),
+                Err(error) if answer_lost(&error) => error,
+                Err(error) => return Err(error),
+            };
+            // It may be there all the same.
+            let (found, ours) = self.find(session, place, new).await?.ok_or(error)?;
+            if ours {
+                self.ask(session, place, found.number, &reviewers, notes).await;
             }
-            if at_fault(&answer, "reviewers") && with_reviewers {
-                with_reviewers = false;
-            } else if at_fault(&answer, "draft") && draft {
-                draft = false;
-                notes.push(no_draft());
-            } else {
-                return Err(session.refusal(&request, &answer));
-            }
+            return Ok((found, true));
         }
     }
 
@@ -419,6 +412,7 @@ impl Forge for BitbucketCloud {
     async fn open_pull_request(&self, access: Access<'_>, new: &NewPullRequest) -> Result<Opened, ForgeError> {
         let (session, place) = (self.rest.session(access), Place::of(access.repo)?);
         let mut notes: Vec<Note> = no_labels(&session, &new.labels).into_iter().collect();
+        let _opening = self.opening(&place, &new.head).lock().await;
         let (pull_request, existed) = match self.find(&session, &place, new).await? {
             Some((found, ours)) => {
                 // What somebody else opened is left as it is.

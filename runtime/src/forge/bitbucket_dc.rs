@@ -5,13 +5,12 @@
 //! archive, an unknown reviewer or a version that is out of date.
 
 use async_trait::async_trait;
-use orchestra_events::repo::RepoRef;
-use reqwest::Url;
 use serde_json::{Value, json};
 
+use super::bitbucket_place::{DataCenterPlace as Place, data_center_root};
 use super::bitbucket_rules;
 use super::bitbucket_text::{body, mark, no_labels, title, unasked};
-use super::http::{Answer, Request, Rest, Session, segment};
+use super::http::{Answer, Request, Rest, Session};
 use super::wish::{MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened};
 use super::{
     Access, BranchRules, CommitStatus, Feature, Forge, ForgeError, NewPullRequest, Note, Opened, PullRequest,
@@ -42,46 +41,6 @@ pub(super) struct BitbucketDc {
     rest: Rest,
 }
 
-/// Where all of its interfaces are (`{base}/rest`), from `{base}`, `{base}/rest` or `{base}/rest/api/latest`.
-fn root(api: &Url) -> String {
-    let path = api.path().trim_end_matches('/');
-    let base = path.split_once("/rest/api/").map_or(path, |(base, _)| base);
-    format!("{}/rest", base.strip_suffix("/rest").unwrap_or(base))
-}
-
-/// `PROJECT/name` or `~user/name`, as its parts.
-struct Place<'r> {
-    project: &'r str,
-    slug: &'r str,
-}
-
-impl<'r> Place<'r> {
-    fn of(repo: &'r RepoRef) -> Result<Self, ForgeError> {
-        // A clone URL has `scm` before the project; it is part of the path where the forge's git_url leaves it out.
-        let path = repo.path().strip_prefix("scm/").unwrap_or(repo.path());
-        let told = || ForgeError::NotFound {
-            repo: repo.to_string(),
-            forge: Some("a repository on Bitbucket is named PROJECT/name or ~user/name".to_owned()),
-        };
-        let (project, slug) = path.split_once('/').filter(|(_, slug)| !slug.contains('/')).ok_or_else(told)?;
-        Ok(Self { project, slug })
-    }
-
-    fn below(&self, interface: &str, rest: &str) -> String {
-        format!("/{interface}/latest/projects/{}/repos/{}{rest}", segment(self.project), segment(self.slug))
-    }
-
-    fn api(&self, rest: &str) -> String {
-        self.below("api", rest)
-    }
-
-    /// An end of a pull request. Versions before 8 want the repository named.
-    fn branch(&self, name: &str) -> Value {
-        let repository = json!({"slug": self.slug, "project": {"key": self.project}});
-        json!({"id": format!("refs/heads/{name}"), "repository": repository})
-    }
-}
-
 /// The exception that a refusal names, without its package.
 fn exception(answer: &Answer) -> &str {
     let name = answer.text("/errors/0/exceptionName").unwrap_or_default();
@@ -91,7 +50,7 @@ fn exception(answer: &Answer) -> &str {
 impl BitbucketDc {
     /// A client.
     pub(super) fn new(rest: Rest) -> Self {
-        Self { rest: rest.rooted(root) }
+        Self { rest: rest.rooted(data_center_root) }
     }
 
     /// Where its pages are.
@@ -133,8 +92,8 @@ impl BitbucketDc {
             return Ok(None);
         }
         let request = Request::get("/api/latest/repos", READ)
-            .query("projectkey", place.project)
-            .query("name", repository["name"].as_str().unwrap_or(place.slug))
+            .query("projectkey", place.project())
+            .query("name", repository["name"].as_str().unwrap_or(place.slug()))
             .query("permission", "REPO_WRITE")
             .query("archived", "ALL");
         let mut writable = false;
@@ -183,17 +142,9 @@ impl BitbucketDc {
         let number = number.ok_or_else(|| session.not_a_forge("it answers with a pull request without a number"))?;
         let url = match item.pointer("/links/self/0/href").and_then(Value::as_str) {
             Some(url) => session.line(url),
-            None => format!("{}/pull-requests/{number}", self.page(place)),
+            None => format!("{}/pull-requests/{number}", place.page(&self.web())),
         };
         Ok(PullRequest { number, url })
-    }
-
-    fn page(&self, place: &Place<'_>) -> String {
-        let owner = match place.project.strip_prefix('~') {
-            Some(user) => format!("users/{user}"),
-            None => format!("projects/{}", place.project),
-        };
-        format!("{}/{owner}/repos/{}", self.web(), place.slug)
     }
 
     /// Creates it, without what of the wish the server refuses; or finds the one that a lost answer or somebody else has
@@ -480,7 +431,7 @@ impl Forge for BitbucketDc {
             StatusState::Failure => "FAILED",
         };
         // A light without an address is refused, and so is one with a long address.
-        let page = || format!("{}/commits/{commit}", self.page(&place));
+        let page = || format!("{}/commits/{commit}", place.page(&self.web()));
         let url = status.url.clone().filter(|url| url.chars().count() <= MAX_STATUS_URL).unwrap_or_else(page);
         let key = shortened(&status.context, MAX_STATUS_KEY);
         let description = shortened(&status.description, MAX_DESCRIPTION);
@@ -488,34 +439,5 @@ impl Forge for BitbucketDc {
         let path = place.api(&format!("/commits/{commit}/builds"));
         let request = Request::post(path, "set the commit's status", wish).needs("REPO_READ");
         extra(Feature::CommitStatus, session.send(&request).await)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_interface_is_found_from_each_way_of_naming_it() {
-        for given in ["/bitbucket", "/bitbucket/rest", "/bitbucket/rest/api/latest", "/bitbucket/rest/api/1.0"] {
-            let url = Url::parse(&format!("https://dc.example{given}")).expect("a URL");
-            assert_eq!(root(&url), "/bitbucket/rest", "{given}");
-        }
-        let bare = Url::parse("https://dc.example").expect("a URL");
-        assert_eq!(root(&bare), "/rest");
-    }
-
-    #[test]
-    fn a_repository_is_named_with_or_without_scm_and_may_be_a_persons() {
-        for (path, expected) in [
-            ("PRJ/api", "/api/latest/projects/PRJ/repos/api"),
-            ("scm/PRJ/api", "/api/latest/projects/PRJ/repos/api"),
-            ("~ann/notes", "/api/latest/projects/~ann/repos/notes"),
-        ] {
-            let repo = RepoRef::new("dc", path).expect("a reference");
-            assert_eq!(Place::of(&repo).map(|place| place.api("")).as_deref(), Ok(expected));
-        }
-        let deep = RepoRef::new("dc", "a/b/c").expect("a reference");
-        assert!(matches!(Place::of(&deep), Err(ForgeError::NotFound { .. })));
     }
 }

@@ -259,6 +259,27 @@ mod tests {
     }
 
     #[test]
+    fn a_forge_without_an_address_that_takes_tokens_has_no_client() {
+        let at = |kind, api_url: Option<&str>| {
+            let git_url = Some("https://git.example".to_owned());
+            let config = ForgeConfig { kind, git_url, api_url: api_url.map(str::to_owned), root: None };
+            let forges = Forges::new(BTreeMap::from([("here".to_owned(), config)]), "here");
+            let repo = forges.parse("acme/api").expect("a repository");
+            assert_eq!(forges.kind(&repo), Ok(kind));
+            assert_eq!(forges.remote(&repo).expect("a remote").auth, GitAuth::Forge(kind));
+            forges.forge(&repo).err()
+        };
+        for kind in [ForgeKind::Github, ForgeKind::BitbucketCloud, ForgeKind::BitbucketDc, ForgeKind::Gitlab] {
+            assert!(matches!(at(kind, None), Some(ResolveError::Incomplete { key: "api_url", .. })), "{kind:?}");
+            for wrong in ["https://user:secret@api.example", "ftp://api.example", "api.example"] {
+                assert!(matches!(at(kind, Some(wrong)), Some(ResolveError::ApiUrl { .. })), "{kind:?} {wrong}");
+            }
+            assert_eq!(at(kind, Some("https://api.example/api/v3/")), None);
+        }
+        assert_eq!(at(ForgeKind::Plain, None), None);
+    }
+
+    #[test]
     fn a_local_repository_stays_below_its_root() {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path().join("root");

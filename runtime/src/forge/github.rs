@@ -68,7 +68,8 @@ impl Github {
         // The forge ignores a `head` that it does not understand and lists everything.
         let of_head = answer.items("").iter().filter(|pull| {
             let text = |pointer: &str| pull.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-            text("/head/ref") == new.head && text("/head/repo/full_name").eq_ignore_ascii_case(access.repo.path())
+            // A branch of that name in a fork is somebody else's. The repository may have another name by now.
+            text("/head/ref") == new.head && text("/head/repo/full_name") == text("/base/repo/full_name")
         });
         let rank = |pull: &&Value| {
             let text = |pointer: &str| pull.pointer(pointer).and_then(Value::as_str).unwrap_or_default();

@@ -6,6 +6,7 @@
 mod bitbucket_cloud;
 mod bitbucket_dc;
 mod bitbucket_people;
+mod bitbucket_place;
 mod bitbucket_rules;
 mod bitbucket_text;
 mod configured;

@@ -169,7 +169,7 @@ pub(super) fn fetch(repo: &Repository, source: &Source<'_>, ticket: &Ticket) -> 
     session.connect(&mut remote).map_err(failed)?;
     let listing = listing(&remote, &session, remote_name, source.base)?;
 
-    let mut options = session.fetch_options();
+    let mut options = session.fetch_options().map_err(failed)?;
     if let (RemoteKind::Http, Some(depth)) = (source.remote.kind, source.depth) {
         options.depth(i32::try_from(depth.max(1)).unwrap_or(i32::MAX));
     }

@@ -1,5 +1,6 @@
 //! Asks the forge itself why it refused: libgit2 drops the body of an HTTP error, and the sentence is in there.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use reqwest::Url;
@@ -26,6 +27,56 @@ const MAX_HEADER_CHARS: usize = 120;
 
 pub(super) struct Probe(HttpClient);
 
+static CLIENT: LazyLock<HttpClient> = LazyLock::new(|| {
+    HttpClient::new(|client| {
+        client
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .timeout(PROBE_TIMEOUT)
+            // Asked once in a while, from whichever runtime.
+            .pool_max_idle_per_host(0)
+            .user_agent("git/2.0 (orchestra)")
+    })
+});
+
+/// Whether the server sends a git client on to another address. Blocks; for the threads of the pool. The error says why
+/// the server could not be asked.
+pub(super) fn sends_on(operation: Operation, remote: &Remote, token: &SecretString) -> Result<bool, String> {
+    let services: &[&str] = match operation {
+        // A push fetches first when its history is too short.
+        Operation::Push => &["git-receive-pack", "git-upload-pack"],
+        Operation::Clone | Operation::Checkout | Operation::Import | Operation::Commit | Operation::Diff => {
+            &["git-upload-pack"]
+        }
+    };
+    let ask = async {
+        for service in services {
+            let response = request(&CLIENT, service, remote, Some(token)).await?.send().await;
+            let response = response.map_err(|error| error.without_url().to_string())?;
+            if response.status().is_redirection() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    tokio::runtime::Handle::current().block_on(ask)
+}
+
+async fn request(
+    client: &HttpClient,
+    service: &str,
+    remote: &Remote,
+    token: Option<&SecretString>,
+) -> Result<reqwest::RequestBuilder, String> {
+    let url = format!("{}/info/refs?service={service}", remote.url.trim_end_matches('/'));
+    let request = client.get().await?.get(url).header(ACCEPT, "*/*");
+    Ok(match token.map(|token| remote.auth.credential(token)) {
+        Some(GitCredential::Basic { user, password }) => request.basic_auth(user, Some(password)),
+        Some(GitCredential::Bearer(token)) => request.bearer_auth(token),
+        None => request,
+    })
+}
+
 /// What the forge answered.
 struct Answer {
     status: u16,
@@ -35,13 +86,7 @@ struct Answer {
 
 impl Probe {
     pub(super) fn new() -> Self {
-        Self(HttpClient::new(|client| {
-            client
-                .redirect(reqwest::redirect::Policy::none())
-                .no_proxy()
-                .timeout(PROBE_TIMEOUT)
-                .user_agent("git/2.0 (orchestra)")
-        }))
+        Self(CLIENT.clone())
     }
 
     /// A more exact error, when the forge has more to say about this one.
@@ -73,14 +118,7 @@ impl Probe {
 
     async fn ask(&self, operation: Operation, remote: &Remote, token: Option<&SecretString>) -> Option<Answer> {
         let service = if operation == Operation::Push { "git-receive-pack" } else { "git-upload-pack" };
-        let url = format!("{}/info/refs?service={service}", remote.url.trim_end_matches('/'));
-        let mut request = self.0.get().await.ok()?.get(url).header(ACCEPT, "*/*");
-        if let Some(token) = token {
-            request = match remote.auth.credential(token) {
-                GitCredential::Basic { user, password } => request.basic_auth(user, Some(password)),
-                GitCredential::Bearer(token) => request.bearer_auth(token),
-            };
-        }
+        let request = request(&self.0, service, remote, token).await.ok()?;
         let mut response = request.send().await.ok()?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();

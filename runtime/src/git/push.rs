@@ -77,7 +77,7 @@ fn complete_history(repo: &Repository, request: &Request, ticket: &Ticket) -> Re
     let base = repo.find_reference("HEAD").map_err(internal)?;
     let base = base.symbolic_target().ok().flatten().unwrap_or("HEAD").to_owned();
     let mut remote = repo.remote_anonymous(&request.remote.url).map_err(failed)?;
-    let mut options = session.fetch_options();
+    let mut options = session.fetch_options().map_err(failed)?;
     options.depth(i32::MAX);
     remote.download(&[format!("+{base}:{base}")], Some(&mut options)).map_err(failed)
 }
@@ -91,7 +91,7 @@ fn attempt(repo: &Repository, request: &Request, more: &[String], ticket: &Ticke
         repo.remote_anonymous(&request.remote.url).map_err(|error| Attempt::Failed(session.classify(&error)))?;
     let mut options = PushOptions::new();
     options.remote_callbacks(session.callbacks()).follow_redirects(RemoteRedirect::None).packbuilder_parallelism(1);
-    if let Some(header) = session.header() {
+    if let Some(header) = session.header().map_err(|error| Attempt::Failed(session.classify(&error)))? {
         options.custom_headers(&[&header]);
     }
     let more: Vec<&str> = more.iter().map(String::as_str).collect();

@@ -9,7 +9,7 @@ use secrecy::SecretString;
 
 use super::error::{GitError, Operation};
 use super::pool::Ticket;
-use super::{Remote, RemoteKind};
+use super::{Remote, RemoteKind, probe};
 use crate::forge::GitCredential;
 use crate::redact;
 
@@ -103,6 +103,8 @@ pub(super) struct Session<'a> {
     redactor: Redactor,
     asked: Cell<u32>,
     foreign: Cell<bool>,
+    /// The server has been asked whether it sends us on, and does not.
+    settled: Cell<bool>,
     too_large: Cell<bool>,
     expired: Cell<bool>,
     sideband: RefCell<Vec<u8>>,
@@ -131,6 +133,7 @@ impl<'a> Session<'a> {
             redactor: Redactor::new(token),
             asked: Cell::new(0),
             foreign: Cell::new(false),
+            settled: Cell::new(false),
             too_large: Cell::new(false),
             expired: Cell::new(false),
             sideband: RefCell::new(Vec::new()),
@@ -216,35 +219,50 @@ impl<'a> Session<'a> {
         callbacks
     }
 
-    /// The header that shows the token to a server which wants it so. Only for options that follow no redirect.
-    pub(super) fn header(&self) -> Option<String> {
-        match self.remote.auth.credential(self.token?) {
-            // libgit2 would take what follows a line break for a header of its own.
-            GitCredential::Bearer(token) if self.origin.is_some() && !token.contains(char::is_control) => {
-                Some(format!("Authorization: Bearer {token}"))
-            }
-            GitCredential::Bearer(_) | GitCredential::Basic { .. } => None,
+    /// The header that shows the token to a server which wants it so, once it is certain that the server sends nobody on:
+    /// libgit2 follows a redirect to another port of the same host even when told to follow none, and takes our headers
+    /// along.
+    pub(super) fn header(&self) -> Result<Option<String>, git2::Error> {
+        let Some(token) = self.token else { return Ok(None) };
+        let GitCredential::Bearer(bearer) = self.remote.auth.credential(token) else { return Ok(None) };
+        let refuse = |class, why: &str| Err(git2::Error::new(ErrorCode::GenericError, class, why));
+        // libgit2 would take what follows a line break for a header of its own.
+        if self.remote.kind != RemoteKind::Http || self.origin.is_none() || bearer.contains(char::is_control) {
+            return refuse(ErrorClass::Callback, "no token can be sent there");
         }
+        if !self.settled.get() {
+            match probe::sends_on(self.operation, self.remote, token) {
+                Ok(false) => self.settled.set(true),
+                Ok(true) => {
+                    self.foreign.set(true);
+                    return refuse(ErrorClass::Callback, "redirected");
+                }
+                Err(why) => {
+                    return refuse(ErrorClass::Net, &format!("failed to connect: {}", self.redactor.line(&why)));
+                }
+            }
+        }
+        Ok(Some(format!("Authorization: Bearer {bearer}")))
     }
 
     /// Options of a fetch: no redirect is followed, no tag comes along.
-    pub(super) fn fetch_options<'s>(&'s self) -> FetchOptions<'s> {
+    pub(super) fn fetch_options<'s>(&'s self) -> Result<FetchOptions<'s>, git2::Error> {
         let mut options = FetchOptions::new();
         options
             .remote_callbacks(self.callbacks())
             .follow_redirects(RemoteRedirect::None)
             .download_tags(AutotagOption::None)
             .update_fetchhead(false);
-        if let Some(header) = self.header() {
+        if let Some(header) = self.header()? {
             options.custom_headers(&[&header]);
         }
-        options
+        Ok(options)
     }
 
     /// Connects to the forge, after which `remote.list()` has its branches. libgit2 sends headers of ours only with a
     /// fetch, so this is the fetch of a branch that is not there: one exchange, and nothing is downloaded.
     pub(super) fn connect(&self, remote: &mut git2::Remote<'_>) -> Result<(), git2::Error> {
-        remote.download(&[NO_BRANCH], Some(&mut self.fetch_options()))
+        remote.download(&[NO_BRANCH], Some(&mut self.fetch_options()?))
     }
 
     /// What the forge said on the side: its own sentences, without progress lines.

@@ -1,9 +1,11 @@
 //! What is asked for happens, once, and what a forge does not have is a note.
 
-use orchestra_runtime::forge::{Feature, ForgeKind, StatusState};
-use orchestra_test_forges::{ApiFault, On};
+use std::time::{Duration, Instant};
 
-use crate::world::{HEAD, MARKER, REPO, Token, World};
+use orchestra_runtime::forge::{CommitStatus, Feature, ForgeKind, ForgeLimits, NewPullRequest, StatusState};
+use orchestra_test_forges::{ApiFault, Comment, On, Pull};
+
+use crate::world::{HEAD, MARKER, REPO, Token, World, client, limits};
 
 pub async fn the_repository_is_known_by_what_stays(world: &World) {
     let token = world.token(Token::Writes);
@@ -76,7 +78,7 @@ pub async fn a_lost_reply_leaves_one_pull_request(world: &World) {
 
 pub async fn a_draft_is_a_draft_where_there_are_any(world: &World) {
     let token = world.token(Token::Writes);
-    let new = orchestra_runtime::forge::NewPullRequest { draft: true, ..world.new_pull_request() };
+    let new = NewPullRequest { draft: true, ..world.new_pull_request() };
     let opened = world.forge.open_pull_request(world.access(&token), &new).await.expect("opened");
     if world.fake.is_none() {
         return;
@@ -101,7 +103,7 @@ pub async fn a_draft_is_a_draft_where_there_are_any(world: &World) {
 pub async fn reviewers_are_asked_and_the_unknown_left_out(world: &World) {
     let token = world.token(Token::Writes);
     let reviewers = ["ann", "nobody-here", "bob", "ann"].map(str::to_owned).to_vec();
-    let new = orchestra_runtime::forge::NewPullRequest { reviewers, ..world.new_pull_request() };
+    let new = NewPullRequest { reviewers, ..world.new_pull_request() };
     let opened = world.forge.open_pull_request(world.access(&token), &new).await.expect("opened");
     world.noted(&opened.notes);
     if world.fake.is_none() {
@@ -119,7 +121,7 @@ pub async fn reviewers_are_asked_and_the_unknown_left_out(world: &World) {
 pub async fn labels_are_given_or_noted(world: &World) {
     let token = world.token(Token::Writes);
     let labels = vec!["dependencies".to_owned(), "terraform".to_owned()];
-    let new = orchestra_runtime::forge::NewPullRequest { labels: labels.clone(), ..world.new_pull_request() };
+    let new = NewPullRequest { labels: labels.clone(), ..world.new_pull_request() };
     let opened = world.forge.open_pull_request(world.access(&token), &new).await.expect("opened");
     world.noted(&opened.notes);
     let noted: Vec<_> = opened.notes.iter().map(|note| note.feature).collect();
@@ -155,7 +157,7 @@ pub async fn the_light_goes_from_pending_to_success(world: &World) {
     };
     assert_eq!(light.state, expected);
     // A description longer than any forge takes is cut, not refused.
-    let long = orchestra_runtime::forge::CommitStatus {
+    let long = CommitStatus {
         description: "ä".repeat(300),
         context: "orchestra/a-context-that-is-longer-than-forty-characters".to_owned(),
         ..world.status(StatusState::Failure)
@@ -194,11 +196,7 @@ pub async fn a_pull_request_is_described_anew(world: &World) {
         assert_eq!(describe(1).await.map(|note| note.feature), Some(Feature::Descriptions));
         return;
     }
-    let new = orchestra_runtime::forge::NewPullRequest {
-        draft: true,
-        reviewers: vec!["ann".to_owned()],
-        ..world.new_pull_request()
-    };
+    let new = NewPullRequest { draft: true, reviewers: vec!["ann".to_owned()], ..world.new_pull_request() };
     let opened = world.forge.open_pull_request(world.access(&token), &new).await.expect("opened");
     let number = opened.pull_request.expect("a pull request").number;
     for _ in 0..2 {
@@ -228,4 +226,89 @@ pub async fn a_protected_branch_is_known(world: &World) {
     assert_eq!(rules("release/2.0").await.protected, Some(true));
     assert_eq!(rules("orchestra/new-1").await.protected, Some(false));
     assert_eq!(rules(HEAD).await.protected, Some(false));
+}
+
+pub async fn somebody_elses_pull_request_is_left_as_it_is(world: &World) {
+    if world.fake.is_none() {
+        return;
+    }
+    world.fake().with(|state| {
+        let (head, base) = (HEAD.to_owned(), "main".to_owned());
+        let pull = Pull { head, base, title: "Mine".to_owned(), body: "By hand.".to_owned(), ..Pull::default() };
+        state.repos.get_mut(REPO).expect("it is there").add_pull(pull);
+    });
+    let token = world.token(Token::Writes);
+    let (labels, reviewers) = (vec!["dependencies".to_owned()], vec!["ann".to_owned()]);
+    let new = NewPullRequest { labels, reviewers, ..world.new_pull_request() };
+    let opened = world.forge.open_pull_request(world.access(&token), &new).await.expect("found");
+    assert!(opened.existed, "{opened:?}");
+    let pulls = world.pulls();
+    let [pull] = pulls.as_slice() else { panic!("{pulls:?}") };
+    assert_eq!((pull.title.as_str(), pull.body.as_str()), ("Mine", "By hand."));
+    assert!(pull.labels.is_empty() && pull.reviewers.is_empty(), "{pull:?}");
+}
+
+pub async fn our_comment_is_found_behind_many_others(world: &World) {
+    if world.fake.is_none() {
+        return;
+    }
+    let token = world.token(Token::Writes);
+    let opened = world.forge.open_pull_request(world.access(&token), &world.new_pull_request()).await.expect("opened");
+    let number = opened.pull_request.expect("a pull request").number;
+    let chatter = |from: u64| {
+        world.fake().with(|state| {
+            let comment = |id| Comment { id: 70_000 + id, body: format!("I think {id}."), version: 0 };
+            let repo = state.repos.get_mut(REPO).expect("it is there");
+            repo.pulls[0].comments.extend((from..from + 120).map(comment));
+        });
+    };
+    chatter(0);
+    for text in ["It cost $0.12.", "It cost $0.34."] {
+        let text = format!("{text}\n\n{MARKER}");
+        assert_eq!(world.forge.comment(world.access(&token), number, MARKER, &text).await, Ok(None));
+        chatter(1000);
+    }
+    let ours: Vec<_> = world.pulls()[0].comments.iter().filter(|one| one.body.contains("It cost")).cloned().collect();
+    assert_eq!(ours.len(), 1, "{ours:?}");
+    assert!(ours[0].body.contains("$0.34"), "{ours:?}");
+}
+
+pub async fn two_at_once_open_one(world: &World) {
+    if world.fake.is_none() {
+        return;
+    }
+    let (token, new) = (world.token(Token::Writes), world.new_pull_request());
+    // Both have looked before either has opened it.
+    world.fake().fault(On::Reading, ApiFault::Slow(Duration::from_millis(300)), 2);
+    let open = || world.forge.open_pull_request(world.access(&token), &new);
+    let (one, two) = tokio::join!(open(), open());
+    let (one, two) = (one.expect("opened"), two.expect("found"));
+    assert_eq!(one.pull_request, two.pull_request);
+    // Bitbucket Cloud answers the second creation like the first.
+    assert!(one.existed != two.existed || world.kind == ForgeKind::BitbucketCloud, "{one:?} {two:?}");
+    assert_eq!(world.pulls().len(), 1);
+}
+
+pub async fn many_at_once_are_created_one_after_the_other(world: &World) {
+    const GAP: Duration = Duration::from_millis(150);
+    if world.fake.is_none() {
+        return;
+    }
+    let limits = ForgeLimits { creation_gap: GAP, ..limits() };
+    let forge = client(world.kind, Some(world.fake().api_url()), &limits);
+    let bare = orchestra_test_forges::Bare::at(world.root(), REPO);
+    let token = world.token(Token::Writes);
+    let wishes: Vec<NewPullRequest> = (0..6)
+        .map(|number| NewPullRequest { head: format!("orchestra/many-{number}"), ..world.new_pull_request() })
+        .collect();
+    for new in &wishes {
+        bare.branch(&new.head);
+    }
+    let start = Instant::now();
+    let opened =
+        futures_util::future::join_all(wishes.iter().map(|new| forge.open_pull_request(world.access(&token), new)));
+    let opened = opened.await;
+    assert!(opened.iter().all(|opened| opened.as_ref().is_ok_and(|opened| !opened.existed)), "{opened:?}");
+    assert_eq!(world.pulls().len(), 6);
+    assert!(start.elapsed() >= GAP * 5, "{:?}", start.elapsed());
 }

@@ -94,7 +94,7 @@ pub async fn stand_in(kind: ForgeKind, root: &std::path::Path) -> Option<FakeFor
     for token in [Token::Writes, Token::Reads, Token::Blind] {
         let sees = matches!(token, Token::Blind).then(Vec::new);
         let may_write = !matches!(token, Token::Reads);
-        fake.add_token(&text(kind, token), Login { user: "orchestra-bot".to_owned(), may_write, sees });
+        fake.add_token(&text(kind, token), Login { user: "orchestra-bot".to_owned(), may_write, sees, scopes: None });
     }
     Some(fake)
 }

@@ -1,7 +1,8 @@
 //! A stand-in of Bitbucket Cloud's REST interface. Statuses and shapes are those of Atlassian's reference; sentences are
 //! those that users of the interface have posted.
 //!
-//! A token that may write is an administrator's with every scope; one that may not has the scopes for reading.
+//! A token that may write is an administrator's with every scope; one that may not has the scopes for reading. A token of
+//! the user `guest` has every scope, of somebody whom the workspace lets read only.
 
 use serde_json::{Value, json};
 
@@ -16,6 +17,9 @@ const MAX_TITLE: usize = 255;
 const MAX_TEXT: usize = 32_768;
 const MAX_STATUS_KEY: usize = 40;
 const MAX_PULLS_A_PAGE: usize = 50;
+
+/// Who has no role.
+const GUEST: &str = "guest";
 
 const WRITING: [&str; 5] = ["repository:write", "repository:admin", "pullrequest:write", "account", "project"];
 const READING: [&str; 3] = ["repository", "pullrequest", "account"];
@@ -155,6 +159,9 @@ fn answer(state: &mut State, login: &Login, call: &Call) -> Reply {
     if let Some(refusal) = lacks(login, scope) {
         return refusal;
     }
+    if login.user == GUEST {
+        return error(403, "Your account does not have write access to this repository.");
+    }
     if repo.archived {
         return error(403, "This repository is restricted to read-only access.");
     }
@@ -192,7 +199,7 @@ fn repositories(base: &str, state: &State, login: &Login, call: &Call) -> Reply 
         return error(400, "Unknown field");
     }
     let of_role = match call.asked("role") {
-        Some("contributor" | "admin" | "owner") => login.may_write,
+        Some("contributor" | "admin" | "owner") => login.may_write && login.user != GUEST,
         Some(_) | None => true,
     };
     let workspace = format!("{}/", call.param("workspace"));

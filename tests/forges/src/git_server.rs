@@ -68,6 +68,15 @@ impl Drop for GitServer {
 impl GitServer {
     /// Serves the repositories below `root` to whoever gives `token` as password (any user name).
     pub async fn start(root: &Path, token: &str) -> Self {
+        Self::open(root, token, false).await
+    }
+
+    /// The same to whoever sends `Authorization: Bearer` and the token, and to nobody else: Bitbucket Data Center's way.
+    pub async fn start_bearer(root: &Path, token: &str) -> Self {
+        Self::open(root, token, true).await
+    }
+
+    async fn open(root: &Path, token: &str, bearer: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
         let address = listener.local_addr().expect("a bound listener has an address");
         let shared = Arc::new(Mutex::new(Shared::default()));
@@ -77,7 +86,7 @@ impl GitServer {
             while let Ok((stream, _)) = listener.accept().await {
                 let (state, root, token) = (Arc::clone(&state), root.clone(), token.clone());
                 connections.spawn(async move {
-                    let _ = serve(stream, &root, &token, &state).await;
+                    let _ = serve(stream, &root, (&token, bearer), &state).await;
                 });
                 while connections.try_join_next().is_some() {}
             }
@@ -116,7 +125,12 @@ impl GitServer {
     }
 }
 
-async fn serve(stream: TcpStream, root: &Path, token: &str, state: &Mutex<Shared>) -> std::io::Result<()> {
+async fn serve(
+    stream: TcpStream,
+    root: &Path,
+    (token, bearer): (&str, bool),
+    state: &Mutex<Shared>,
+) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     let Some(request) = read(&mut stream).await? else { return Ok(()) };
     let at = if request.path.ends_with("/info/refs") { At::Refs } else { At::Pack };
@@ -167,15 +181,15 @@ async fn serve(stream: TcpStream, root: &Path, token: &str, state: &Mutex<Shared
         }
         None => {}
     }
-    let password = request
-        .header("authorization")
-        .and_then(|value| value.strip_prefix("Basic "))
-        .and_then(|value| base64::engine::general_purpose::STANDARD.decode(value).ok())
-        .and_then(|pair| String::from_utf8(pair).ok())
-        .and_then(|pair| pair.split_once(':').map(|(_, password)| password.to_owned()));
-    let taken = password.is_some_and(|password| {
-        let further = || state.lock().expect("unpoisoned").further_tokens.contains(&password);
-        (password == token && !revoked) || further()
+    let header = request.header("authorization").unwrap_or_default();
+    let basic = || {
+        let pair = base64::engine::general_purpose::STANDARD.decode(header.strip_prefix("Basic ")?).ok()?;
+        String::from_utf8(pair).ok()?.split_once(':').map(|(_, password)| password.to_owned())
+    };
+    let shown = if bearer { header.strip_prefix("Bearer ").map(str::to_owned) } else { basic() };
+    let taken = shown.is_some_and(|shown| {
+        let further = || state.lock().expect("unpoisoned").further_tokens.contains(&shown);
+        (shown == token && !revoked) || further()
     });
     if !taken {
         let headers = "WWW-Authenticate: Basic realm=\"git\"\r\nContent-Type: text/plain\r\n";

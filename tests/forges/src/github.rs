@@ -30,8 +30,12 @@ fn invalid(message: &str) -> Reply {
     Reply::new(422, json!({ "message": "Validation Failed", "errors": errors }))
 }
 
-fn lacks(permission: &str) -> Reply {
-    error(403, "Resource not accessible by personal access token").header("X-Accepted-GitHub-Permissions", permission)
+fn lacks(login: &Login, permission: &str) -> Reply {
+    let reply = error(403, "Resource not accessible by personal access token");
+    match login.scopes {
+        Some(scopes) => reply.header("X-Accepted-OAuth-Scopes", "repo, public_repo").header("X-OAuth-Scopes", scopes),
+        None => reply.header("X-Accepted-GitHub-Permissions", permission),
+    }
 }
 
 fn pull(base: &str, repo: &Repo, pull: &Pull) -> Value {
@@ -60,7 +64,7 @@ fn answer(state: &mut State, login: &Login, call: &Call) -> Reply {
         _ => "pull_requests=write",
     };
     if !login.may_write {
-        return lacks(needed);
+        return lacks(login, needed);
     }
     let known: Vec<String> = state.people.iter().map(|person| person.login.clone()).collect();
     let id = state.next_id();
@@ -76,7 +80,11 @@ fn read(base: &str, repo: &Repo, login: &Login, call: &Call) -> Reply {
                 "default_branch": repo.default_branch,
                 "permissions": { "admin": false, "push": login.may_write, "pull": true },
             });
-            Reply::new(200, body)
+            let reply = Reply::new(200, body);
+            match login.scopes {
+                Some(scopes) => reply.header("X-OAuth-Scopes", scopes),
+                None => reply,
+            }
         }
         "/repos/{owner}/{repo}/branches/{branch}" => {
             let branch = call.param("branch");

@@ -28,6 +28,8 @@ pub struct Login {
     pub may_write: bool,
     /// The repositories that it sees; `None` is all.
     pub sees: Option<Vec<String>>,
+    /// GitHub's classic tokens: what it was given. `None` is a fine-grained token.
+    pub scopes: Option<&'static str>,
 }
 
 /// Somebody with an account.
