@@ -56,7 +56,10 @@ impl World {
     }
 
     async fn with(config: GitConfig) -> Self {
-        let dir = repo::folder();
+        Self::within(config, repo::folder()).await
+    }
+
+    async fn within(config: GitConfig, dir: tempfile::TempDir) -> Self {
         repo::origin(dir.path());
         let server = GitServer::start(dir.path(), TOKEN).await;
         Self { dir, server, git: Git::new(config) }
@@ -372,5 +375,7 @@ mod faults;
 mod history;
 #[path = "support/git_hostile.rs"]
 mod hostile;
+#[path = "support/git_hostile_tree.rs"]
+mod hostile_tree;
 #[path = "support/git_rules.rs"]
 mod import_rules;

@@ -26,7 +26,8 @@ pub(super) fn clean(message: &[u8]) -> String {
             is_claim(&line)
         };
         let line = line.trim_end();
-        if !in_claim && !(line.is_empty() && lines.last().is_none_or(String::is_empty)) {
+        let one_blank_more = line.is_empty() && lines.last().is_none_or(String::is_empty);
+        if !in_claim && !one_blank_more {
             lines.push(line.to_owned());
         }
     }

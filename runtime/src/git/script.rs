@@ -20,7 +20,8 @@ pub(super) const LEFTOVER: &str = "Work of the agent";
 ///   that the base already has, which stay as they were.
 /// - The base is made the end of history, so that a shortened or damaged past does not matter.
 /// - Its own files go wherever there is room: an agent that filled `/tmp` has not lost its work.
-/// - Named pipes in `.git` are removed, because git would wait for somebody to write into them.
+/// - Named pipes are removed from `.git`, and in place of files that git reads such as `.gitignore`: git would wait for
+///   somebody to write into them.
 const STAGE: &str = r#"
 set -euo pipefail
 umask 022
@@ -44,6 +45,7 @@ done
 [ -n "$tmp" ] || full
 [ -d "$root/.git/objects" ] || gone
 find "$root/.git/" -type p -exec rm -f {} + 2>/dev/null || true
+find . -name .git -prune -o -type p -name '.git*' -exec rm -f {} + 2>/dev/null || true
 git init -q --bare --template= "$tmp/git" >&2
 git --git-dir="$tmp/git" config core.bare false
 printf '%s\n' "$base" > "$tmp/git/shallow"

@@ -53,6 +53,13 @@ pub fn folder() -> tempfile::TempDir {
     dir
 }
 
+/// The same in memory, or on disk where there is no such place.
+pub fn folder_in_memory() -> tempfile::TempDir {
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else { return folder() };
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).expect("own folder");
+    dir
+}
+
 /// Makes `root/acme/api.git` with two commits on `main` and one on `other`.
 pub fn origin(root: &Path) -> PathBuf {
     let seed = root.join("seed");
@@ -161,4 +168,34 @@ impl Forge {
         let tree = self.tree(entries);
         self.export(&self.commit(&tree, Some(self.base.as_str())))
     }
+}
+
+/// What zlib makes of these bytes.
+pub fn deflated(content: &[u8]) -> Vec<u8> {
+    let mut deflate = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    deflate.write_all(content).expect("memory");
+    deflate.finish().expect("memory")
+}
+
+/// The same for that many zeros.
+pub fn deflated_zeros(size: u64) -> Vec<u8> {
+    let mut deflate = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    let zeros = vec![0; 1 << 20];
+    for _ in 0..size >> 20 {
+        deflate.write_all(&zeros).expect("memory");
+    }
+    deflate.finish().expect("memory")
+}
+
+/// A pack of these entries as they are, with the right header and hash (gitformat-pack(5)).
+pub fn raw_pack(entries: &[Vec<u8>]) -> Vec<u8> {
+    let mut pack = b"PACK\0\0\0\x02".to_vec();
+    pack.extend((entries.len() as u32).to_be_bytes());
+    pack.extend(entries.iter().flatten());
+    let mut sum = Command::new("sha1sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("coreutils");
+    sum.stdin.take().expect("piped").write_all(&pack).expect("it reads");
+    let output = sum.wait_with_output().expect("it ends");
+    let hex = &String::from_utf8(output.stdout).expect("hex")[..40];
+    pack.extend((0..20).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).expect("hex")));
+    pack
 }

@@ -5,11 +5,11 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use git2::{Indexer, Odb, Oid, Repository};
-use nix::sys::resource::{Resource, setrlimit};
+use git2::{Indexer, ObjectType, Odb, Oid, Repository};
 use orchestra_events::CommitId;
 
 use super::super::error::PackFault;
+use super::confine::confine;
 use super::walk::{Stop, walk};
 use super::{CHUNK_BYTES, Order, Report};
 
@@ -19,17 +19,12 @@ const WINDOW_BYTES: usize = 16 * 1024 * 1024;
 const MAPPED_BYTES: usize = 128 * 1024 * 1024;
 /// Objects that libgit2 keeps in memory.
 const CACHE_BYTES: isize = 32 * 1024 * 1024;
-/// Files the child may hold open: the packs of the trusted repository, the new pack, three pipes.
-const OPEN_FILES: u64 = 1024;
-/// Room for an index, the completed thin pack and libgit2's temporary file beside the pack itself.
-const FILE_SIZE_FACTOR: u64 = 4;
-
 /// The whole life of the importing child: `args` are what follows [`super::IMPORT_ARG`]. Call it first in `main`,
 /// before a runtime, a logger or the configuration.
 pub fn import_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let order = args.into_iter().next().and_then(|arg| serde_json::from_str::<Order>(&arg.to_string_lossy()).ok());
     let report = match order {
-        Some(order) => match confine(&order) {
+        Some(order) => match prepare(&order) {
             Ok(()) => import(&order).unwrap_or_else(|stop| match stop {
                 Stop::Rejected(fault, detail) => Report::Rejected { fault, detail },
                 Stop::Failed(error) => Report::Failed { detail: error.message().to_owned() },
@@ -42,20 +37,8 @@ pub fn import_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if written { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn confine(order: &Order) -> Result<(), String> {
-    let limits = &order.rules.limits;
-    // Best effort: it needs a privilege that the server may not have, and there is nothing to connect with anyway.
-    let _ = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET);
-    let _ = nix::sys::prctl::set_no_new_privs();
-    for (resource, limit) in [
-        (Resource::RLIMIT_AS, limits.memory_bytes),
-        (Resource::RLIMIT_CPU, limits.cpu_seconds),
-        (Resource::RLIMIT_FSIZE, limits.pack_bytes.saturating_mul(FILE_SIZE_FACTOR)),
-        (Resource::RLIMIT_NOFILE, OPEN_FILES),
-        (Resource::RLIMIT_CORE, 0),
-    ] {
-        setrlimit(resource, limit, limit).map_err(|error| format!("a resource limit could not be set: {error}"))?;
-    }
+fn prepare(order: &Order) -> Result<(), String> {
+    confine(order)?;
     super::super::init_process();
     // SAFETY: this process has one thread and has not used libgit2 yet; the setters only store numbers.
     let set = unsafe {
@@ -84,6 +67,7 @@ fn import(order: &Order) -> Result<Report, Stop> {
     let objects = order.repo.join("objects");
     let trusted = open(&[&objects])?;
     let pack = index(order, &trusted)?;
+    check_objects(order)?;
     let all = open(&[&objects, &order.quarantine])?;
     let repo = Repository::from_odb(open(&[&objects, &order.quarantine])?)?;
     let walked = walk(&repo, &all, base, tip, &order.rules)?;
@@ -92,6 +76,28 @@ fn import(order: &Order) -> Result<Report, Stop> {
     }
     let tree = super::super::commit_id(walked.tree);
     Ok(Report::Accepted { tree, files_changed: walked.files_changed, pack })
+}
+
+/// Looks at the kind and size of every object that came, also of those that no commit refers to: libgit2's indexer lets
+/// an object through whose kind does not exist.
+fn check_objects(order: &Order) -> Result<(), Stop> {
+    let odd = || Stop::Rejected(PackFault::Malformed, "its pack holds an object that is none".to_owned());
+    let quarantine = open(&[&order.quarantine])?;
+    let mut ids = Vec::new();
+    quarantine.foreach(|id| {
+        ids.push(*id);
+        true
+    })?;
+    for id in ids {
+        // git2 panics at a kind that it does not know; nothing of the child is used after that but this answer.
+        let header = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| quarantine.read_header(id)));
+        let (size, kind) = header.map_err(|_| odd())?.map_err(|_| odd())?;
+        let known = matches!(kind, ObjectType::Commit | ObjectType::Tree | ObjectType::Blob | ObjectType::Tag);
+        if !known || size as u64 > order.rules.limits.total_bytes.max(order.rules.limits.file_bytes) {
+            return Err(odd());
+        }
+    }
+    Ok(())
 }
 
 /// Reads the pack from standard input into the quarantine. Every object's hash is computed, every reference of every

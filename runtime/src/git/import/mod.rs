@@ -1,6 +1,7 @@
 //! Takes the agent's work out of a sandbox: a stream of bytes nobody trusts, indexed and checked in a child process.
 
 mod child;
+mod confine;
 mod content;
 pub(super) mod history;
 mod lfs;
