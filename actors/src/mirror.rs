@@ -17,6 +17,7 @@ use orchestra_runtime::git::{
 };
 use orchestra_runtime::sandbox::{Sandboxes, WORKSPACE_GID, WORKSPACE_UID};
 use secrecy::SecretString;
+use tokio::sync::oneshot;
 
 /// Orders that may wait for one repository: more than tasks that run at once. Who comes then waits outside.
 pub const MAILBOX: usize = 256;
@@ -185,7 +186,9 @@ impl Mirrors {
 
     async fn make(&self, mirror: &Mirror, order: &WorkTreeOrder, wanted: Cloned) -> Result<Made, GitError> {
         for _ in 0..TRIES {
+            let (wanted_by, _waiting) = oneshot::channel();
             let message = Make {
+                wanted_by,
                 mirror: mirror.clone(),
                 remote: order.remote.clone(),
                 token: order.token.clone(),
@@ -297,6 +300,8 @@ impl Actor for MirrorActor {
 #[derive(Message)]
 #[rtype(result = "Result<Made, GitError>")]
 struct Make {
+    /// Closed when nobody waits for it any more: a forge that does not answer must not hold up the repository's next task.
+    wanted_by: oneshot::Sender<()>,
     mirror: Mirror,
     remote: Remote,
     token: Option<SecretString>,
@@ -318,8 +323,12 @@ impl Handler<Make> for MirrorActor {
         let (git, holds) = (Arc::clone(&self.git), Arc::clone(&self.holds));
         let (order_mirror, order_base) = (order.mirror.clone(), order.wanted.base.clone());
         let make = async move {
-            let Make { mirror, remote, token, wanted } = order;
-            let lower = git.lower(&mirror, &remote, token, &wanted, (WORKSPACE_UID, WORKSPACE_GID)).await?;
+            let Make { mut wanted_by, mirror, remote, token, wanted } = order;
+            let lower = tokio::select! {
+                biased;
+                () = wanted_by.closed() => return Err(gone()),
+                lower = git.lower(&mirror, &remote, token, &wanted, (WORKSPACE_UID, WORKSPACE_GID)) => lower?,
+            };
             // Nothing is removed from this mirror while this runs, so nothing of it is condemned.
             let hold = hold(&holds, &lower.path).ok_or_else(gone)?;
             Ok(Made { lower, hold })

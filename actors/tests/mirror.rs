@@ -266,7 +266,10 @@ async fn a_stranger_does_not_wait_behind_another_tasks_fetch() {
     let answer = tokio::time::timeout(Duration::from_secs(20), world.mirrors.work_tree(order)).await;
     assert!(matches!(answer.unwrap().unwrap_err(), GitError::TokenRejected { .. }));
     assert!(!fetching.is_finished());
+    // Nor does the next task wait behind one that was cancelled while its forge said nothing.
     fetching.abort();
+    world.server.fault(None);
+    assert!(!tokio::time::timeout(Duration::from_secs(20), world.tree()).await.unwrap().hit);
 }
 
 #[actix::test]

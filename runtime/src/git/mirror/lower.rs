@@ -59,9 +59,8 @@ pub(super) fn run(request: &Request, ticket: &Ticket) -> Result<Lower, GitError>
     let base = &request.wanted.base;
     let line = mirror.line(base);
     let here = line::tip(&line, base).is_some_and(|tip| commit_id(tip) == request.wanted.commit);
-    let cloned = if here {
-        claim(ticket)?;
-        request.wanted.clone()
+    let (cloned, _turn) = if here {
+        (request.wanted.clone(), claim(mirror, ticket)?)
     } else {
         let order = line::Request {
             line: &line,
@@ -72,9 +71,9 @@ pub(super) fn run(request: &Request, ticket: &Ticket) -> Result<Lower, GitError>
             max_bytes: request.max_bytes,
         };
         let (partial, listing) = line::updated(&order, ticket)?;
-        claim(ticket)?;
+        let turn = claim(mirror, ticket)?;
         durable::mark(&line).and_then(|()| replace(&partial, &line)).map_err(disk("putting the mirror in place"))?;
-        listing.cloned()
+        (listing.cloned(), turn)
     };
     let path = mirror.lower(&cloned.commit);
     if !mirror.has(&cloned.commit) {
@@ -83,9 +82,14 @@ pub(super) fn run(request: &Request, ticket: &Ticket) -> Result<Lower, GitError>
     Ok(Lower { cloned, path, made: true })
 }
 
-/// From here on the caller waits; before, a late thread must not replace what a retry has made.
-fn claim(ticket: &Ticket) -> Result<(), GitError> {
-    if ticket.claim() { Ok(()) } else { Err(ticket.exceeded(OPERATION)) }
+/// Before, a thread that nobody waits for must not replace what a retry has made. From here on it goes to its end, also if its
+/// caller goes: then the next one waits for it here.
+fn claim(mirror: &Mirror, ticket: &Ticket) -> Result<File, GitError> {
+    if !ticket.claim() {
+        return Err(ticket.exceeded(OPERATION));
+    }
+    let turn = File::create(mirror.dir().join("lock")).and_then(|file| file.lock().map(|()| file));
+    turn.map_err(disk("waiting for the mirror"))
 }
 
 /// A directory under construction; it is removed unless it was moved into its place.
@@ -110,9 +114,9 @@ fn write(request: &Request, cloned: &Cloned, line: &Path, path: &Path, ticket: &
     let written = checkout::run(&order, ticket)?;
     let note = Note { bytes: written.bytes + written.object_bytes, files: written.files };
     let note = serde_json::to_vec(&note).map_err(|error| disk("noting the size")(error.into()))?;
-    durable::mark(path).and_then(|()| fs::write(note_of(path), note)).map_err(disk("noting the size"))?;
     // One without a note is not whole, whatever left it.
     remove_tree(path).map_err(disk("putting the files in place"))?;
+    durable::mark(path).and_then(|()| fs::write(note_of(path), note)).map_err(disk("noting the size"))?;
     fs::rename(&draft.0, path).map_err(disk("putting the files in place"))
 }
 
