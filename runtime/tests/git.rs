@@ -176,8 +176,12 @@ async fn a_forge_that_wants_a_header_gets_the_token_so() {
     let (trusted, token) = (world.path("trusted.git"), || Some(SecretString::from(BEARER)));
     let cloned = world.git.clone(&trusted, &remote, token(), None).await.expect("a clone");
     assert_eq!(cloned.default_branch, "main");
-    let tree = repo::git(&trusted, &["hash-object", "-t", "tree", "-w", "/dev/null"]).try_into().expect("a tree");
-    let commit = world.commit(&trusted, &cloned.commit, &tree).await;
+    let tree: CommitId =
+        repo::git(&trusted, &["hash-object", "-t", "tree", "-w", "/dev/null"]).try_into().expect("a tree");
+    let tip = cloned.commit.clone();
+    let nothing_left = Imported { tip, tree, files_changed: 1, history: History::Squash };
+    let squashed = policy(History::Squash);
+    let commit = world.git.commit(&trusted, &cloned.commit, &nothing_left, &squashed).await.expect("a commit").remove(0);
     world.git.push(&trusted, &remote, token(), "orchestra/x-1", &commit).await.expect("a push");
     assert_eq!(repo::git(&world.origin(), &["rev-parse", "orchestra/x-1"]), commit.as_str());
     assert!(world.server.authorizations().iter().all(|header| *header == format!("Bearer {BEARER}")));
