@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use orchestra_events::CommitId;
 use orchestra_runtime::git::{
-    CommitPolicy, Git, GitConfig, History, ImportRules, Remote, RemoteKind, Signature, export_script,
+    CommitPolicy, Git, GitAuth, GitConfig, History, ImportRules, Remote, RemoteKind, Signature, export_script,
 };
 
 const FILES: usize = 1_000;
@@ -55,7 +55,11 @@ async fn main() {
     git(dir.path(), &["clone", "-q", "--bare", "seed", "origin.git"]);
 
     let tool = Git::new(GitConfig::new(env!("CARGO_BIN_EXE_import-child")));
-    let remote = Remote { url: bare.to_string_lossy().into_owned(), kind: RemoteKind::Local, username: String::new() };
+    let remote = Remote {
+        url: bare.to_string_lossy().into_owned(),
+        kind: RemoteKind::Local,
+        auth: GitAuth::User(String::new()),
+    };
     let trusted = dir.path().join("trusted.git");
     let base = tool.clone(&trusted, &remote, None, None).await.unwrap().commit;
     let workspace = dir.path().join("workspace");

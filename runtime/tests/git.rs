@@ -181,7 +181,8 @@ async fn a_forge_that_wants_a_header_gets_the_token_so() {
     let tip = cloned.commit.clone();
     let nothing_left = Imported { tip, tree, files_changed: 1, history: History::Squash };
     let squashed = policy(History::Squash);
-    let commit = world.git.commit(&trusted, &cloned.commit, &nothing_left, &squashed).await.expect("a commit").remove(0);
+    let commit =
+        world.git.commit(&trusted, &cloned.commit, &nothing_left, &squashed).await.expect("a commit").remove(0);
     world.git.push(&trusted, &remote, token(), "orchestra/x-1", &commit).await.expect("a push");
     assert_eq!(repo::git(&world.origin(), &["rev-parse", "orchestra/x-1"]), commit.as_str());
     assert!(world.server.authorizations().iter().all(|header| *header == format!("Bearer {BEARER}")));
