@@ -36,8 +36,8 @@ pub const RESERVE_QUEUE: usize = 4_096;
 /// Calls that may wait for room under a cap; more are refused.
 pub const PARKED: usize = 1_024;
 /// Most events that one command makes: a charge that reaches every part of every cap on the longest path, in both
-/// units, makes 79.
-const MOST_EVENTS: usize = 80;
+/// units, makes 85.
+const MOST_EVENTS: usize = 86;
 /// How often a batch is decided again because another writer was first.
 const MOST_CONFLICTS: u32 = 32;
 /// An actor that was asked nothing for so long goes, and comes back by replay.

@@ -84,9 +84,10 @@ pub struct FailureView {
 #[serde(rename_all = "camelCase")]
 #[schema(as = Exhausted)]
 pub struct ExhaustedView {
-    /// Whose cap: `team:platform`, `project:platform/infra`, … or `task:task_…` for the task's own.
+    /// Whose cap: `team:platform`, `project:platform/infra`, … or `task:task_…` for the task's own, `campaign:campaign_…`
+    /// for the one that the tasks of a campaign share.
     scope: String,
-    /// task, day or month.
+    /// task, day, month or campaign.
     period: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     spent_usd: Option<Usd>,
@@ -100,7 +101,7 @@ pub struct ExhaustedView {
     reserved_tokens: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cap_tokens: Option<u64>,
-    /// When the cap is whole again; absent for a task's, which never is.
+    /// When the cap is whole again; absent for a task's and a campaign's, which never are.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(format = "date-time")]
     resets_at: Option<String>,
