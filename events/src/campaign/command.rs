@@ -108,7 +108,12 @@ pub fn decide(campaign: Option<&Campaign>, command: Command) -> Result<Vec<Campa
     }
 }
 
-fn start(campaign: &Campaign, index: u32, task: TaskId, after: Option<Revision>) -> Result<Vec<CampaignEvent>, Refusal> {
+fn start(
+    campaign: &Campaign,
+    index: u32,
+    task: TaskId,
+    after: Option<Revision>,
+) -> Result<Vec<CampaignEvent>, Refusal> {
     let child = campaign.child(index).ok_or(Refusal::MovedOn)?;
     let most = usize::try_from(campaign.spec.limits.concurrency).unwrap_or(usize::MAX);
     let stopped = campaign.cancelled || campaign.finished || campaign.paused.is_some();

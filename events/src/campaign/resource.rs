@@ -100,7 +100,10 @@ impl CampaignResource {
                 id: envelope.stream.campaign_id()?,
                 status: CampaignStatus::Running,
                 reason: "created".to_owned(),
-                progress: Progress { waiting: u32::try_from(spec.repos.len()).unwrap_or(u32::MAX), ..Progress::default() },
+                progress: Progress {
+                    waiting: u32::try_from(spec.repos.len()).unwrap_or(u32::MAX),
+                    ..Progress::default()
+                },
                 created_at: envelope.time,
                 finished_at: None,
                 revision: envelope.revision,

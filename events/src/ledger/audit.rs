@@ -375,7 +375,11 @@ impl Audit {
             self.compare(&Over::Campaign(campaign), spent, reserved)?;
             if self.campaigns.get(&campaign) != Some(&cap) {
                 let counted = format!("{:?}", self.campaigns.get(&campaign));
-                return Err(Fault::Disagreement { what: format!("cap of {campaign}"), folded: format!("{cap:?}"), counted });
+                return Err(Fault::Disagreement {
+                    what: format!("cap of {campaign}"),
+                    folded: format!("{cap:?}"),
+                    counted,
+                });
             }
         }
         let disagreement =

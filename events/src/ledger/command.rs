@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 
 use super::event::{
-    Amount, Budget, BudgetSet, CampaignOpened, Cap, DayClosed, LedgerEvent, Refunded, Released, Reserved, Settled, ThresholdReached,
-    Trimmed,
+    Amount, Budget, BudgetSet, CampaignOpened, Cap, DayClosed, LedgerEvent, Refunded, Released, Reserved, Settled,
+    ThresholdReached, Trimmed,
 };
 use super::exhausted::{Amounts, Exhausted, Period};
 use super::quote::{Fitted, Quote, Remaining};

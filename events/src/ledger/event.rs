@@ -319,18 +319,17 @@ pub struct DecodeError {
 
 impl LedgerEvent {
     /// Every name [`kind`](Self::kind) can return.
-    pub const KINDS: &'static [&'static str] =
-        &[
-            "budget-set",
-            "campaign-opened",
-            "reserved",
-            "trimmed",
-            "settled",
-            "released",
-            "refunded",
-            "threshold-reached",
-            "day-closed",
-        ];
+    pub const KINDS: &'static [&'static str] = &[
+        "budget-set",
+        "campaign-opened",
+        "reserved",
+        "trimmed",
+        "settled",
+        "released",
+        "refunded",
+        "threshold-reached",
+        "day-closed",
+    ];
 
     /// The stable name in the envelope's `type`.
     pub const fn kind(&self) -> &'static str {

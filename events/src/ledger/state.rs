@@ -330,9 +330,7 @@ impl State {
     fn announce(&mut self, event: &ThresholdReached) {
         let unit = unit(&event.amounts);
         let reached = match (&event.scope, event.period, event.task, event.window) {
-            (Holder::Campaign(campaign), ..) => {
-                self.campaigns.get_mut(campaign).map(|account| &mut account.reached)
-            }
+            (Holder::Campaign(campaign), ..) => self.campaigns.get_mut(campaign).map(|account| &mut account.reached),
             (Holder::Task(task), _, _, _) => self.tasks.get_mut(task).map(|account| &mut account.reached[0]),
             (Holder::Scope(scope), Period::Task, Some(task), _) => {
                 self.tasks.get_mut(&task).map(|account| &mut account.reached[1 + scope.tier() as usize])

@@ -219,8 +219,11 @@ fn the_tasks_of_a_campaign_share_one_cap_for_its_whole_life() {
     let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
     let shared = campaign(5);
     assert_eq!(reserve_for(&mut ledger, 1, 1, shared), Err(Refusal::NoSuchCampaign(shared)));
-    let open =
-        |cap| Command::OpenCampaign { campaign: shared, cap, day: at("2026-11-22T10:00:00Z").to_zoned(TimeZone::UTC).date() };
+    let open = |cap| Command::OpenCampaign {
+        campaign: shared,
+        cap,
+        day: at("2026-11-22T10:00:00Z").to_zoned(TimeZone::UTC).date(),
+    };
     assert_eq!(ledger.ask(open(cap(Some(100), None))).unwrap().len(), 1);
     // Said again, even with another cap, it is the account that stands.
     assert_eq!(ledger.ask(open(cap(Some(900), None))), Ok(vec![]));
@@ -903,8 +906,19 @@ fn no_schedule_overshoots() {
         assert!(life.overruns || totals.overruns == 0, "{seed}");
     }
     println!("{seen:?}");
-    let Seen { granted, cut, refused, waits, crashes, closed, announced, reopened, overruns, refused_by_campaign, forgotten } =
-        seen;
+    let Seen {
+        granted,
+        cut,
+        refused,
+        waits,
+        crashes,
+        closed,
+        announced,
+        reopened,
+        overruns,
+        refused_by_campaign,
+        forgotten,
+    } = seen;
     for (what, times) in [
         ("granted", granted),
         ("cut", cut),
