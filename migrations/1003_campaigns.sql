@@ -4,6 +4,7 @@ CREATE TABLE campaigns (
     created_at INTEGER NOT NULL,             -- microseconds since 1970
     team       TEXT    NOT NULL,
     status     TEXT    NOT NULL,
+    open       INTEGER NOT NULL,             -- 1 while a task runs or waits
     spec       TEXT    NOT NULL,
     document   TEXT    NOT NULL
 ) STRICT, WITHOUT ROWID;
@@ -11,6 +12,7 @@ CREATE TABLE campaigns (
 CREATE INDEX campaigns_by_creation ON campaigns (created_at, id);
 CREATE INDEX campaigns_by_team     ON campaigns (team, created_at, id);
 CREATE INDEX campaigns_by_status   ON campaigns (status, created_at, id);
+CREATE INDEX campaigns_open        ON campaigns (id) WHERE open = 1;
 
 -- What a campaign has cost is the sum of its tasks. No task of a campaign was folded before these columns were there.
 ALTER TABLE tasks ADD COLUMN cost_nano_usd     INTEGER NOT NULL DEFAULT 0;

@@ -5,6 +5,7 @@ use orchestra_events::ledger::Exhausted;
 use orchestra_events::ledger::event::Budget as ScopeBudget;
 use orchestra_events::ledger::scope::Scope;
 use orchestra_events::ledger::view::View;
+use orchestra_events::campaign::Refusal as CampaignRefusal;
 use orchestra_events::task::event::{Attempts, Budget, Harness};
 use orchestra_events::task::{Refusal, TaskResource, TaskStatus};
 use orchestra_events::{Actor, StoreError, TaskId};
@@ -96,6 +97,12 @@ pub enum ServiceError {
     /// There is no such task.
     #[error("there is no such task")]
     NoSuchTask,
+    /// There is no such campaign.
+    #[error("there is no such campaign")]
+    NoSuchCampaign,
+    /// The campaign's state does not allow it.
+    #[error("{0}")]
+    CampaignRefused(CampaignRefusal),
     /// The task's state does not allow it.
     #[error("{refusal}")]
     Refused {

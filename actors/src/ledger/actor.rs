@@ -150,6 +150,7 @@ fn call_of(event: &LedgerEvent) -> Option<CallId> {
         LedgerEvent::Settled(event) => Some(event.call),
         LedgerEvent::Reserved(event) => Some(event.call),
         LedgerEvent::BudgetSet(_)
+        | LedgerEvent::CampaignOpened(_)
         | LedgerEvent::Refunded(_)
         | LedgerEvent::ThresholdReached(_)
         | LedgerEvent::DayClosed(_) => None,
@@ -165,6 +166,7 @@ fn ended_by(command: &Command) -> Option<CallId> {
         | Command::Trim { .. }
         | Command::Refund { .. }
         | Command::SetBudget { .. }
+        | Command::OpenCampaign { .. }
         | Command::CloseDay(_) => None,
     }
 }

@@ -85,6 +85,13 @@ pub(super) fn children(connection: &Connection, id: CampaignId) -> Result<Vec<Ta
     Ok(tasks)
 }
 
+/// Every campaign of which a task runs or waits.
+pub(super) fn open(connection: &Connection) -> Result<Vec<CampaignId>, ReadModelError> {
+    let mut statement = connection.prepare_cached("SELECT id FROM campaigns WHERE open = 1 ORDER BY id")?;
+    let ids = statement.query_map([], |row| row.get::<_, [u8; 16]>(0))?;
+    ids.map(|id| Ok(CampaignId::from_uuid(uuid::Uuid::from_bytes(id?)))).collect()
+}
+
 pub(super) fn page(
     connection: &Connection,
     filter: &CampaignFilter,
@@ -157,7 +164,8 @@ impl OpenCampaigns {
             };
             transaction
                 .prepare_cached(
-                    "INSERT INTO campaigns (id, created_at, team, status, spec, document) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                    "INSERT INTO campaigns (id, created_at, team, status, open, spec, document)
+                     VALUES (?1, ?2, ?3, ?4, 1, ?5, ?6)
                      ON CONFLICT (id) DO NOTHING",
                 )?
                 .execute((
@@ -174,11 +182,11 @@ impl OpenCampaigns {
 
     pub fn save(self, transaction: &Transaction<'_>) -> Result<(), ReadModelError> {
         let mut statement =
-            transaction.prepare_cached("UPDATE campaigns SET status = ?2, document = ?3 WHERE id = ?1")?;
+            transaction.prepare_cached("UPDATE campaigns SET status = ?2, open = ?3, document = ?4 WHERE id = ?1")?;
         for campaign in self.campaigns.into_values().flatten() {
             let document =
                 serde_json::to_string(&campaign).map_err(|error| ReadModelError::Failed(error.to_string()))?;
-            statement.execute((campaign.id.uuid().as_bytes(), campaign.status.as_str(), document))?;
+            statement.execute((campaign.id.uuid().as_bytes(), campaign.status.as_str(), !campaign.is_over(), document))?;
         }
         Ok(())
     }

@@ -223,6 +223,11 @@ impl ReadModels {
         self.database.read(move |connection| campaigns::find(connection, id)).await
     }
 
+    /// Every campaign of which a task runs or waits.
+    pub async fn open_campaigns(&self) -> Result<Vec<CampaignId>, ReadModelError> {
+        self.database.read(campaigns::open).await
+    }
+
     /// The tasks of a campaign that were begun, in the order in which they first were.
     pub async fn children(&self, id: CampaignId) -> Result<Vec<TaskResource>, ReadModelError> {
         self.database.read(move |connection| campaigns::children(connection, id)).await

@@ -268,8 +268,15 @@ async fn a_campaign_shows_its_progress_its_tasks_and_what_they_cost() {
     assert_eq!(children.iter().map(|task| task.id).collect::<Vec<_>>(), [first]);
     let filter = TaskFilter { campaign: Some(campaign(1).to_string()), ..TaskFilter::default() };
     assert_eq!(read.tasks(filter, None, 10).await.expect("a page").tasks, children);
+    // Those that a restart has to take up again.
+    let cancelled = CampaignEvent::CampaignCancelled { reason: None };
+    let at = append_campaign(&store, campaign(3), &cancelled).await;
+    let finished = CampaignEvent::CampaignFinished { succeeded: 0, failed: 0, cancelled: 2 };
+    append_campaign(&store, campaign(2), &finished).await;
+    read.apply(store.read_all(Position(at.0 - 1), BATCH).await.expect("a log")).await.expect("a fold");
+    assert_eq!(read.open_campaigns().await.expect("a read"), [campaign(1), campaign(3)]);
     // Pages, newest first, of one team.
-    let filter = CampaignFilter { team: Some("platform".to_owned()), status: Some(CampaignStatus::Running) };
+    let filter = CampaignFilter { team: Some("platform".to_owned()), status: None };
     let page = read.campaigns(filter.clone(), None, 1).await.expect("a page");
     assert_eq!(page.campaigns.iter().map(|row| row.campaign.id).collect::<Vec<_>>(), [campaign(3)]);
     let page = read.campaigns(filter, page.next, 5).await.expect("a page");

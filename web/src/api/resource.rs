@@ -35,8 +35,8 @@ impl ToSchema for Usd {}
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BudgetView {
-    max_usd: Option<Usd>,
-    max_tokens: Option<u64>,
+    pub(super) max_usd: Option<Usd>,
+    pub(super) max_tokens: Option<u64>,
 }
 
 /// What a task has used.
@@ -56,9 +56,9 @@ pub struct UsageView {
 /// A pull request.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct PullRequestView {
-    repo: String,
-    url: String,
-    number: u64,
+    pub(super) repo: String,
+    pub(super) url: String,
+    pub(super) number: u64,
 }
 
 /// Why a task failed, or why it waits or retries.
@@ -243,7 +243,7 @@ impl From<TaskResource> for TaskView {
                 budget: failure.budget.map(|exhausted| ExhaustedView::from(*exhausted)),
                 attempt,
             }),
-            campaign: None,
+            campaign: task.spec.campaign.map(|campaign| campaign.to_string()),
             metadata: task.spec.metadata,
             created_at: task.created_at.to_string(),
             started_at: task.started_at.map(|time| time.to_string()),
