@@ -4,6 +4,7 @@
 
 mod agents;
 mod bad_input;
+mod campaign;
 mod cancel;
 mod crash;
 mod credentials;

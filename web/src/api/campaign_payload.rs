@@ -13,12 +13,12 @@ use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
 use sha2::{Digest, Sha256};
 
-use super::fields::{Faults, Object, step};
+use super::fields::{Faults, Object, nearest, step};
 use super::{payload, rules};
 use crate::auth::Caller;
 use crate::problem::Problem;
 
-/// The members that a campaign has and a task has not, and those that mean something else there.
+/// The members that a campaign has and a task has not, and the one that means something else there.
 const OWN: [&str; 7] =
     ["name", "repos", "budget", "taskBudget", "concurrency", "pullRequestsPerHour", "stopAfterFailures"];
 
@@ -111,9 +111,6 @@ fn task(
     faults: &mut Faults,
 ) -> Result<Option<orchestra_actors::NewTask>, Problem> {
     let internal = |error: serde_json::Error| Problem::internal(error);
-    for own in OWN.into_iter().filter(|own| *own != "taskBudget") {
-        members.remove(own);
-    }
     // A campaign without a repository has been told so.
     let repo = first.map_or("owner/name", |first| first.repo.as_str());
     let had_repo = members.insert("repo".to_owned(), to_raw_value(repo).map_err(internal)?).is_some();
@@ -129,11 +126,15 @@ fn task(
         Err(problem) if problem.code != crate::problem::Code::InvalidRequest => Err(problem),
         Err(problem) => {
             for field in problem.errors {
-                let pointer = match field.pointer.strip_prefix("/budget") {
-                    Some(rest) => format!("/taskBudget{rest}"),
-                    None => field.pointer,
-                };
-                faults.add(pointer, field.detail);
+                let meant = nearest(field.pointer.trim_start_matches('/'), OWN);
+                match (field.pointer.strip_prefix("/budget"), meant) {
+                    (Some(rest), _) => faults.add(format!("/taskBudget{rest}"), field.detail),
+                    // A task does not know what a campaign may have been meant to have.
+                    (None, Some(meant)) if field.detail.starts_with("is not known") => {
+                        faults.add(field.pointer, format!("is not known here; did you mean `{meant}`?"));
+                    }
+                    (None, _) => faults.add(field.pointer, field.detail),
+                }
             }
             Ok(None)
         }
