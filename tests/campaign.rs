@@ -240,7 +240,7 @@ async fn a_kill_after_any_event_of_a_campaign_changes_nothing() {
     // created; started and finished for each of three, the last of which is not there, and the end with it.
     for revision in 0..=6 {
         let file = marks.path().join(format!("reached-{revision}"));
-        let point = ("ORCHESTRA_CAMPAIGN_FAILPOINT".to_owned(), format!("{revision}:{}", file.display()));
+        let point = ("ORCHESTRA_FAILPOINT".to_owned(), format!("campaign:{revision}:{}", file.display()));
         house.restart_with(&[point]).await;
         if revision == 0 {
             let request = house.api.request(reqwest::Method::POST, "/v1/campaigns").json(&asked);
@@ -263,7 +263,8 @@ async fn a_kill_after_any_event_of_a_campaign_changes_nothing() {
     let whole = log(&house).await;
     audited(&whole);
     assert_eq!(starts(&whole), (0..3).map(|index| (index, vec![1])).collect());
-    let kinds: Vec<_> = whole.iter().filter(|event| stream(event)).map(|event| event["type"].as_str().unwrap()).collect();
+    let kinds: Vec<_> =
+        whole.iter().filter(|event| stream(event)).map(|event| event["type"].as_str().unwrap()).collect();
     let mut expected = vec!["campaign-created"];
     for _ in 0..3 {
         expected.extend(["campaign-child-started", "campaign-child-finished"]);
@@ -291,7 +292,8 @@ async fn the_tasks_of_a_campaign_spend_no_more_than_its_budget_together() {
     let (succeeded, failed) = (&ended["progress"]["succeeded"], &ended["progress"]["failed"]);
     assert!(succeeded.as_u64().unwrap() >= 1 && failed.as_u64().unwrap() >= 2, "{:#}", ended["progress"]);
     assert!(audited(&log(&house).await) <= 150_000_000);
-    let over = ended["children"].as_array().unwrap().iter().find(|child| child["failure"] == "budget-exceeded").unwrap();
+    let over =
+        ended["children"].as_array().unwrap().iter().find(|child| child["failure"] == "budget-exceeded").unwrap();
     let failure = house.task(over["task"].as_str().unwrap()).await["failure"].clone();
     assert_eq!(failure["budget"]["scope"], format!("campaign:{id}"), "{failure:#}");
     assert_eq!(failure["budget"]["period"], "campaign");

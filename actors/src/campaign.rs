@@ -15,7 +15,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use jiff::Timestamp;
 use orchestra_events::campaign::event::OpenedPullRequest;
-use orchestra_events::campaign::{Command, Refusal, Step, child_id, decide, next_step};
+use orchestra_events::campaign::{ChildOutcome, Command, Refusal, Step, child_id, decide, next_step};
 use orchestra_events::ledger::Refusal as Refused;
 use orchestra_events::{Actor as Who, CampaignId, StoreError};
 
@@ -60,6 +60,8 @@ pub(crate) struct CampaignActor {
 struct Followed {
     run: u32,
     opened: Vec<OpenedPullRequest>,
+    /// Its task exists, and this run of it goes on: only now can it be told to stop.
+    begun: bool,
     told_to_stop: bool,
 }
 
@@ -204,9 +206,22 @@ impl CampaignActor {
     fn follow(&mut self, run: Run, number: u32, ctx: &mut Context<Self>) {
         let Some(loaded) = &self.loaded else { return };
         let (index, campaign, means) = (run.index, Arc::clone(&loaded.campaign), self.means.clone());
-        self.followed.insert(index, Followed { run: number, opened: Vec::new(), told_to_stop: false });
-        let address = ctx.address();
-        // A task of its own, so that a panic in it is not the end of the actor's thread.
+        self.followed.insert(index, Followed { run: number, opened: Vec::new(), begun: false, told_to_stop: false });
+        let begun = async move { means.begin(run, &campaign).await };
+        ctx.spawn(begun.into_actor(self).map(move |ended, actor, ctx| match ended {
+            Some(outcome) => actor.ended(run, number, outcome, ctx),
+            None => {
+                if let Some(followed) = actor.followed.get_mut(&index).filter(|followed| followed.run == number) {
+                    followed.begun = true;
+                }
+                actor.follow_begun(run, number, ctx);
+                actor.proceed(ctx);
+            }
+        }));
+    }
+
+    fn follow_begun(&mut self, run: Run, number: u32, ctx: &mut Context<Self>) {
+        let (index, means, address) = (run.index, self.means.clone(), ctx.address());
         let outcome = async move {
             let seen = |opened| {
                 let address = address.clone();
@@ -215,14 +230,16 @@ impl CampaignActor {
                     let _ = address.send(Opened(index, opened)).await;
                 }
             };
-            means.follow(run, &campaign, seen).await
+            means.follow(run, seen).await
         };
-        ctx.spawn(outcome.into_actor(self).map(move |outcome, actor, ctx| {
-            let followed = actor.followed.get(&index).filter(|followed| followed.run == number);
-            let pull_requests = followed.map(|followed| followed.opened.clone()).unwrap_or_default();
-            let task = run.task();
-            ctx.notify(Act(Command::RecordChild { index, task, run: number, outcome, pull_requests }));
-        }));
+        ctx.spawn(outcome.into_actor(self).map(move |outcome, actor, ctx| actor.ended(run, number, outcome, ctx)));
+    }
+
+    fn ended(&mut self, run: Run, number: u32, outcome: ChildOutcome, ctx: &mut Context<Self>) {
+        let followed = self.followed.get(&run.index).filter(|followed| followed.run == number);
+        let pull_requests = followed.map(|followed| followed.opened.clone()).unwrap_or_default();
+        let (index, task) = (run.index, run.task());
+        ctx.notify(Act(Command::RecordChild { index, task, run: number, outcome, pull_requests }));
     }
 
     /// Asks every task that runs to stop, once.
@@ -230,7 +247,11 @@ impl CampaignActor {
         let Some(loaded) = &self.loaded else { return };
         let campaign = Arc::clone(&loaded.campaign);
         for (index, _, after) in campaign.running() {
-            let Some(followed) = self.followed.get_mut(&index).filter(|followed| !followed.told_to_stop) else { continue };
+            let Some(followed) =
+                self.followed.get_mut(&index).filter(|followed| followed.begun && !followed.told_to_stop)
+            else {
+                continue;
+            };
             followed.told_to_stop = true;
             let (means, team) = (self.means.clone(), campaign.spec.template.team.clone());
             let run = Run { campaign: self.id, index, after };

@@ -91,7 +91,7 @@ pub async fn append(
 ) -> Result<Appended, JournalError> {
     let expected = Expected::Exactly(revision);
     let appended = store.append(&StreamName::task(id), expected, new_events(id, events, who)?).await?;
-    stop_here_if_asked(FAILPOINT, appended.revision);
+    stop_here_if_asked("task", appended.revision);
     Ok(appended)
 }
 
@@ -106,7 +106,7 @@ pub async fn create(store: &dyn EventStore, id: TaskId, spec: TaskSpec, who: &Ac
     }
     match store.append(&StreamName::task(id), Expected::NoStream, events).await {
         Ok(appended) => {
-            stop_here_if_asked(FAILPOINT, appended.revision);
+            stop_here_if_asked("task", appended.revision);
             Ok(true)
         }
         Err(StoreError::WrongExpectedRevision { .. }) => Ok(false),
@@ -114,18 +114,20 @@ pub async fn create(store: &dyn EventStore, id: TaskId, spec: TaskSpec, who: &Ac
     }
 }
 
-/// For the crash tests: stops the server once a task's stream has reached a revision.
-const FAILPOINT: &str = "ORCHESTRA_FAILPOINT";
-
 /// For the crash tests, in debug builds only: `ORCHESTRA_FAILPOINT=REVISION:FILE` stops the thread for good once a
 /// task's stream has reached that revision, and says so by creating the file. Whoever waits for the file can then kill
-/// the process between this append and whatever would have come next.
-pub(crate) fn stop_here_if_asked(variable: &str, reached: Revision) {
+/// the process between this append and whatever would have come next. `campaign:REVISION:FILE` does the same for a
+/// campaign's stream.
+pub(crate) fn stop_here_if_asked(category: &str, reached: Revision) {
     if !cfg!(debug_assertions) {
         return;
     }
-    let Ok(failpoint) = std::env::var(variable) else { return };
-    let Some((revision, file)) = failpoint.split_once(':') else { return };
+    let Ok(failpoint) = std::env::var("ORCHESTRA_FAILPOINT") else { return };
+    let wanted = failpoint.strip_prefix("campaign:");
+    if wanted.is_some() != (category == "campaign") {
+        return;
+    }
+    let Some((revision, file)) = wanted.unwrap_or(&failpoint).split_once(':') else { return };
     // A batch moves the stream by more than one: the first append that reaches the place is the one. The file is
     // created once, so that a second process with the same variable does not stop again.
     let asked = revision.parse().is_ok_and(|revision: u64| reached.0 >= revision);

@@ -20,7 +20,8 @@ use orchestra_events::ledger::{
     view,
 };
 use orchestra_events::{
-    Actor as Who, CallId, CampaignId, EventStore, Failure, FailureCode, NanoUsd, Revision, StoreError, StreamName, TaskId,
+    Actor as Who, CallId, CampaignId, EventStore, Failure, FailureCode, NanoUsd, Revision, StoreError, StreamName,
+    TaskId,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -185,7 +186,11 @@ impl Ledgers {
     }
 
     /// A campaign's cap, what its tasks have spent together and what is set aside for them, while it has an account.
-    pub async fn campaign(&self, team: &str, campaign: CampaignId) -> Result<Option<(Cap, Amount, Amount)>, LedgerError> {
+    pub async fn campaign(
+        &self,
+        team: &str,
+        campaign: CampaignId,
+    ) -> Result<Option<(Cap, Amount, Amount)>, LedgerError> {
         self.look(team, move |at| at.state.campaign(campaign)).await
     }
 

@@ -29,7 +29,9 @@ use crate::projector::Projector;
 use crate::reaper::{Open, Reap, Reaper, open_tasks};
 use crate::recovery::settle_orphans;
 use crate::scheduler::{Capacity, Enqueue, Lengths, Scheduler, Serve};
-use crate::service::{BudgetService, Credentials, Delta, FieldError, Idempotency, NewTask, ServiceError, Submitted, TaskService};
+use crate::service::{
+    BudgetService, Credentials, Delta, FieldError, Idempotency, NewTask, ServiceError, Submitted, TaskService,
+};
 use crate::supervisor::{Count, TaskSupervisor, Tell};
 use crate::task::{AskError, Drain};
 use crate::workshop::Workshop;
@@ -91,11 +93,8 @@ impl Orchestra {
             let workers = workers.iter().map(Arbiter::handle).collect();
             TaskSupervisor::start_in_arbiter(&house, move |_| TaskSupervisor::new(store, workshop, scheduler, workers))
         };
-        let intake = Intake {
-            store: Arc::clone(&store),
-            vault: Arc::clone(&workshop.vault),
-            scheduler: scheduler.clone(),
-        };
+        let intake =
+            Intake { store: Arc::clone(&store), vault: Arc::clone(&workshop.vault), scheduler: scheduler.clone() };
         let campaigns = {
             let (intake, ledgers, tasks) = (intake.clone(), workshop.ledgers.clone(), supervisor.clone());
             let (means, handle) = (Means { intake, ledgers, tasks }, house.clone());

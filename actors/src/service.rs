@@ -1,11 +1,11 @@
 //! What the outer rooms may ask of the actors: the task service, as one trait.
 
 use async_trait::async_trait;
+use orchestra_events::campaign::Refusal as CampaignRefusal;
 use orchestra_events::ledger::Exhausted;
 use orchestra_events::ledger::event::Budget as ScopeBudget;
 use orchestra_events::ledger::scope::Scope;
 use orchestra_events::ledger::view::View;
-use orchestra_events::campaign::Refusal as CampaignRefusal;
 use orchestra_events::task::event::{Attempts, Budget, Harness};
 use orchestra_events::task::{Refusal, TaskResource, TaskStatus};
 use orchestra_events::{Actor, StoreError, TaskId};

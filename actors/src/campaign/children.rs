@@ -76,7 +76,7 @@ impl Means {
     }
 
     /// Sees to it that the run goes on. Answers how it ended, where it had ended before it could begin.
-    async fn begin(&self, run: Run, campaign: &Campaign) -> Result<Option<ChildOutcome>, String> {
+    async fn try_to_begin(&self, run: Run, campaign: &Campaign) -> Result<Option<ChildOutcome>, String> {
         let team = &campaign.spec.template.team;
         let (task, who) = (run.task(), who(run.campaign, team));
         let text = |error: &dyn std::fmt::Display| error.to_string();
@@ -107,23 +107,25 @@ impl Means {
         }
     }
 
-    /// Has the run go on, and answers how it ended. `seen` hears of every pull request on the way.
-    pub async fn follow<F: Future<Output = ()>>(
-        &self,
-        run: Run,
-        campaign: &Arc<Campaign>,
-        seen: impl Fn(OpenedPullRequest) -> F,
-    ) -> ChildOutcome {
+    /// The same, as often as it takes.
+    pub async fn begin(&self, run: Run, campaign: &Campaign) -> Option<ChildOutcome> {
         loop {
-            match self.begin(run, campaign).await {
-                Ok(Some(outcome)) => return outcome,
-                Ok(None) => break,
+            match self.try_to_begin(run, campaign).await {
+                Ok(begun) => return begun,
                 Err(error) => {
                     tracing::warn!(campaign = %run.campaign, task = %run.task(), error, "a task does not begin; trying again");
                     tokio::time::sleep(PAUSE).await;
                 }
             }
         }
+    }
+
+    /// Answers how a run that has begun ended. `seen` hears of every pull request on the way.
+    pub async fn follow<F: Future<Output = ()>>(
+        &self,
+        run: Run,
+        seen: impl Fn(OpenedPullRequest) -> F,
+    ) -> ChildOutcome {
         let store = Arc::clone(&self.intake.store);
         let mut events = Subscription::stream(store, StreamName::task(run.task()), run.after);
         loop {
@@ -148,13 +150,15 @@ impl Means {
         }
     }
 
-    /// Asks a task to stop. One that is over has stopped.
+    /// Asks a task that has begun to stop. One that is over has stopped.
     pub async fn cancel(&self, run: Run, team: &str) {
         let command = TaskCommand::Cancel { reason: Some("its campaign is cancelled".to_owned()) };
         loop {
             let tell = Tell { id: run.task(), command: command.clone(), who: who(run.campaign, team) };
             match self.tasks.send(tell).await {
-                Ok(Ok(())) | Ok(Err(crate::task::AskError::Journal(journal::JournalError::Refused(_)))) | Err(_) => return,
+                Ok(Ok(())) | Ok(Err(crate::task::AskError::Journal(journal::JournalError::Refused(_)))) | Err(_) => {
+                    return;
+                }
                 Ok(Err(error)) => {
                     tracing::warn!(task = %run.task(), %error, "a task is not cancelled yet; trying again");
                     tokio::time::sleep(PAUSE).await;

@@ -13,9 +13,6 @@ use uuid::Uuid;
 
 use crate::journal::stop_here_if_asked;
 
-/// For the crash tests, in debug builds only: stops the server once a campaign's stream has reached a revision.
-const FAILPOINT: &str = "ORCHESTRA_CAMPAIGN_FAILPOINT";
-
 /// A campaign, folded, and how far.
 #[derive(Debug, Clone)]
 pub struct Loaded {
@@ -95,7 +92,7 @@ pub async fn append(
 ) -> Result<Appended, JournalError> {
     let expected = Expected::Exactly(revision);
     let appended = store.append(&StreamName::campaign(id), expected, new_events(id, events, who)?).await?;
-    stop_here_if_asked(FAILPOINT, appended.revision);
+    stop_here_if_asked("campaign", appended.revision);
     Ok(appended)
 }
 
@@ -109,7 +106,7 @@ pub async fn create(
     let events = decide(None, Command::Create(Box::new(spec)))?;
     match store.append(&StreamName::campaign(id), Expected::NoStream, new_events(id, &events, who)?).await {
         Ok(appended) => {
-            stop_here_if_asked(FAILPOINT, appended.revision);
+            stop_here_if_asked("campaign", appended.revision);
             Ok(true)
         }
         Err(StoreError::WrongExpectedRevision { .. }) => Ok(false),

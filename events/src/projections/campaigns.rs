@@ -186,7 +186,12 @@ impl OpenCampaigns {
         for campaign in self.campaigns.into_values().flatten() {
             let document =
                 serde_json::to_string(&campaign).map_err(|error| ReadModelError::Failed(error.to_string()))?;
-            statement.execute((campaign.id.uuid().as_bytes(), campaign.status.as_str(), !campaign.is_over(), document))?;
+            statement.execute((
+                campaign.id.uuid().as_bytes(),
+                campaign.status.as_str(),
+                !campaign.is_over(),
+                document,
+            ))?;
         }
         Ok(())
     }

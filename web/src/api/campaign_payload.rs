@@ -93,7 +93,9 @@ fn stop_after(body: &mut Object, repos: usize, faults: &mut Faults) -> Option<u3
     let count = match (serde_json::from_str::<u32>(raw.get()), serde_json::from_str::<f64>(raw.get())) {
         (Ok(count), _) if count >= 1 => Some(count),
         // Rounded up: a tenth of 15 repositories is 2 of them.
-        (Err(_), Ok(part)) if part > 0.0 && part < 1.0 => (1..=most).find(|count| f64::from(*count) >= part * f64::from(most)),
+        (Err(_), Ok(part)) if part > 0.0 && part < 1.0 => {
+            (1..=most).find(|count| f64::from(*count) >= part * f64::from(most))
+        }
         _ => None,
     };
     if count.is_none() {

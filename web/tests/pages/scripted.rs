@@ -172,7 +172,8 @@ impl World {
         let scope = "project:platform/infra".parse().expect("a scope");
         budgets.set_budget(&scope, infra, actor.clone()).await.expect("a budget");
         let campaigns = Arc::new(Campaigns::new(store.clone()));
-        let app = App::new(service.clone(), campaigns.clone(), budgets, store, read, keys.clone()).with_dashboard(dashboard);
+        let app =
+            App::new(service.clone(), campaigns.clone(), budgets, store, read, keys.clone()).with_dashboard(dashboard);
         Self { service, campaigns, app: actix_web::web::Data::new(app), keys, admin }
     }
 

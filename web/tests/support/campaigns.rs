@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use orchestra_actors::Credentials;
 use orchestra_actors::campaign::journal::{self, JournalError};
 use orchestra_actors::campaign::service::{Accepted, Account, CampaignService, NewCampaign};
 use orchestra_actors::service::{FieldError, ServiceError};
-use orchestra_actors::Credentials;
 use orchestra_events::campaign::{CampaignRepo, CampaignSpec, Command, Refusal, child_id, decide};
 use orchestra_events::repo::RepoRef;
 use orchestra_events::store::memory::MemoryStore;
@@ -73,7 +73,10 @@ impl CampaignService for Campaigns {
         let mut repos = Vec::new();
         for (index, wanted) in (0..).zip(&new.repos) {
             let repo = RepoRef::parse(&wanted.repo, "github").map_err(|error| {
-                ServiceError::Invalid(vec![FieldError { pointer: format!("/repos/{index}"), detail: error.to_string() }])
+                ServiceError::Invalid(vec![FieldError {
+                    pointer: format!("/repos/{index}"),
+                    detail: error.to_string(),
+                }])
             })?;
             let branch = wanted.branch.clone().unwrap_or_else(|| format!("orchestra/{}", child_id(id, index)));
             repos.push(CampaignRepo { repo, base: wanted.base.clone(), branch });
