@@ -1,5 +1,6 @@
 //! The command line: one file per sub-command.
 
+mod campaigns;
 mod demo;
 mod doctor;
 mod image;
@@ -40,6 +41,9 @@ enum Verb {
     /// List, show, cancel and read tasks
     #[command(subcommand)]
     Tasks(tasks::Tasks),
+    /// Start, list, show, cancel and retry campaigns
+    #[command(subcommand)]
+    Campaigns(campaigns::Campaigns),
     /// Check this machine and say how to mend what is missing
     Doctor(doctor::Doctor),
     /// One whole task on this machine, with a scripted model
@@ -95,6 +99,7 @@ pub fn main() -> ExitCode {
             Verb::Run(run) => run.run().await,
             Verb::Image(image) => image.run().await,
             Verb::Tasks(tasks) => tasks.run().await,
+            Verb::Campaigns(campaigns) => campaigns.run().await,
             Verb::Doctor(doctor) => doctor.run(),
             Verb::Demo(demo) => demo.run().await,
             Verb::Projections(projections) => projections.run().await,
