@@ -75,7 +75,7 @@ pub(super) struct Ask(pub Wish);
 
 /// A wish that was decided, and its answer once the batch is in the store.
 enum Answer {
-    Reserve { request: Arc<Reserve>, reply: Reply<Reserved>, answer: Result<Reserved, Refusal> },
+    Reserve { request: Arc<Reserve>, reply: Reply<Reserved>, answer: Result<Box<Reserved>, Refusal> },
     Act { command: Box<Command>, who: Who, reply: Reply<()>, answer: Result<(), Refusal> },
 }
 
@@ -356,7 +356,7 @@ impl LedgerActor {
             }
             answer => {
                 let Parked { request, reply, .. } = asked;
-                batch.answers.push(Answer::Reserve { request, reply, answer });
+                batch.answers.push(Answer::Reserve { request, reply, answer: answer.map(Box::new) });
                 None
             }
         }
@@ -447,7 +447,9 @@ impl LedgerActor {
         for answer in batch.answers {
             // Whoever has gone finds the answer in the log.
             match answer {
-                Answer::Reserve { reply, answer, .. } => drop(reply.send(answer.map_err(Into::into))),
+                Answer::Reserve { reply, answer, .. } => {
+                    drop(reply.send(answer.map(|reserved| *reserved).map_err(Into::into)))
+                }
                 Answer::Act { reply, answer, .. } => drop(reply.send(answer.map_err(Into::into))),
             }
         }
