@@ -105,8 +105,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let listener = TcpListener::bind(&config.listen)
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
-    let app =
-        App::new(Arc::clone(&orchestra) as _, Arc::clone(&orchestra) as _, store, read, keys).with_dashboard(dashboard);
+    let (tasks, campaigns, budgets) = (Arc::clone(&orchestra), Arc::clone(&orchestra), Arc::clone(&orchestra));
+    let app = App::new(tasks, campaigns, budgets, store, read, keys).with_dashboard(dashboard);
     let app = web::Data::new(match metrics() {
         Some(handle) => app.with_metrics(handle),
         None => app,

@@ -5,6 +5,7 @@
 mod agents;
 mod bad_input;
 mod branches;
+mod campaign;
 mod cancel;
 mod crash;
 mod credentials;

@@ -112,6 +112,7 @@ fn request(task: TaskId) -> Reserve {
         },
         own: Cap { max_nano_usd: Some(NanoUsd::from_nanos(i64::MAX / 4)), max_tokens: None },
         opening: Amount::ZERO,
+        campaign: None,
         model: "claude-sonnet-4-6".to_owned(),
         price: "2026-11-22/anthropic/claude-sonnet-4-6".to_owned(),
         quote: Quote {

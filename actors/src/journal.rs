@@ -91,16 +91,22 @@ pub async fn append(
 ) -> Result<Appended, JournalError> {
     let expected = Expected::Exactly(revision);
     let appended = store.append(&StreamName::task(id), expected, new_events(id, events, who)?).await?;
-    stop_here_if_asked(appended.revision);
+    stop_here_if_asked("task", appended.revision);
     Ok(appended)
 }
 
 /// Creates a task. `false`: its id is taken.
 pub async fn create(store: &dyn EventStore, id: TaskId, spec: TaskSpec, who: &Actor) -> Result<bool, JournalError> {
+    // What begins a task of a campaign belongs to the campaign's story; all that follows is the task's own.
+    let correlation = spec.campaign.map_or_else(|| StreamName::task(id), StreamName::campaign);
     let events = decide(None, Command::Create(Box::new(spec)))?;
-    match store.append(&StreamName::task(id), Expected::NoStream, new_events(id, &events, who)?).await {
+    let mut events = new_events(id, &events, who)?;
+    for event in &mut events {
+        event.correlation = Some(correlation.clone());
+    }
+    match store.append(&StreamName::task(id), Expected::NoStream, events).await {
         Ok(appended) => {
-            stop_here_if_asked(appended.revision);
+            stop_here_if_asked("task", appended.revision);
             Ok(true)
         }
         Err(StoreError::WrongExpectedRevision { .. }) => Ok(false),
@@ -110,13 +116,18 @@ pub async fn create(store: &dyn EventStore, id: TaskId, spec: TaskSpec, who: &Ac
 
 /// For the crash tests, in debug builds only: `ORCHESTRA_FAILPOINT=REVISION:FILE` stops the thread for good once a
 /// task's stream has reached that revision, and says so by creating the file. Whoever waits for the file can then kill
-/// the process between this append and whatever would have come next.
-fn stop_here_if_asked(reached: Revision) {
+/// the process between this append and whatever would have come next. `campaign:REVISION:FILE` does the same for a
+/// campaign's stream.
+pub(crate) fn stop_here_if_asked(category: &str, reached: Revision) {
     if !cfg!(debug_assertions) {
         return;
     }
     let Ok(failpoint) = std::env::var("ORCHESTRA_FAILPOINT") else { return };
-    let Some((revision, file)) = failpoint.split_once(':') else { return };
+    let wanted = failpoint.strip_prefix("campaign:");
+    if wanted.is_some() != (category == "campaign") {
+        return;
+    }
+    let Some((revision, file)) = wanted.unwrap_or(&failpoint).split_once(':') else { return };
     // A batch moves the stream by more than one: the first append that reaches the place is the one. The file is
     // created once, so that a second process with the same variable does not stop again.
     let asked = revision.parse().is_ok_and(|revision: u64| reached.0 >= revision);

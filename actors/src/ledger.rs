@@ -13,13 +13,15 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use orchestra_events::envelope::StreamNameError;
 use orchestra_events::ledger::{
     Amount, Budget, Cap, Command, Fitted, Path, Quote, Refusal, Reserve, Reserved, Scope, Settle, Settled, View, fits,
     view,
 };
 use orchestra_events::{
-    Actor as Who, CallId, EventStore, Failure, FailureCode, NanoUsd, Revision, StoreError, StreamName, TaskId,
+    Actor as Who, CallId, CampaignId, EventStore, Failure, FailureCode, NanoUsd, Revision, StoreError, StreamName,
+    TaskId,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -80,6 +82,10 @@ impl From<LedgerError> for Failure {
     fn from(error: LedgerError) -> Self {
         match error {
             LedgerError::Refused(Refusal::Exhausted { exhausted, .. }) => (*exhausted).into(),
+            LedgerError::Refused(refusal @ Refusal::NoSuchCampaign(_)) => {
+                Self::new(FailureCode::BudgetExceeded, format!("The next model call has no budget: {refusal}."))
+                    .with_hint("Start a new campaign for the repositories that are left.")
+            }
             other => Self::new(FailureCode::Internal, format!("The ledger did not take the model call: {other}.")),
         }
     }
@@ -170,6 +176,22 @@ impl Ledgers {
     pub async fn set_budget(&self, scope: Scope, budget: Budget, who: Who) -> Result<(), LedgerError> {
         let team = scope.team().to_owned();
         self.act(&team, Command::SetBudget { scope, budget }, who).await
+    }
+
+    /// Gives a campaign an account with this cap, which all its tasks share. Harmless for one that has an account; only
+    /// for one of which no task has begun.
+    pub async fn open_campaign(&self, team: &str, campaign: CampaignId, cap: Cap) -> Result<(), LedgerError> {
+        let day = (self.house.settings.clock)().to_zoned(TimeZone::UTC).date();
+        self.act(team, Command::OpenCampaign { campaign, cap, day }, Who::system("campaign")).await
+    }
+
+    /// A campaign's cap, what its tasks have spent together and what is set aside for them, while it has an account.
+    pub async fn campaign(
+        &self,
+        team: &str,
+        campaign: CampaignId,
+    ) -> Result<Option<(Cap, Amount, Amount)>, LedgerError> {
+        self.look(team, move |at| at.state.campaign(campaign)).await
     }
 
     /// A scope's caps and where they stand.

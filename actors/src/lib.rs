@@ -8,6 +8,8 @@
 
 pub mod allowed;
 pub mod calls;
+pub mod campaign;
+mod intake;
 pub mod journal;
 pub mod ledger;
 pub mod mirror;
@@ -23,6 +25,7 @@ pub mod supervisor;
 pub mod task;
 pub mod workshop;
 
+pub use campaign::service::CampaignService;
 pub use ledger::{LedgerError, Ledgers, Settlement};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;

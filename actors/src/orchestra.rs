@@ -21,13 +21,18 @@ use sha2::{Digest, Sha256};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
+use crate::campaign::service::Means;
+use crate::campaign::supervisor::{CampaignSupervisor, TakeUp};
+use crate::intake::Intake;
 use crate::journal::{self, JournalError};
 use crate::ledger::LedgerError;
 use crate::projector::Projector;
 use crate::reaper::{Open, Reap, Reaper, open_tasks};
 use crate::recovery::settle_orphans;
 use crate::scheduler::{Capacity, Enqueue, Lengths, Scheduler, Serve};
-use crate::service::{BudgetService, Credentials, Delta, FieldError, NewTask, ServiceError, Submitted, TaskService};
+use crate::service::{
+    BudgetService, Credentials, Delta, FieldError, Idempotency, NewRepo, NewTask, ServiceError, Submitted, TaskService,
+};
 use crate::supervisor::{Count, TaskSupervisor, Tell};
 use crate::task::{AskError, Drain};
 use crate::workshop::{Workshop, append_diff};
@@ -56,11 +61,13 @@ pub struct Defaults {
 
 /// The running actors.
 pub struct Orchestra {
-    store: Arc<dyn EventStore>,
+    pub(crate) store: Arc<dyn EventStore>,
     read: Arc<ReadModels>,
-    workshop: Arc<Workshop>,
+    pub(crate) workshop: Arc<Workshop>,
     defaults: Defaults,
     supervisor: Addr<TaskSupervisor>,
+    pub(crate) campaigns: Addr<CampaignSupervisor>,
+    intake: Intake,
     scheduler: Addr<Scheduler>,
     reaper: Addr<Reaper>,
     _projector: Addr<Projector>,
@@ -87,6 +94,13 @@ impl Orchestra {
             let workers = workers.iter().map(Arbiter::handle).collect();
             TaskSupervisor::start_in_arbiter(&house, move |_| TaskSupervisor::new(store, workshop, scheduler, workers))
         };
+        let intake =
+            Intake { store: Arc::clone(&store), vault: Arc::clone(&workshop.vault), scheduler: scheduler.clone() };
+        let campaigns = {
+            let (intake, ledgers, tasks) = (intake.clone(), workshop.ledgers.clone(), supervisor.clone());
+            let (means, handle) = (Means { intake, ledgers, tasks }, house.clone());
+            CampaignSupervisor::start_in_arbiter(&house, move |_| CampaignSupervisor::new(means, handle))
+        };
         let projector = {
             let (store, read) = (Arc::clone(&store), Arc::clone(&read));
             Projector::start_in_arbiter(&house, move |_| Projector::new(store, read))
@@ -101,6 +115,8 @@ impl Orchestra {
             workshop,
             defaults,
             supervisor,
+            campaigns,
+            intake,
             scheduler,
             reaper,
             _projector: projector,
@@ -127,6 +143,10 @@ impl Orchestra {
         }
         let serve = Serve(self.supervisor.clone().recipient());
         self.scheduler.send(serve).await.map_err(|_| ServiceError::Busy)?;
+        // After their tasks: what a campaign finds to be done for one is then done by nobody else.
+        for id in self.read.open_campaigns().await.map_err(|error| internal(error.to_string()))? {
+            self.campaigns.send(TakeUp(id)).await.map_err(|_| ServiceError::Busy)?;
+        }
         Ok(count)
     }
 
@@ -144,6 +164,7 @@ impl Orchestra {
     /// takes; then stops the actors. Sandboxes stay up: the next process finds them.
     pub async fn stop(&self) {
         let drained = async {
+            self.campaigns.send(crate::campaign::Drain).await?;
             self.supervisor.send(Drain).await?;
             while self.supervisor.send(Count).await?.0 > 0 {
                 tokio::time::sleep(DRAIN_LOOK).await;
@@ -160,7 +181,7 @@ impl Orchestra {
         }
     }
 
-    async fn tell(&self, id: TaskId, command: Command, who: Who) -> Result<(), ServiceError> {
+    pub(crate) async fn tell(&self, id: TaskId, command: Command, who: Who) -> Result<(), ServiceError> {
         let answer = self.supervisor.send(Tell { id, command, who }).await;
         match answer.map_err(|_| ServiceError::Busy)? {
             Ok(()) => Ok(()),
@@ -175,50 +196,70 @@ impl Orchestra {
         }
     }
 
+    /// Resolves one repository of a request: its name, and its branches by the rules of the team.
+    pub(crate) fn target(
+        &self,
+        id: TaskId,
+        new: &NewTask,
+        wanted: &NewRepo,
+        errors: &mut Vec<FieldError>,
+    ) -> Option<FurtherRepo> {
+        let before = errors.len();
+        let mut wrong = |pointer: String, detail: String| errors.push(FieldError { pointer, detail });
+        if let Some(base) = &wanted.base
+            && let Err(error) = check_branch_name(base)
+        {
+            wrong(format!("{}/base", wanted.within), error.to_string());
+        }
+        let policy = self.workshop.branches.of(&new.team);
+        let branch = wanted.branch.clone().unwrap_or_else(|| {
+            policy.name(&NamedAfter {
+                id,
+                task: &new.task,
+                team: &new.team,
+                project: new.project.as_deref(),
+                task_type: new.task_type.as_deref(),
+            })
+        });
+        if let Err(refused) = policy.check_names(wanted.base.as_deref(), &branch) {
+            let field = match refused {
+                BranchRefusal::BaseNotAllowed { .. } | BranchRefusal::NoSuchBase { .. } => "base",
+                BranchRefusal::Invalid { .. }
+                | BranchRefusal::NameNotAllowed { .. }
+                | BranchRefusal::IsBase { .. }
+                | BranchRefusal::IsDefault { .. }
+                | BranchRefusal::NameTaken { .. }
+                | BranchRefusal::CaseTwin { .. }
+                | BranchRefusal::Exists { .. }
+                | BranchRefusal::Protected { .. } => "branch",
+            };
+            wrong(format!("{}/{field}", wanted.within), format!("{refused} {}", refused.failure().hint));
+        }
+        let repo = match self.workshop.forges.parse(&wanted.repo) {
+            Ok(repo) => repo,
+            Err(error) => {
+                wrong(wanted.pointer.clone(), error.to_string());
+                return None;
+            }
+        };
+        (errors.len() == before).then(|| FurtherRepo { repo, base: wanted.base.clone(), branch })
+    }
+
     /// Resolves the names in a request.
-    fn spec(&self, id: TaskId, new: &NewTask) -> Result<TaskSpec, ServiceError> {
+    pub(crate) fn spec(&self, id: TaskId, new: &NewTask) -> Result<TaskSpec, ServiceError> {
         let mut errors = Vec::new();
+        let mut targets: Vec<FurtherRepo> = Vec::with_capacity(new.repos.len());
+        for wanted in &new.repos {
+            let Some(target) = self.target(id, new, wanted, &mut errors) else { continue };
+            if targets.iter().any(|other| other.repo == target.repo) {
+                let detail = "is named twice; one task has one branch in each repository".to_owned();
+                errors.push(FieldError { pointer: wanted.pointer.clone(), detail });
+            }
+            targets.push(target);
+        }
         let mut wrong = |pointer: &str, detail: String| {
             errors.push(FieldError { pointer: pointer.to_owned(), detail });
         };
-        let policy = self.workshop.branches.of(&new.team);
-        let after = NamedAfter {
-            id,
-            task: &new.task,
-            team: &new.team,
-            project: new.project.as_deref(),
-            task_type: new.task_type.as_deref(),
-        };
-        let mut targets: Vec<FurtherRepo> = Vec::with_capacity(new.repos.len());
-        for wanted in &new.repos {
-            if let Some(base) = &wanted.base
-                && let Err(error) = check_branch_name(base)
-            {
-                wrong(&format!("{}/base", wanted.within), error.to_string());
-            }
-            let branch = wanted.branch.clone().unwrap_or_else(|| policy.name(&after));
-            if let Err(refused) = policy.check_names(wanted.base.as_deref(), &branch) {
-                let field = match refused {
-                    BranchRefusal::BaseNotAllowed { .. } | BranchRefusal::NoSuchBase { .. } => "base",
-                    BranchRefusal::Invalid { .. }
-                    | BranchRefusal::NameNotAllowed { .. }
-                    | BranchRefusal::IsBase { .. }
-                    | BranchRefusal::IsDefault { .. }
-                    | BranchRefusal::NameTaken { .. }
-                    | BranchRefusal::CaseTwin { .. }
-                    | BranchRefusal::Exists { .. }
-                    | BranchRefusal::Protected { .. } => "branch",
-                };
-                wrong(&format!("{}/{field}", wanted.within), format!("{refused} {}", refused.failure().hint));
-            }
-            match self.workshop.forges.parse(&wanted.repo) {
-                Err(error) => wrong(&wanted.pointer, error.to_string()),
-                Ok(repo) if targets.iter().any(|target| target.repo == repo) => {
-                    wrong(&wanted.pointer, "is named twice; one task has one branch in each repository".to_owned());
-                }
-                Ok(repo) => targets.push(FurtherRepo { repo, base: wanted.base.clone(), branch }),
-            }
-        }
         match self.workshop.models.resolve(&new.model) {
             Err(error) => wrong("/model", error.to_string()),
             Ok(model) => {
@@ -275,7 +316,7 @@ impl Orchestra {
     }
 
     /// Whether the first model call of such a task would fit under the caps of its scopes.
-    async fn check_budget(&self, spec: &TaskSpec) -> Result<(), ServiceError> {
+    pub(crate) async fn check_budget(&self, spec: &TaskSpec) -> Result<(), ServiceError> {
         let model = self.workshop.models.resolve(&spec.model);
         let model = model.map_err(|error| ServiceError::Internal(error.to_string()))?;
         let path = Path::from(spec);
@@ -305,14 +346,20 @@ impl Orchestra {
 /// A task's id: new, or, under an idempotency key, the one that the same key always gives.
 fn task_id(new: &NewTask) -> TaskId {
     let Some(idempotency) = &new.idempotency else { return TaskId::from_uuid(Uuid::now_v7()) };
+    TaskId::from_uuid(derived_id("", idempotency))
+}
+
+/// The id that an idempotency key gives a thing of this kind, always the same.
+pub(crate) fn derived_id(kind: &str, idempotency: &Idempotency) -> Uuid {
     let mut hash = Sha256::new();
+    hash.update(kind);
     for part in [&idempotency.owner, &idempotency.key] {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part.as_bytes());
     }
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash.finalize()[..16]);
-    TaskId::from_uuid(uuid::Builder::from_bytes(bytes).with_version(uuid::Version::Custom).into_uuid())
+    uuid::Builder::from_bytes(bytes).with_version(uuid::Version::Custom).into_uuid()
 }
 
 fn service_error(error: LedgerError) -> ServiceError {
@@ -350,7 +397,7 @@ impl BudgetService for Orchestra {
     }
 }
 
-fn kinds(given: &Credentials) -> Vec<CredentialKind> {
+pub(crate) fn kinds(given: &Credentials) -> Vec<CredentialKind> {
     let model = given.model.as_ref().map(|_| CredentialKind::Model);
     model.into_iter().chain(given.git.as_ref().map(|_| CredentialKind::Git)).collect()
 }
@@ -369,20 +416,8 @@ impl TaskService for Orchestra {
         if !repeated {
             self.check_budget(&spec).await?;
         }
-        let team = spec.team.clone();
         let hash = spec.request_hash.clone();
-        let created = journal::create(&*self.store, id, spec, &who).await.map_err(|error| match error {
-            JournalError::Store(error) => ServiceError::Store(error),
-            JournalError::Refused(_) | JournalError::Damaged(_) => ServiceError::Internal(error.to_string()),
-        })?;
-        if created {
-            // Before the task can begin: it looks for its secrets when it has a place.
-            if let Err(error) = self.workshop.vault.put(id, new.credentials) {
-                // The task asks for them again; nothing is lost but the caller's convenience.
-                tracing::warn!(task = %id, %error, "the task's credentials are not kept");
-            }
-            self.scheduler.send(Enqueue { id, team }).await.map_err(|_| ServiceError::Busy)?;
-        }
+        let created = self.intake.admit(id, spec, new.credentials, &who).await?;
         let task = self.resource(id).await?.ok_or(ServiceError::NoSuchTask)?;
         if !created && task.spec.request_hash != hash {
             return Err(ServiceError::IdempotencyKeyReused);

@@ -1,6 +1,7 @@
 //! What the outer rooms may ask of the actors: the task service, as one trait.
 
 use async_trait::async_trait;
+use orchestra_events::campaign::Refusal as CampaignRefusal;
 use orchestra_events::ledger::Exhausted;
 use orchestra_events::ledger::event::Budget as ScopeBudget;
 use orchestra_events::ledger::scope::Scope;
@@ -109,6 +110,12 @@ pub enum ServiceError {
     /// There is no such task.
     #[error("there is no such task")]
     NoSuchTask,
+    /// There is no such campaign.
+    #[error("there is no such campaign")]
+    NoSuchCampaign,
+    /// The campaign's state does not allow it.
+    #[error("{0}")]
+    CampaignRefused(CampaignRefusal),
     /// The task's state does not allow it.
     #[error("{refusal}")]
     Refused {

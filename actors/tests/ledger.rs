@@ -49,6 +49,7 @@ fn request(number: u128, of: u128, input: u64, output: u64) -> Reserve {
         path: Path { project: Some("p".to_owned()), ..Path::team("a") },
         own: Cap::default(),
         opening: Amount::ZERO,
+        campaign: None,
         model: "m".to_owned(),
         price: "p".to_owned(),
         quote: Quote {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::id::{EventId, KeyId, TaskId};
+use crate::id::{CampaignId, EventId, KeyId, TaskId};
 use crate::json::Json;
 
 /// The place of an event in its stream, counted from 0.
@@ -42,6 +42,11 @@ impl StreamName {
         Self(format!("task-{}", id.uuid()).into())
     }
 
+    /// The stream of a campaign.
+    pub fn campaign(id: CampaignId) -> Self {
+        Self(format!("campaign-{}", id.uuid()).into())
+    }
+
     /// The stream of an API key.
     pub fn key(id: KeyId) -> Self {
         Self(format!("key-{}", id.uuid()).into())
@@ -60,6 +65,11 @@ impl StreamName {
     /// The task whose stream this is, if it is one.
     pub fn task_id(&self) -> Option<TaskId> {
         Uuid::parse_str(self.0.strip_prefix("task-")?).ok().map(TaskId::from_uuid)
+    }
+
+    /// The campaign whose stream this is, if it is one.
+    pub fn campaign_id(&self) -> Option<CampaignId> {
+        Uuid::parse_str(self.0.strip_prefix("campaign-")?).ok().map(CampaignId::from_uuid)
     }
 
     /// The key whose stream this is, if it is one.

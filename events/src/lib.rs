@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
 
 pub mod blob;
+pub mod campaign;
 pub mod envelope;
 pub mod failure;
 pub mod id;

@@ -1,4 +1,4 @@
-//! The callers' secrets, in memory only, each for one task.
+//! The callers' secrets, in memory only, each for one task or one campaign.
 //!
 //! Nothing here can be printed, stored or listed. What is forgotten or replaced is wiped by `secrecy`.
 
@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use orchestra_events::TaskId;
+use orchestra_events::{CampaignId, TaskId};
 use secrecy::SecretString;
 
 /// Tasks whose secrets are held at once: more than the open tasks of one node, and a bound for memory.
@@ -14,6 +14,27 @@ pub const MAX_TASKS: usize = 100_000;
 
 /// The longest secret: keys and tokens are far shorter, and a bound for memory.
 pub const MAX_SECRET_BYTES: usize = 16 * 1024;
+
+/// Whose secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// A task's.
+    Task(TaskId),
+    /// A campaign's, from which each of its tasks is given its own as it begins.
+    Campaign(CampaignId),
+}
+
+impl From<TaskId> for Owner {
+    fn from(task: TaskId) -> Self {
+        Self::Task(task)
+    }
+}
+
+impl From<CampaignId> for Owner {
+    fn from(campaign: CampaignId) -> Self {
+        Self::Campaign(campaign)
+    }
+}
 
 /// What a caller handed over for one task.
 #[derive(Clone, Default)]
@@ -53,7 +74,7 @@ pub struct Held {
 /// The secrets of the open tasks.
 #[derive(Default)]
 pub struct Vault {
-    tasks: Mutex<HashMap<TaskId, Credentials>>,
+    tasks: Mutex<HashMap<Owner, Credentials>>,
 }
 
 impl fmt::Debug for Vault {
@@ -68,13 +89,13 @@ impl Vault {
         Self::default()
     }
 
-    fn tasks(&self) -> MutexGuard<'_, HashMap<TaskId, Credentials>> {
+    fn tasks(&self) -> MutexGuard<'_, HashMap<Owner, Credentials>> {
         // Nothing under this lock can panic half-way through a change.
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps what is given, in one step, in place of what was kept. What is absent stays as it was.
-    pub fn put(&self, task: TaskId, credentials: Credentials) -> Result<(), VaultError> {
+    pub fn put(&self, owner: impl Into<Owner>, credentials: Credentials) -> Result<(), VaultError> {
         use secrecy::ExposeSecret;
         let secrets = [&credentials.model, &credentials.git];
         if secrets.into_iter().flatten().any(|secret| secret.expose_secret().len() > MAX_SECRET_BYTES) {
@@ -83,11 +104,12 @@ impl Vault {
         if credentials.model.is_none() && credentials.git.is_none() {
             return Ok(());
         }
+        let owner = owner.into();
         let mut tasks = self.tasks();
-        if tasks.len() >= MAX_TASKS && !tasks.contains_key(&task) {
+        if tasks.len() >= MAX_TASKS && !tasks.contains_key(&owner) {
             return Err(VaultError::Full);
         }
-        let kept = tasks.entry(task).or_default();
+        let kept = tasks.entry(owner).or_default();
         if credentials.model.is_some() {
             kept.model = credentials.model;
         }
@@ -99,24 +121,29 @@ impl Vault {
 
     /// The task's model key.
     pub fn model(&self, task: TaskId) -> Option<SecretString> {
-        self.tasks().get(&task)?.model.clone()
+        self.tasks().get(&task.into())?.model.clone()
     }
 
     /// The task's git token.
     pub fn git(&self, task: TaskId) -> Option<SecretString> {
-        self.tasks().get(&task)?.git.clone()
+        self.tasks().get(&task.into())?.git.clone()
+    }
+
+    /// Everything that is held for a campaign, for one of its tasks that begins.
+    pub fn of_campaign(&self, campaign: CampaignId) -> Credentials {
+        self.tasks().get(&campaign.into()).cloned().unwrap_or_default()
     }
 
     /// Which secrets of the task are held.
     pub fn has(&self, task: TaskId) -> Held {
         self.tasks()
-            .get(&task)
+            .get(&task.into())
             .map_or_else(Held::default, |kept| Held { model: kept.model.is_some(), git: kept.git.is_some() })
     }
 
-    /// Wipes the task's secrets.
-    pub fn forget(&self, task: TaskId) {
-        self.tasks().remove(&task);
+    /// Wipes the secrets of a task or a campaign.
+    pub fn forget(&self, owner: impl Into<Owner>) {
+        self.tasks().remove(&owner.into());
     }
 }
 
@@ -143,6 +170,18 @@ mod tests {
         assert_eq!(vault.has(task(2)), Held::default());
         vault.forget(task(1));
         assert!(vault.model(task(1)).is_none() && vault.git(task(1)).is_none());
+    }
+
+    #[test]
+    fn a_campaign_and_a_task_of_the_same_number_are_two() {
+        let vault = Vault::new();
+        let campaign = CampaignId::from_uuid(task(1).uuid());
+        let secret = Credentials { model: None, git: Some(SecretString::from("one")) };
+        vault.put(campaign, secret).expect("room");
+        assert_eq!(vault.has(task(1)), Held::default());
+        assert!(vault.of_campaign(campaign).git.is_some());
+        vault.forget(campaign);
+        assert!(vault.of_campaign(campaign).git.is_none());
     }
 
     #[test]

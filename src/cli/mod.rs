@@ -1,5 +1,6 @@
 //! The command line: one file per sub-command.
 
+mod campaigns;
 mod demo;
 mod doctor;
 mod image;
@@ -44,6 +45,9 @@ enum Verb {
     /// See and try the templates of pull requests, commits and dashboard rows
     #[command(subcommand)]
     Templates(templates::Templates),
+    /// Start, list, show, cancel and retry campaigns
+    #[command(subcommand)]
+    Campaigns(campaigns::Campaigns),
     /// Check this machine and say how to mend what is missing
     Doctor(doctor::Doctor),
     /// One whole task on this machine, with a scripted model
@@ -100,6 +104,7 @@ pub fn main() -> ExitCode {
             Verb::Image(image) => image.run().await,
             Verb::Tasks(tasks) => tasks.run().await,
             Verb::Templates(templates) => templates.run().await,
+            Verb::Campaigns(campaigns) => campaigns.run().await,
             Verb::Doctor(doctor) => doctor.run(),
             Verb::Demo(demo) => demo.run().await,
             Verb::Projections(projections) => projections.run().await,

@@ -73,7 +73,7 @@ pub struct Run {
     config: ConfigArguments,
 }
 
-fn secret(variable: &Option<String>) -> anyhow::Result<Option<String>> {
+pub(super) fn secret(variable: &Option<String>) -> anyhow::Result<Option<String>> {
     match variable {
         Some(name) => std::env::var(name).map(Some).with_context(|| format!("the variable {name} is not set")),
         None => Ok(None),

@@ -64,7 +64,7 @@ pub enum Tasks {
 }
 
 /// Names and values as a query string.
-fn query(pairs: &[(&str, Option<String>)]) -> String {
+pub(super) fn query(pairs: &[(&str, Option<String>)]) -> String {
     let encode = |text: &str| {
         text.bytes()
             .map(|byte| match byte {
@@ -77,7 +77,7 @@ fn query(pairs: &[(&str, Option<String>)]) -> String {
     set.collect::<Vec<_>>().join("&")
 }
 
-fn text<'a>(task: &'a Value, pointer: &str) -> &'a str {
+pub(super) fn text<'a>(task: &'a Value, pointer: &str) -> &'a str {
     task.pointer(pointer).and_then(Value::as_str).unwrap_or("-")
 }
 

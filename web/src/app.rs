@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use orchestra_actors::{BudgetService, TaskService};
+use orchestra_actors::{BudgetService, CampaignService, TaskService};
 use orchestra_events::EventStore;
 use orchestra_events::projections::ReadModels;
 use tokio::sync::Semaphore;
@@ -23,6 +23,8 @@ pub const READ_YOUR_WRITES: Duration = Duration::from_secs(3);
 pub struct App {
     /// What can be asked of tasks.
     pub tasks: Arc<dyn TaskService>,
+    /// What can be asked of campaigns.
+    pub campaigns: Arc<dyn CampaignService>,
     /// What can be asked of budgets.
     pub budgets: Arc<dyn BudgetService>,
     /// The log.
@@ -45,6 +47,7 @@ impl App {
     /// An application without metrics.
     pub fn new(
         tasks: Arc<dyn TaskService>,
+        campaigns: Arc<dyn CampaignService>,
         budgets: Arc<dyn BudgetService>,
         store: Arc<dyn EventStore>,
         read: Arc<ReadModels>,
@@ -52,6 +55,7 @@ impl App {
     ) -> Self {
         Self {
             tasks,
+            campaigns,
             budgets,
             store,
             read,

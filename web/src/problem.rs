@@ -73,8 +73,8 @@ codes! {
     MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, "This path does not know that method";
     /// A cap is met.
     BudgetExceeded = "budget-exceeded", PAYMENT_REQUIRED, "A budget is used up";
-    /// The task's state does not allow it.
-    Conflict = "conflict", CONFLICT, "The task's state does not allow that";
+    /// The state of the task or campaign does not allow it.
+    Conflict = "conflict", CONFLICT, "Its state does not allow that";
     /// The same idempotency key with another body.
     IdempotencyKeyReused = "idempotency-key-reused", UNPROCESSABLE_ENTITY, "This Idempotency-Key was used for another request";
     /// Something is full.
@@ -221,6 +221,11 @@ impl Problem {
         Self::new(Code::NotFound, "There is no such task, or it belongs to another team. Check the id.")
     }
 
+    /// There is no such campaign for this caller.
+    pub fn no_such_campaign() -> Self {
+        Self::new(Code::NotFound, "There is no such campaign, or it belongs to another team. Check the id.")
+    }
+
     /// There is no such team for this caller.
     pub fn no_such_team() -> Self {
         Self::new(Code::NotFound, "There is no such team, or the key belongs to another one. Leave `team` out.")
@@ -313,6 +318,10 @@ impl From<ServiceError> for Problem {
             ),
             ServiceError::NoSuchTask | ServiceError::Refused { refusal: Refusal::NoSuchTask, .. } => {
                 Self::no_such_task()
+            }
+            ServiceError::NoSuchCampaign => Self::no_such_campaign(),
+            ServiceError::CampaignRefused(refusal) => {
+                Self::new(Code::Conflict, format!("Nothing was done: {refusal}."))
             }
             ServiceError::Refused { refusal: Refusal::BadMessage, .. } => Self::invalid(vec![Field {
                 pointer: "/message".to_owned(),

@@ -19,7 +19,7 @@ use orchestra_events::task::{Command, TaskEvent};
 use orchestra_events::{Actor, EventStore as _, StreamName, TaskId};
 use orchestra_web::headers::CONTENT_SECURITY_POLICY;
 use orchestra_web::pages::sample::HOSTILE;
-use orchestra_web::pages::{budgets, docs, error, sign_in, task, tasks};
+use orchestra_web::pages::{budgets, campaigns, docs, error, sign_in, task, tasks};
 use scripted::World;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
@@ -95,6 +95,8 @@ fn every_template_renders_every_sample() {
         all(error::MessagePage::samples()),
         all(docs::DocPage::samples()),
         all(budgets::BudgetsPage::samples()),
+        all(campaigns::CampaignsPage::samples()),
+        all(campaigns::CampaignPage::samples()),
     ];
     for html in pages.iter().flatten() {
         assert!(html.starts_with("<!doctype html>") && html.contains("<h1") && html.contains("</html>"), "{html}");
@@ -587,4 +589,89 @@ async fn a_team_sees_its_own_budgets_and_no_other_teams() {
     assert_eq!(get(&none, "/budgets").await.0, StatusCode::FORBIDDEN);
     let (_, page) = get(&world.admin, "/budgets").await;
     assert!(page.contains("href=\"/budgets?team=platform\""), "{page}");
+}
+
+/// A campaign over two repositories, as a caller starts it.
+macro_rules! campaign {
+    ($server:expr, $key:expr, $name:expr) => {{
+        let body = json!({
+            "name": $name, "repos": ["acme/api", "acme/web"], "task": $name, "model": "m", "team": "platform",
+        });
+        let request = TestRequest::post()
+            .uri("/v1/campaigns")
+            .insert_header((header::AUTHORIZATION, format!("Bearer {}", $key.expose_secret())))
+            .set_json(body);
+        let answer = call_service(&$server, request.to_request()).await;
+        assert_eq!(answer.status(), StatusCode::ACCEPTED);
+        let json: serde_json::Value = serde_json::from_str(&text(answer).await).expect("JSON");
+        json["id"].as_str().expect("an id").parse::<orchestra_events::CampaignId>().expect("a campaign id")
+    }};
+}
+
+#[actix_web::test]
+async fn a_campaigns_page_shows_its_progress_keeps_up_and_can_stop_it() {
+    use orchestra_events::campaign::{ChildOutcome, Command as Order, child_id};
+    // No apostrophe: the two template engines write it differently.
+    let name = "<script>\"&</script><img src=x onerror=alert(1)>";
+    let folder = tempfile::tempdir().expect("a folder");
+    let world = World::new(folder.path()).await;
+    let server = server!(world);
+    let cookie = sign_in!(server, world.admin);
+    let id = campaign!(server, world.admin, name);
+    world.caught_up().await;
+    let get = |uri: &str| TestRequest::get().uri(uri).cookie(cookie.clone()).to_request();
+    let list = text(call_service(&server, get("/campaigns")).await).await;
+    assert!(shows(&list, name) && list.contains("2 waiting"), "{list}");
+    assert_harmless(&list);
+    let path = format!("/campaigns/{id}");
+    let page = text(call_service(&server, get(&path)).await).await;
+    assert!(shows(&page, name) && page.contains("github:acme/web") && !page.contains("Retry what failed"), "{page}");
+    assert_harmless(&page);
+
+    let (_, connect) = page.split_once("hx-sse:connect=\"").expect("a stream");
+    let uri = connect.split('"').next().expect("an address").replace("&#38;", "&").replace("&amp;", "&");
+    let nobody = call_service(&server, TestRequest::get().uri(&uri).to_request()).await;
+    assert_eq!(nobody.status(), StatusCode::UNAUTHORIZED, "a redirect would be taken for a stream");
+    let mut frames = Frames::new(call_service(&server, get(&uri)).await);
+    let (task, who) = (child_id(id, 0), Actor::system("test"));
+    let start = Order::StartChild { index: 0, task, after: None };
+    world.campaigns.command(id, start, &who).await.expect("it may begin");
+    let (_, _, html) = frames.next().await.expect("a frame");
+    assert!(html.contains("hx-target=\"#campaign\"") && html.contains("1 running, 1 waiting"), "{html}");
+    let outcome = ChildOutcome::Failed { code: orchestra_events::FailureCode::GitAuth };
+    let end = Order::RecordChild { index: 0, task, run: 1, outcome, pull_requests: Vec::new() };
+    world.campaigns.command(id, end, &who).await.expect("it ran");
+    let (_, _, html) = frames.next().await.expect("a frame");
+    assert!(html.contains("1 failed, 1 waiting") && html.contains("Retry what failed"), "{html}");
+
+    let send = |to: &str, token: &str| {
+        TestRequest::post()
+            .uri(&format!("{path}/{to}"))
+            .cookie(cookie.clone())
+            .insert_header(("sec-fetch-site", "same-origin"))
+            .set_form([("csrf", token)])
+            .to_request()
+    };
+    let token = csrf(&page);
+    let forged = call_service(&server, send("cancel", "another")).await;
+    assert!(forged.status().is_client_error(), "{}", forged.status());
+    for (to, words) in [("retry", "2 waiting"), ("cancel", "2 cancelled")] {
+        let done = call_service(&server, send(to, &token)).await;
+        assert_eq!((done.status(), location(&done)), (StatusCode::SEE_OTHER, &*path));
+        world.caught_up().await;
+        let page = text(call_service(&server, get(&path)).await).await;
+        assert!(page.contains(words), "{to}: {page}");
+    }
+
+    // Another team's campaign does not exist, and who may not read any is told so.
+    let other = world.key("other", vec![Scope::CampaignsRead]).await;
+    let other = sign_in!(server, other);
+    let answer = call_service(&server, TestRequest::get().uri(&path).cookie(other.clone()).to_request()).await;
+    assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+    let list = text(call_service(&server, TestRequest::get().uri("/campaigns").cookie(other).to_request()).await).await;
+    assert!(list.contains("No campaigns yet."), "{list}");
+    let blind = world.key("platform", vec![Scope::TasksRead]).await;
+    let blind = sign_in!(server, blind);
+    let answer = call_service(&server, TestRequest::get().uri(&path).cookie(blind).to_request()).await;
+    assert_eq!(answer.status(), StatusCode::FORBIDDEN);
 }

@@ -109,6 +109,7 @@ impl Meter for OfLedger {
             path: Path { project: Some("infrastructure".to_owned()), ..Path::team(TEAM) },
             own: CAP,
             opening: Amount::ZERO,
+            campaign: None,
             model: ask.model,
             price: ask.price,
             quote: ask.quote,

@@ -34,6 +34,7 @@ pub fn reserve_request(id: TaskId, task: &Task, call: CallId, model: &str, price
         path: Path::from(&*task.spec),
         own: task.spec.budget.into(),
         opening: Amount { nano_usd: task.spent.cost, tokens },
+        campaign: task.spec.campaign,
         model: model.to_owned(),
         price: price.to_owned(),
         quote,

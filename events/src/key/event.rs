@@ -33,6 +33,12 @@ scopes! {
     TasksRead = "tasks:read";
     /// Cancel tasks.
     TasksCancel = "tasks:cancel";
+    /// Start and retry campaigns, and supply their credentials.
+    CampaignsCreate = "campaigns:create";
+    /// Read campaigns.
+    CampaignsRead = "campaigns:read";
+    /// Cancel campaigns.
+    CampaignsCancel = "campaigns:cancel";
     /// Read budgets and where they stand.
     BudgetsRead = "budgets:read";
     /// Set budgets.

@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::civil::Date;
 
-use super::event::{Amount, Budget, Cap, LedgerEvent, Reserved, Settled, ThresholdReached, Trimmed};
+use super::event::{Amount, Budget, CampaignOpened, Cap, LedgerEvent, Reserved, Settled, ThresholdReached, Trimmed};
 use super::exhausted::{Amounts, Period};
 use super::scope::{Holder, Scope};
 use super::state::State;
-use crate::id::{CallId, TaskId};
+use crate::id::{CallId, CampaignId, TaskId};
 
 /// A promise that was broken, and by which event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +51,12 @@ pub enum Fault {
     /// A charge on another task than the one that reserved.
     #[error("{0} is settled for another task than it was reserved for")]
     OtherTask(CallId),
+    /// A call of a campaign that has no account.
+    #[error("{0} is reserved for {1}, which has no account")]
+    NoSuchCampaign(CallId, CampaignId),
+    /// A campaign that has spent was given another account: it could spend its cap twice.
+    #[error("{0} is opened twice")]
+    OpenedTwice(CampaignId),
     /// A negative amount.
     #[error("{0} has a negative amount")]
     Negative(CallId),
@@ -125,6 +131,7 @@ fn subtract(from: &mut Wide, amount: Wide) {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Over {
     Task(TaskId),
+    Campaign(CampaignId),
     Window(Scope, Period, Date),
 }
 
@@ -132,6 +139,7 @@ impl std::fmt::Display for Over {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Task(task) => write!(f, "{task}"),
+            Self::Campaign(campaign) => write!(f, "{campaign}"),
             Self::Window(scope, period, date) => write!(f, "{scope} in the {} of {date}", period.as_str()),
         }
     }
@@ -153,6 +161,7 @@ struct Sum {
 #[derive(Debug, Default)]
 pub struct Audit {
     caps: HashMap<Scope, Budget>,
+    campaigns: HashMap<CampaignId, Cap>,
     open: HashMap<CallId, Reserved>,
     ended: BTreeSet<CallId>,
     sums: HashMap<Over, Sum>,
@@ -196,6 +205,11 @@ impl Audit {
                 self.caps.insert(event.scope.clone(), event.budget.clone());
                 Ok(())
             }
+            LedgerEvent::CampaignOpened(CampaignOpened { campaign, cap, .. }) => {
+                self.campaigns.insert(*campaign, *cap);
+                let spends = self.sums.contains_key(&Over::Campaign(*campaign));
+                if spends { Err(Fault::OpenedTwice(*campaign)) } else { Ok(()) }
+            }
             LedgerEvent::Reserved(event) => self.reserved(event),
             LedgerEvent::Trimmed(event) => self.trimmed(event),
             LedgerEvent::Settled(event) => self.settled(event),
@@ -229,12 +243,19 @@ impl Audit {
             sums.push((Over::Window(scope, Period::Month, day.first_of_month()), vec![caps.per_month]));
         }
         sums.push((Over::Task(event.task), per_task));
+        if let Some(campaign) = event.campaign {
+            let cap = self.campaigns.get(&campaign).copied().unwrap_or_default();
+            sums.push((Over::Campaign(campaign), vec![cap]));
+        }
         sums
     }
 
     fn reserved(&mut self, event: &Reserved) -> Result<(), Fault> {
         if self.open.contains_key(&event.call) || self.ended.contains(&event.call) {
             return Err(Fault::ReservedTwice(event.call));
+        }
+        if let Some(campaign) = event.campaign.filter(|campaign| !self.campaigns.contains_key(campaign)) {
+            return Err(Fault::NoSuchCampaign(event.call, campaign));
         }
         let held = wide(event.amount());
         if held[0] < 0 {
@@ -322,6 +343,7 @@ impl Audit {
     fn announced(&mut self, event: &ThresholdReached) -> Result<(), Fault> {
         let (over, scope) = match (&event.scope, event.task, event.window) {
             (Holder::Task(task), _, _) => (Over::Task(*task), None),
+            (Holder::Campaign(campaign), _, _) => (Over::Campaign(*campaign), None),
             (Holder::Scope(scope), Some(task), _) => (Over::Task(task), Some(scope.clone())),
             (Holder::Scope(scope), None, date) => {
                 (Over::Window(scope.clone(), event.period, date.unwrap_or_default()), None)
@@ -348,6 +370,17 @@ impl Audit {
         }
         for (task, spent, reserved) in state.tasks() {
             self.compare(&Over::Task(task), spent, reserved)?;
+        }
+        for (campaign, cap, spent, reserved) in state.campaigns() {
+            self.compare(&Over::Campaign(campaign), spent, reserved)?;
+            if self.campaigns.get(&campaign) != Some(&cap) {
+                let counted = format!("{:?}", self.campaigns.get(&campaign));
+                return Err(Fault::Disagreement {
+                    what: format!("cap of {campaign}"),
+                    folded: format!("{cap:?}"),
+                    counted,
+                });
+            }
         }
         let disagreement =
             |what: String, folded: String, counted: String| Fault::Disagreement { what, folded, counted };

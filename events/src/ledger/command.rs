@@ -6,16 +6,16 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 
 use super::event::{
-    Amount, Budget, BudgetSet, Cap, DayClosed, LedgerEvent, Refunded, Released, Reserved, Settled, ThresholdReached,
-    Trimmed,
+    Amount, Budget, BudgetSet, CampaignOpened, Cap, DayClosed, LedgerEvent, Refunded, Released, Reserved, Settled,
+    ThresholdReached, Trimmed,
 };
 use super::exhausted::{Amounts, Exhausted, Period};
 use super::quote::{Fitted, Quote, Remaining};
 use super::scope::{Holder, Path, Scope};
-use super::state::{Checkpoint, State, key};
+use super::state::{CampaignAccount, Checkpoint, State, key};
 use super::window::{Zones, resets_at};
 use crate::failure::FailureCode;
-use crate::id::{CallId, TaskId};
+use crate::id::{CallId, CampaignId, TaskId};
 use crate::money::NanoUsd;
 use crate::store::MAX_EVENT_BYTES;
 use crate::task::conversation::Usage;
@@ -24,6 +24,9 @@ use crate::task::conversation::Usage;
 pub const MOST_OPEN: usize = 2_048;
 /// Most scopes of one team that may have a budget.
 pub const MOST_BUDGETS: usize = 1_024;
+/// Most campaigns of one team that have an account: one is kept for as long as the campaign spends, and for two months
+/// after.
+pub const MOST_CAMPAIGNS: usize = 2_048;
 /// The dearest call there is: a million dollars. With [`MOST_OPEN`] of them a sum is far from its end.
 pub const DEAREST_CALL: NanoUsd = NanoUsd::from_nanos(1_000_000 * 1_000_000_000);
 /// The longest call there is, in tokens.
@@ -46,6 +49,8 @@ pub struct Reserve {
     pub own: Cap,
     /// What the task has spent according to its own stream. Goes for a task that the ledger does not know (any more).
     pub opening: Amount,
+    /// The campaign that the task is a part of.
+    pub campaign: Option<CampaignId>,
     /// The model.
     pub model: String,
     /// Which row of which price table the quote was computed with.
@@ -103,6 +108,16 @@ pub enum Command {
         /// Its caps.
         budget: Budget,
     },
+    /// Give a campaign an account with this cap, on this day (UTC). Asked again, it does nothing. Only for a campaign of
+    /// which no task has begun: one that has spent would begin anew.
+    OpenCampaign {
+        /// The campaign.
+        campaign: CampaignId,
+        /// What all its tasks together may cost.
+        cap: Cap,
+        /// Today.
+        day: Date,
+    },
     /// Write down what is still needed of everything up to this day.
     CloseDay(Date),
 }
@@ -149,6 +164,12 @@ pub enum Refusal {
     /// Too many budgets.
     #[error("{MOST_BUDGETS} scopes of this team have a budget already")]
     TooManyBudgets,
+    /// The campaign has no account (any more).
+    #[error("{0} has no account here: none was opened, or nothing was heard of it for two months")]
+    NoSuchCampaign(CampaignId),
+    /// Too many campaigns.
+    #[error("{MOST_CAMPAIGNS} campaigns of this team have an account already")]
+    TooManyCampaigns,
     /// The budget names a zone that is not known.
     #[error("{0:?} is not a time zone: expected a name such as Europe/Zurich")]
     UnknownTimeZone(String),
@@ -157,9 +178,17 @@ pub enum Refusal {
     NegativeCap,
 }
 
+/// Whose cap a limit is.
+#[derive(Clone, Copy)]
+enum Whose<'a> {
+    Scope(&'a Scope),
+    Task,
+    Campaign(CampaignId),
+}
+
 /// One cap on a call's path and where it stands.
 struct Limit<'a> {
-    scope: Option<&'a Scope>,
+    whose: Whose<'a>,
     period: Period,
     date: Date,
     cap: Cap,
@@ -202,11 +231,23 @@ const fn token_amounts(spent: Amount, reserved: Amount, cap: u64) -> Amounts {
 }
 
 /// Every cap that a call of this task has to fit under.
-fn limits<'a>(state: &State, scopes: &'a [(Scope, Date)], task: (Amount, Amount), own: Cap) -> Vec<Limit<'a>> {
+fn limits<'a>(
+    state: &State,
+    scopes: &'a [(Scope, Date)],
+    task: (Amount, Amount),
+    own: Cap,
+    campaign: Option<(CampaignId, &CampaignAccount)>,
+) -> Vec<Limit<'a>> {
     let (spent, reserved) = task;
     let mut limits = Vec::new();
     if !own.is_empty() {
-        limits.push(Limit { scope: None, period: Period::Task, date: Date::ZERO, cap: own, spent, reserved });
+        let (whose, period) = (Whose::Task, Period::Task);
+        limits.push(Limit { whose, period, date: Date::ZERO, cap: own, spent, reserved });
+    }
+    if let Some((id, account)) = campaign.filter(|(_, account)| !account.cap.is_empty()) {
+        let CampaignAccount { cap, spent, reserved, .. } = *account;
+        let (whose, period) = (Whose::Campaign(id), Period::Campaign);
+        limits.push(Limit { whose, period, date: Date::ZERO, cap, spent, reserved });
     }
     for (scope, date) in scopes {
         let Some(budget) = state.budgets.get(scope) else { continue };
@@ -217,9 +258,9 @@ fn limits<'a>(state: &State, scopes: &'a [(Scope, Date)], task: (Amount, Amount)
             }
             let (spent, reserved) = match period {
                 Period::Task => task,
-                Period::Day | Period::Month => state.spent(scope, period, *date),
+                Period::Day | Period::Month | Period::Campaign => state.spent(scope, period, *date),
             };
-            limits.push(Limit { scope: Some(scope), period, date: *date, cap, spent, reserved });
+            limits.push(Limit { whose: Whose::Scope(scope), period, date: *date, cap, spent, reserved });
         }
     }
     limits
@@ -257,12 +298,16 @@ fn fit(
         // No limit is in the way: the quote asks for nothing.
         return Err(Refusal::TooDear { nano_usd: quote.cost(0), tokens: quote.tokens(0) });
     };
-    let scope = match (limit.scope, task) {
-        (Some(scope), _) => scope.to_string(),
-        (None, Some(task)) => Holder::Task(task).to_string(),
-        (None, None) => "task".to_owned(),
+    let scope = match (limit.whose, task) {
+        (Whose::Scope(scope), _) => scope.to_string(),
+        (Whose::Campaign(campaign), _) => Holder::Campaign(campaign).to_string(),
+        (Whose::Task, Some(task)) => Holder::Task(task).to_string(),
+        (Whose::Task, None) => "task".to_owned(),
     };
-    let resets_at = limit.scope.and_then(|scope| resets_at(limit.period, limit.date, &state.zone(scope, zones)));
+    let resets_at = match limit.whose {
+        Whose::Scope(scope) => resets_at(limit.period, limit.date, &state.zone(scope, zones)),
+        Whose::Task | Whose::Campaign(_) => None,
+    };
     let exhausted = Exhausted { scope, period: limit.period, amounts, resets_at };
     Err(Refusal::Exhausted { exhausted: Box::new(exhausted), waits_for })
 }
@@ -277,7 +322,7 @@ pub fn fits(
     zones: &Zones,
 ) -> Result<Fitted, Refusal> {
     let scopes = dated(state, path, now, zones);
-    fit(state, &limits(state, &scopes, (Amount::ZERO, Amount::ZERO), own), quote, None, zones)
+    fit(state, &limits(state, &scopes, (Amount::ZERO, Amount::ZERO), own, None), quote, None, zones)
 }
 
 /// What the command makes happen, or why it does nothing. `zones` must hold those that the budgets name.
@@ -314,6 +359,7 @@ pub fn decide(state: &State, command: Command, zones: &Zones) -> Result<Vec<Ledg
             let refund = LedgerEvent::Refunded(Refunded { task, nano_usd, reason });
             Ok(if nano_usd > NanoUsd::ZERO { vec![refund] } else { Vec::new() })
         }
+        Command::OpenCampaign { campaign, cap, day } => open_campaign(state, campaign, cap, day),
         Command::SetBudget { scope, budget } => set_budget(state, scope, budget, zones),
         Command::CloseDay(day) => Ok(close_day(state, day)),
     }
@@ -337,10 +383,14 @@ fn reserve(state: &State, request: Reserve, now: Timestamp, zones: &Zones) -> Re
     if request.model.len() > LONGEST_NAME || request.price.len() > LONGEST_NAME {
         return Err(Refusal::NameTooLong);
     }
+    let campaign = match request.campaign {
+        Some(id) => Some((id, state.campaigns.get(&id).ok_or(Refusal::NoSuchCampaign(id))?)),
+        None => None,
+    };
     let known = state.task(request.task);
     let opening = Amount { nano_usd: request.opening.nano_usd.max(NanoUsd::ZERO), ..request.opening };
     let scopes = dated(state, &request.path, now, zones);
-    let limits = limits(state, &scopes, known.unwrap_or((opening, Amount::ZERO)), request.own);
+    let limits = limits(state, &scopes, known.unwrap_or((opening, Amount::ZERO)), request.own, campaign);
     let fitted = fit(state, &limits, &request.quote, Some(request.task), zones)?;
     let day = scopes.first().map_or(Date::ZERO, |(_, date)| *date);
     let days: BTreeMap<_, _> =
@@ -358,6 +408,7 @@ fn reserve(state: &State, request: Reserve, now: Timestamp, zones: &Zones) -> Re
         price: request.price,
         own: request.own,
         opening: if known.is_some() { Amount::ZERO } else { opening },
+        campaign: request.campaign,
     }))])
 }
 
@@ -378,6 +429,10 @@ fn paid(state: &State, open: &Reserved, settle: Settle) -> Vec<LedgerEvent> {
     let task = state.tasks.get(&open.task).copied().unwrap_or_default();
     if !open.own.is_empty() {
         look(Holder::Task(open.task), Period::Task, None, open.own, task.spent, task.reserved, task.reached[0]);
+    }
+    if let Some((id, account)) = open.campaign.and_then(|id| Some((id, state.campaigns.get(&id)?))) {
+        let CampaignAccount { cap, spent, reserved, reached, .. } = *account;
+        look(Holder::Campaign(id), Period::Campaign, None, cap, spent, reserved, reached);
     }
     for scope in open.path.scopes() {
         let Some(budget) = state.budgets.get(&scope) else { continue };
@@ -422,6 +477,19 @@ fn crossed(cap: Cap, spent: Amount, reserved: Amount, reached: [u8; 2]) -> Vec<(
         }
     }
     crossed
+}
+
+fn open_campaign(state: &State, campaign: CampaignId, cap: Cap, day: Date) -> Result<Vec<LedgerEvent>, Refusal> {
+    if cap.max_nano_usd.is_some_and(|cap| cap < NanoUsd::ZERO) {
+        return Err(Refusal::NegativeCap);
+    }
+    if state.campaigns.contains_key(&campaign) {
+        return Ok(Vec::new());
+    }
+    if state.campaigns.len() >= MOST_CAMPAIGNS {
+        return Err(Refusal::TooManyCampaigns);
+    }
+    Ok(vec![LedgerEvent::CampaignOpened(CampaignOpened { campaign, cap, day })])
 }
 
 fn set_budget(state: &State, scope: Scope, budget: Budget, zones: &Zones) -> Result<Vec<LedgerEvent>, Refusal> {

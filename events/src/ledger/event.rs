@@ -10,7 +10,7 @@ use super::exhausted::{Amounts, Period};
 use super::scope::{Holder, Path, Scope, Tier};
 use super::state::Checkpoint;
 use crate::failure::FailureCode;
-use crate::id::{CallId, TaskId};
+use crate::id::{CallId, CampaignId, TaskId};
 use crate::money::NanoUsd;
 use crate::task::conversation::Usage;
 
@@ -114,9 +114,10 @@ impl Budget {
         *self == Self::default()
     }
 
-    /// The cap over a period.
+    /// The cap over a period. A scope has none over campaigns: each brings its own.
     pub const fn cap(&self, period: Period) -> Cap {
         match period {
+            Period::Campaign => Cap { max_nano_usd: None, max_tokens: None },
             Period::Task => self.per_task,
             Period::Day => self.per_day,
             Period::Month => self.per_month,
@@ -132,6 +133,19 @@ pub struct BudgetSet {
     pub scope: Scope,
     /// Its caps.
     pub budget: Budget,
+}
+
+/// A campaign has an account here: what its tasks spend together counts against its cap, for as long as it lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CampaignOpened {
+    /// The campaign.
+    pub campaign: CampaignId,
+    /// What all its tasks together may cost. Empty: no cap, but a sum.
+    #[serde(default, skip_serializing_if = "Cap::is_empty")]
+    pub cap: Cap,
+    /// The day (UTC) on which it was opened.
+    pub day: Date,
 }
 
 /// A model is about to be asked: the most it can cost is set aside, in every scope on the path at once.
@@ -165,6 +179,9 @@ pub struct Reserved {
     /// What the task had spent before, where the ledger did not know (any more).
     #[serde(default, skip_serializing_if = "Amount::is_zero")]
     pub opening: Amount,
+    /// The campaign whose account counts it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub campaign: Option<CampaignId>,
 }
 
 impl Reserved {
@@ -244,7 +261,7 @@ pub struct ThresholdReached {
     pub scope: Holder,
     /// Over which time it counts.
     pub period: Period,
-    /// The day, or the first day of the month. Absent for a task.
+    /// The day, or the first day of the month. Absent for a task and a campaign.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Date>,
     /// The task whose spending this is, where a cap per task is meant.
@@ -273,6 +290,8 @@ pub struct DayClosed {
 pub enum LedgerEvent {
     /// A scope was given caps.
     BudgetSet(Box<BudgetSet>),
+    /// A campaign has an account.
+    CampaignOpened(CampaignOpened),
     /// The most a call can cost was set aside.
     Reserved(Box<Reserved>),
     /// Less than was set aside is needed.
@@ -300,13 +319,23 @@ pub struct DecodeError {
 
 impl LedgerEvent {
     /// Every name [`kind`](Self::kind) can return.
-    pub const KINDS: &'static [&'static str] =
-        &["budget-set", "reserved", "trimmed", "settled", "released", "refunded", "threshold-reached", "day-closed"];
+    pub const KINDS: &'static [&'static str] = &[
+        "budget-set",
+        "campaign-opened",
+        "reserved",
+        "trimmed",
+        "settled",
+        "released",
+        "refunded",
+        "threshold-reached",
+        "day-closed",
+    ];
 
     /// The stable name in the envelope's `type`.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::BudgetSet(_) => "budget-set",
+            Self::CampaignOpened(_) => "campaign-opened",
             Self::Reserved(_) => "reserved",
             Self::Trimmed(_) => "trimmed",
             Self::Settled(_) => "settled",
@@ -324,7 +353,11 @@ impl LedgerEvent {
             Self::Settled(event) => Some(event.task),
             Self::Refunded(event) => Some(event.task),
             Self::ThresholdReached(event) => event.task,
-            Self::BudgetSet(_) | Self::Trimmed(_) | Self::Released(_) | Self::DayClosed(_) => None,
+            Self::BudgetSet(_)
+            | Self::CampaignOpened(_)
+            | Self::Trimmed(_)
+            | Self::Released(_)
+            | Self::DayClosed(_) => None,
         }
     }
 
@@ -332,6 +365,7 @@ impl LedgerEvent {
     pub fn data(&self) -> Result<Box<RawValue>, serde_json::Error> {
         match self {
             Self::BudgetSet(event) => to_raw_value(event),
+            Self::CampaignOpened(event) => to_raw_value(event),
             Self::Reserved(event) => to_raw_value(event),
             Self::Trimmed(event) => to_raw_value(event),
             Self::Settled(event) => to_raw_value(event),

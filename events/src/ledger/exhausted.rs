@@ -15,6 +15,8 @@ pub enum Period {
     Day,
     /// A civil month in the budget's time zone.
     Month,
+    /// One campaign, all its tasks.
+    Campaign,
 }
 
 impl Period {
@@ -24,6 +26,7 @@ impl Period {
             Self::Task => "task",
             Self::Day => "day",
             Self::Month => "month",
+            Self::Campaign => "campaign",
         }
     }
 }
@@ -32,14 +35,15 @@ impl Period {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Exhausted {
-    /// Whose cap: `team:platform`, `project:platform/infra`, … or `task:task_01k…` for the task's own.
+    /// Whose cap: `team:platform`, `project:platform/infra`, … or `task:task_01k…` for the task's own,
+    /// `campaign:campaign_01k…` for the one that the tasks of a campaign share.
     pub scope: String,
     /// Over which time it counts.
     pub period: Period,
     /// What it measures, and where it stands.
     #[serde(flatten)]
     pub amounts: Amounts,
-    /// When the period ends and the cap is whole again; a task's never is.
+    /// When the period ends and the cap is whole again; a task's or a campaign's never is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resets_at: Option<Timestamp>,
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::TaskId;
+use crate::id::{CampaignId, TaskId};
 
 /// Longest name of a team, project, environment or task type, in bytes.
 pub const MAX_NAME: usize = 64;
@@ -166,6 +166,8 @@ pub enum Holder {
     Scope(Scope),
     /// The task's own, as its caller asked for it: `task:task_01k…`.
     Task(TaskId),
+    /// The one that all tasks of a campaign share: `campaign:campaign_01k…`.
+    Campaign(CampaignId),
 }
 
 impl fmt::Display for Holder {
@@ -173,6 +175,7 @@ impl fmt::Display for Holder {
         match self {
             Self::Scope(scope) => scope.fmt(f),
             Self::Task(task) => write!(f, "task:{task}"),
+            Self::Campaign(campaign) => write!(f, "campaign:{campaign}"),
         }
     }
 }
@@ -181,9 +184,11 @@ impl FromStr for Holder {
     type Err = ParseScopeError;
 
     fn from_str(text: &str) -> Result<Self, ParseScopeError> {
-        match text.strip_prefix("task:") {
-            Some(task) => task.parse().map(Self::Task).map_err(|_| ParseScopeError::Shape(quoted(text))),
-            None => text.parse().map(Self::Scope),
+        let shape = |_| ParseScopeError::Shape(quoted(text));
+        match text.split_once(':') {
+            Some(("task", task)) => task.parse().map(Self::Task).map_err(shape),
+            Some(("campaign", campaign)) => campaign.parse().map(Self::Campaign).map_err(shape),
+            Some(_) | None => text.parse().map(Self::Scope),
         }
     }
 }
@@ -275,6 +280,10 @@ mod tests {
         }
         let task = Holder::Task(TaskId::from_uuid(uuid::Uuid::from_u128(7)));
         assert_eq!(task.to_string().parse(), Ok(task));
+        let campaign = Holder::Campaign(CampaignId::from_uuid(uuid::Uuid::from_u128(7)));
+        assert_eq!(campaign.to_string(), "campaign:campaign_00000000000000000000000007");
+        assert_eq!(campaign.to_string().parse(), Ok(campaign));
+        assert!("campaign:task_00000000000000000000000007".parse::<Holder>().is_err());
     }
 
     #[test]

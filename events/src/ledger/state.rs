@@ -7,11 +7,11 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-use super::event::{Amount, Budget, BudgetSet, LedgerEvent, Reserved, Settled, ThresholdReached};
+use super::event::{Amount, Budget, BudgetSet, CampaignOpened, Cap, LedgerEvent, Reserved, Settled, ThresholdReached};
 use super::exhausted::{Amounts, Period};
 use super::scope::{Holder, Scope, Tier};
 use super::window::{Window, Windows, Zones};
-use crate::id::{CallId, TaskId};
+use crate::id::{CallId, CampaignId, TaskId};
 use crate::money::NanoUsd;
 
 /// Ended calls that are remembered, so that an end said twice is one end. Older ones are in the stream.
@@ -23,6 +23,7 @@ pub struct State {
     pub(super) budgets: BTreeMap<Scope, Budget>,
     pub(super) accounts: BTreeMap<Scope, Account>,
     pub(super) tasks: BTreeMap<TaskId, TaskAccount>,
+    pub(super) campaigns: BTreeMap<CampaignId, CampaignAccount>,
     pub(super) open: BTreeMap<CallId, Reserved>,
     pub(super) ended: Ended,
     pub(super) closed: Option<Date>,
@@ -38,7 +39,7 @@ pub(super) struct Account {
 impl Account {
     pub fn windows(&self, period: Period) -> Option<&Windows> {
         match period {
-            Period::Task => None,
+            Period::Task | Period::Campaign => None,
             Period::Day => Some(&self.days),
             Period::Month => Some(&self.months),
         }
@@ -54,7 +55,7 @@ impl Account {
 /// The date by which the window that holds this one is known.
 pub(super) fn key(period: Period, date: Date) -> Date {
     match period {
-        Period::Task | Period::Day => date,
+        Period::Task | Period::Day | Period::Campaign => date,
         Period::Month => date.first_of_month(),
     }
 }
@@ -71,6 +72,20 @@ pub(super) struct TaskAccount {
     pub day: Date,
     /// Announced parts of the caps, in percent of dollars and of tokens: its own, then each tier's.
     pub reached: [[u8; 2]; Tier::COUNT + 1],
+}
+
+/// What the tasks of a campaign have spent together, and its cap.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct CampaignAccount {
+    pub cap: Cap,
+    pub spent: Amount,
+    pub reserved: Amount,
+    /// Reservations of it.
+    pub open: u32,
+    /// The team's day on which it last reserved; before that, the day on which it was opened.
+    pub day: Date,
+    /// Announced parts of the cap, in percent of dollars and of tokens.
+    pub reached: [u8; 2],
 }
 
 /// The calls that ended last, oldest first.
@@ -144,6 +159,16 @@ impl State {
         self.tasks.iter().map(|(task, account)| (*task, account.spent, account.reserved))
     }
 
+    /// A campaign's cap, what its tasks have spent together and what is reserved for them, while it has an account.
+    pub fn campaign(&self, campaign: CampaignId) -> Option<(Cap, Amount, Amount)> {
+        self.campaigns.get(&campaign).map(|account| (account.cap, account.spent, account.reserved))
+    }
+
+    /// Every campaign that has an account: its cap, what was spent and what is reserved.
+    pub fn campaigns(&self) -> impl Iterator<Item = (CampaignId, Cap, Amount, Amount)> {
+        self.campaigns.iter().map(|(id, account)| (*id, account.cap, account.spent, account.reserved))
+    }
+
     /// The time zones that its budgets name.
     pub fn time_zones(&self) -> impl Iterator<Item = &str> {
         self.budgets.values().filter_map(|budget| budget.time_zone.as_deref())
@@ -200,6 +225,11 @@ impl State {
         account.open += 1;
         let new_day = account.day != event.day;
         account.day = event.day;
+        if let Some(account) = event.campaign.and_then(|id| self.campaigns.get_mut(&id)) {
+            account.reserved += amount;
+            account.open += 1;
+            account.day = account.day.max(event.day);
+        }
         self.open.insert(event.call, event.clone());
         if new_day {
             self.forget(&event.path.team);
@@ -214,6 +244,8 @@ impl State {
             self.tasks.retain(|_, task| task.open > 0 || task.day > day);
         }
         if let Some(month) = months {
+            // One that is forgotten is not opened again: a call of it is refused.
+            self.campaigns.retain(|_, campaign| campaign.open > 0 || campaign.day.first_of_month() > month);
             let budgets = &self.budgets;
             self.accounts.retain(|scope, account| {
                 budgets.contains_key(scope)
@@ -245,6 +277,9 @@ impl State {
         if let Some(account) = self.tasks.get_mut(&reserved.task) {
             account.reserved = account.reserved.saturating_sub(freed);
         }
+        if let Some(account) = reserved.campaign.and_then(|id| self.campaigns.get_mut(&id)) {
+            account.reserved = account.reserved.saturating_sub(freed);
+        }
     }
 
     /// Ends a reservation with what the call cost.
@@ -257,6 +292,11 @@ impl State {
             window.spent += cost;
         });
         if let Some(account) = self.tasks.get_mut(&reserved.task) {
+            account.reserved = account.reserved.saturating_sub(amount);
+            account.open = account.open.saturating_sub(1);
+            account.spent += cost;
+        }
+        if let Some(account) = reserved.campaign.and_then(|id| self.campaigns.get_mut(&id)) {
             account.reserved = account.reserved.saturating_sub(amount);
             account.open = account.open.saturating_sub(1);
             account.spent += cost;
@@ -282,9 +322,15 @@ impl State {
         }
     }
 
+    fn open_campaign(&mut self, event: &CampaignOpened) {
+        let fresh = CampaignAccount { cap: event.cap, day: event.day, ..CampaignAccount::default() };
+        self.campaigns.entry(event.campaign).or_insert(fresh);
+    }
+
     fn announce(&mut self, event: &ThresholdReached) {
         let unit = unit(&event.amounts);
         let reached = match (&event.scope, event.period, event.task, event.window) {
+            (Holder::Campaign(campaign), ..) => self.campaigns.get_mut(campaign).map(|account| &mut account.reached),
             (Holder::Task(task), _, _, _) => self.tasks.get_mut(task).map(|account| &mut account.reached[0]),
             (Holder::Scope(scope), Period::Task, Some(task), _) => {
                 self.tasks.get_mut(&task).map(|account| &mut account.reached[1 + scope.tier() as usize])
@@ -320,6 +366,7 @@ pub(super) const fn unit(amounts: &Amounts) -> usize {
 pub fn evolve(mut state: State, event: &LedgerEvent) -> State {
     match event {
         LedgerEvent::BudgetSet(event) => state.set_budget(event),
+        LedgerEvent::CampaignOpened(event) => state.open_campaign(event),
         LedgerEvent::Reserved(event) => state.reserve(event),
         LedgerEvent::Trimmed(event) => {
             state.trim(event.call, Amount { nano_usd: event.reserved_nano_usd, tokens: event.reserved_tokens });
@@ -357,6 +404,27 @@ pub struct Checkpoint {
     pub tasks: Vec<TaskSums>,
     /// The calls that ended last, oldest first.
     pub ended: Vec<CallId>,
+    /// The campaigns that have an account.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub campaigns: Vec<CampaignSums>,
+}
+
+/// What a campaign may spend and has spent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CampaignSums {
+    /// The campaign.
+    pub campaign: CampaignId,
+    /// Its cap.
+    #[serde(default, skip_serializing_if = "Cap::is_empty")]
+    pub cap: Cap,
+    /// What was spent.
+    pub spent: Amount,
+    /// The team's day on which it last reserved.
+    pub day: Date,
+    /// The highest part of the cap that was announced, in percent: of dollars, of tokens.
+    #[serde(default, skip_serializing_if = "is_unannounced")]
+    pub reached: [u8; 2],
 }
 
 /// What a scope has spent, by windows.
@@ -461,6 +529,17 @@ impl Checkpoint {
                 })
                 .collect(),
             ended: state.ended.order.iter().copied().collect(),
+            campaigns: state
+                .campaigns
+                .iter()
+                .map(|(campaign, account)| CampaignSums {
+                    campaign: *campaign,
+                    cap: account.cap,
+                    spent: account.spent,
+                    day: account.day,
+                    reached: account.reached,
+                })
+                .collect(),
         }
     }
 
@@ -503,12 +582,26 @@ impl From<&Checkpoint> for State {
             };
             state.tasks.insert(sums.task, account);
         }
+        for sums in &checkpoint.campaigns {
+            let account = CampaignAccount {
+                cap: sums.cap,
+                spent: sums.spent,
+                day: sums.day,
+                reached: sums.reached,
+                ..CampaignAccount::default()
+            };
+            state.campaigns.insert(sums.campaign, account);
+        }
         for reserved in &checkpoint.open {
             let amount = reserved.amount();
             state.each_window(reserved, |window| window.reserve(amount));
             let account = state.tasks.entry(reserved.task).or_default();
             account.reserved += amount;
             account.open += 1;
+            if let Some(account) = reserved.campaign.and_then(|id| state.campaigns.get_mut(&id)) {
+                account.reserved += amount;
+                account.open += 1;
+            }
             state.open.insert(reserved.call, reserved.clone());
         }
         for call in &checkpoint.ended {

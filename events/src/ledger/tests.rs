@@ -9,7 +9,7 @@ use super::event::{Amount, Budget, Cap, LedgerEvent, Reserved};
 use super::state::{Checkpoint, ENDED_KEPT};
 use super::*;
 use crate::failure::FailureCode;
-use crate::id::{CallId, TaskId};
+use crate::id::{CallId, CampaignId, TaskId};
 use crate::money::NanoUsd;
 use crate::task::conversation::Usage;
 
@@ -19,6 +19,10 @@ fn call(number: u128) -> CallId {
 
 fn task(number: u128) -> TaskId {
     TaskId::from_uuid(Uuid::from_u128(number))
+}
+
+fn campaign(number: u128) -> CampaignId {
+    CampaignId::from_uuid(Uuid::from_u128(number))
 }
 
 fn at(text: &str) -> Timestamp {
@@ -99,6 +103,7 @@ impl Ledger {
             path,
             own,
             opening: Amount::ZERO,
+            campaign: None,
             model: "m".to_owned(),
             price: "p".to_owned(),
             quote,
@@ -171,6 +176,7 @@ fn every_scope_and_period_holds_and_the_one_that_refuses_is_named() {
         Period::Task => Budget { per_task: tight, ..Budget::default() },
         Period::Day => Budget { per_day: tight, ..Budget::default() },
         Period::Month => Budget { per_month: tight, ..Budget::default() },
+        Period::Campaign => panic!("a scope has no cap over campaigns"),
     };
     for of in ["team:a", "project:a/p", "environment:a/p/e", "task-type:a/t"] {
         for period in [Period::Task, Period::Day, Period::Month] {
@@ -189,6 +195,83 @@ fn every_scope_and_period_holds_and_the_one_that_refuses_is_named() {
     assert_eq!((refused.scope, refused.resets_at), (format!("task:{}", task(1)), None));
     let (refused, _) = exhausted(ledger.reserve_on(1, 1, path, cap(None, Some(5)), quote(5, 9, 1)));
     assert_eq!(refused.amounts, Amounts::Tokens { spent_tokens: 0, reserved_tokens: 0, cap_tokens: 5 });
+}
+
+/// Reserves for a task of a campaign.
+fn reserve_for(ledger: &mut Ledger, number: u128, of: u128, campaign: CampaignId) -> Result<Reserved, Refusal> {
+    let request = Reserve {
+        call: call(number),
+        task: task(of),
+        path: Path::team("a"),
+        own: Cap::default(),
+        opening: Amount::ZERO,
+        campaign: Some(campaign),
+        model: "m".to_owned(),
+        price: "p".to_owned(),
+        quote: quote(10, 30, 30),
+    };
+    ledger.ask(Command::Reserve(Box::new(request), ledger.now))?;
+    Ok(ledger.state.open_call(call(number)).expect("it is reserved").clone())
+}
+
+#[test]
+fn the_tasks_of_a_campaign_share_one_cap_for_its_whole_life() {
+    let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
+    let shared = campaign(5);
+    assert_eq!(reserve_for(&mut ledger, 1, 1, shared), Err(Refusal::NoSuchCampaign(shared)));
+    let open = |cap| Command::OpenCampaign {
+        campaign: shared,
+        cap,
+        day: at("2026-11-22T10:00:00Z").to_zoned(TimeZone::UTC).date(),
+    };
+    assert_eq!(ledger.ask(open(cap(Some(100), None))).unwrap().len(), 1);
+    // Said again, even with another cap, it is the account that stands.
+    assert_eq!(ledger.ask(open(cap(Some(900), None))), Ok(vec![]));
+    reserve_for(&mut ledger, 1, 1, shared).unwrap();
+    reserve_for(&mut ledger, 2, 2, shared).unwrap();
+    let (refused, waits_for) = exhausted(reserve_for(&mut ledger, 3, 3, shared));
+    assert_eq!((refused.scope, refused.period, waits_for), (format!("campaign:{shared}"), Period::Campaign, true));
+    assert_eq!(refused.resets_at, None);
+    // A task that is no part of it is not held back.
+    ledger.reserve(4, 4, quote(10, 30, 30)).unwrap();
+    ledger.settle(1, 40).unwrap();
+    let announced = ledger.settle(2, 40).unwrap();
+    let holders: Vec<_> = announced
+        .iter()
+        .filter_map(|event| match event {
+            LedgerEvent::ThresholdReached(event) => Some((event.scope.to_string(), event.percent)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(holders, [(format!("campaign:{shared}"), 50), (format!("campaign:{shared}"), 80)]);
+    // Neither a new day nor a crash makes it whole again.
+    ledger.now = at("2026-12-22T10:00:00Z");
+    ledger.ask(Command::CloseDay("2026-12-21".parse().unwrap())).unwrap();
+    ledger.state = ledger.refolded();
+    assert!(!exhausted(reserve_for(&mut ledger, 5, 3, shared)).1);
+    assert_eq!(ledger.state.campaign(shared).unwrap().1, Amount { nano_usd: usd(80), tokens: 80 });
+}
+
+#[test]
+fn a_campaign_that_was_forgotten_is_not_begun_anew() {
+    let mut ledger = Ledger::new("2026-01-10T10:00:00Z");
+    let (idle, busy) = (campaign(5), campaign(6));
+    for id in [idle, busy] {
+        let (cap, day) = (cap(Some(100), None), "2026-01-10".parse().unwrap());
+        ledger.ask(Command::OpenCampaign { campaign: id, cap, day }).unwrap();
+    }
+    reserve_for(&mut ledger, 1, 1, idle).unwrap();
+    ledger.settle(1, 40).unwrap();
+    // One with a reservation is kept, however long it takes.
+    reserve_for(&mut ledger, 2, 2, busy).unwrap();
+    for (number, month) in (3..).zip(["2026-02", "2026-03", "2026-04"]) {
+        ledger.now = at(&format!("{month}-10T10:00:00Z"));
+        ledger.reserve(number, number, quote(1, 1, 1)).unwrap();
+        ledger.settle(number, 1).unwrap();
+    }
+    assert_eq!(reserve_for(&mut ledger, 9, 1, idle), Err(Refusal::NoSuchCampaign(idle)));
+    reserve_for(&mut ledger, 10, 2, busy).unwrap();
+    exhausted(reserve_for(&mut ledger, 11, 2, busy));
 }
 
 #[test]
@@ -300,7 +383,7 @@ fn parts_of_a_cap_are_announced_once_per_window() {
 }
 
 #[test]
-fn one_charge_makes_seventy_nine_events_at_most() {
+fn one_charge_makes_eighty_five_events_at_most() {
     let mut ledger = Ledger::new("2026-11-22T10:00:00Z");
     let all = cap(Some(100), Some(100));
     let path = Path {
@@ -312,8 +395,21 @@ fn one_charge_makes_seventy_nine_events_at_most() {
     for of in path.scopes().map(|scope| scope.to_string()).collect::<Vec<_>>() {
         ledger.budget(&of, Budget { per_task: all, per_day: all, per_month: all, time_zone: None });
     }
-    ledger.reserve_on(1, 1, path, all, quote(50, 50, 50)).unwrap();
-    assert_eq!(ledger.settle(1, 100).unwrap().len(), 79);
+    let day = "2026-11-22".parse().unwrap();
+    ledger.ask(Command::OpenCampaign { campaign: campaign(5), cap: all, day }).unwrap();
+    let request = Reserve {
+        call: call(1),
+        task: task(1),
+        path,
+        own: all,
+        opening: Amount::ZERO,
+        campaign: Some(campaign(5)),
+        model: "m".to_owned(),
+        price: "p".to_owned(),
+        quote: quote(50, 50, 50),
+    };
+    ledger.ask(Command::Reserve(Box::new(request), ledger.now)).unwrap();
+    assert_eq!(ledger.settle(1, 100).unwrap().len(), 85);
 }
 
 #[test]
@@ -400,6 +496,7 @@ fn a_checkpoint_that_would_be_too_large_forgets_idle_tasks_first() {
             path: Path::team("a"),
             own: Cap::default(),
             opening,
+            campaign: None,
             model: "m".into(),
             price: "p".into(),
             quote: quote(1, 1, 1),
@@ -446,6 +543,7 @@ fn the_audit_sees_what_must_not_be() {
 const SCHEDULES: u64 = 10_000;
 const STEPS: usize = 45;
 const TASKS: u128 = 5;
+const CAMPAIGNS: [u128; 2] = [1, 2];
 /// Moments shortly before something happens to the calendar somewhere.
 const STARTS: [&str; 8] = [
     "2026-03-28T20:00:00Z",
@@ -497,6 +595,8 @@ struct Seen {
     announced: u64,
     reopened: u64,
     overruns: u64,
+    refused_by_campaign: u64,
+    forgotten: u64,
 }
 
 struct Life {
@@ -532,6 +632,11 @@ impl Life {
         for _ in 0..life.dice.below(5) {
             life.set_budget();
         }
+        for number in CAMPAIGNS {
+            let cap = life.random_cap(10_000);
+            let day = life.closed;
+            life.ledger.ask(Command::OpenCampaign { campaign: campaign(number), cap, day }).unwrap();
+        }
         life
     }
 
@@ -563,6 +668,15 @@ impl Life {
             time_zone: self.dice.one_in(2).then(|| self.dice.of(&ZONES).to_owned()),
         };
         self.ledger.budget(of, budget);
+    }
+
+    /// Two tasks share a campaign, one has another to itself, two have none.
+    fn campaign(of: u128) -> Option<CampaignId> {
+        match of {
+            2 | 3 => Some(campaign(CAMPAIGNS[0])),
+            4 => Some(campaign(CAMPAIGNS[1])),
+            _ => None,
+        }
     }
 
     fn path(of: u128) -> Path {
@@ -608,6 +722,7 @@ impl Life {
             path: Self::path(of),
             own,
             opening: self.spent[usize::try_from(of).unwrap()],
+            campaign: Self::campaign(of),
             model: "m".to_owned(),
             price: "p".to_owned(),
             quote,
@@ -624,6 +739,12 @@ impl Life {
                 seen.reopened += u64::from(!known && !reserved.opening.is_zero());
             }
             Err(Refusal::CallEnded(_)) => assert!(self.ends.contains(&number)),
+            // The account was forgotten: only once nothing was heard of the campaign for two months.
+            Err(Refusal::NoSuchCampaign(_)) => seen.forgotten += 1,
+            Err(Refusal::Exhausted { exhausted, .. }) if exhausted.period == Period::Campaign => {
+                assert!(exhausted.scope.starts_with("campaign:"), "{exhausted}");
+                seen.refused_by_campaign += 1;
+            }
             Err(Refusal::Exhausted { waits_for, .. }) => {
                 assert!(open > 0 || !waits_for, "nothing to wait for");
                 seen.refused += 1;
@@ -785,7 +906,19 @@ fn no_schedule_overshoots() {
         assert!(life.overruns || totals.overruns == 0, "{seed}");
     }
     println!("{seen:?}");
-    let Seen { granted, cut, refused, waits, crashes, closed, announced, reopened, overruns } = seen;
+    let Seen {
+        granted,
+        cut,
+        refused,
+        waits,
+        crashes,
+        closed,
+        announced,
+        reopened,
+        overruns,
+        refused_by_campaign,
+        forgotten,
+    } = seen;
     for (what, times) in [
         ("granted", granted),
         ("cut", cut),
@@ -796,7 +929,9 @@ fn no_schedule_overshoots() {
         ("announced", announced),
         ("tasks known only by their own streams", reopened),
         ("overruns", overruns),
+        ("refused by a campaign", refused_by_campaign),
     ] {
         assert!(times > SCHEDULES / 20, "{what}: {times}");
     }
+    assert!(forgotten > 10, "accounts forgotten: {forgotten}");
 }

@@ -40,7 +40,7 @@ impl Zones {
 }
 
 /// When the window of this date ends: the next civil midnight, or what comes for it where that one does not exist.
-/// `None` for a task, which does not end, and at the end of time.
+/// `None` for a task and a campaign, which do not end, and at the end of time.
 pub fn resets_at(period: Period, date: Date, zone: &TimeZone) -> Option<Timestamp> {
     following(period, date)?.to_zoned(zone.clone()).ok().map(|midnight| midnight.timestamp())
 }
@@ -48,7 +48,7 @@ pub fn resets_at(period: Period, date: Date, zone: &TimeZone) -> Option<Timestam
 /// The first date after the window of this one.
 pub(super) fn following(period: Period, date: Date) -> Option<Date> {
     match period {
-        Period::Task => None,
+        Period::Task | Period::Campaign => None,
         Period::Day => date.tomorrow().ok(),
         Period::Month => date.first_of_month().checked_add(1.month()).ok(),
     }

@@ -1,9 +1,10 @@
-//! Read models folded from the log: task lists and details, and usage. Thrown away and folded again at will.
+//! Read models folded from the log: task and campaign lists and details, and usage. Thrown away and folded again at will.
 //!
 //! Each projection's checkpoint is written in the transaction that writes its rows, so that every event counts once,
 //! whatever is delivered twice and wherever the process dies. An event that does not fold is skipped, counted and
 //! logged: one odd event must not stop what everybody looks at.
 
+pub mod campaigns;
 mod database;
 pub mod tasks;
 pub mod usage;
@@ -16,11 +17,13 @@ use std::time::Duration;
 use rusqlite::{Connection, Transaction};
 use tokio::sync::watch;
 
+use crate::campaign::CampaignEvent;
 use crate::envelope::{Envelope, Position};
-use crate::id::TaskId;
+use crate::id::{CampaignId, TaskId};
 use crate::store::{EventStore, StoreError};
 use crate::task::{TaskEvent, TaskResource};
 
+pub use campaigns::{CampaignFilter, CampaignPage, CampaignRow};
 pub use database::{READ_QUEUE_WAIT, READERS};
 pub use tasks::{Cursor, CursorError, TaskFilter, TaskPage};
 pub use usage::{Dimension, UsageGroup, UsageQuery, UsageReport};
@@ -65,7 +68,9 @@ impl From<rusqlite::Error> for ReadModelError {
 enum Odd {
     #[error(transparent)]
     Undecodable(#[from] crate::task::event::DecodeError),
-    #[error("its task has no created event")]
+    #[error(transparent)]
+    UndecodableCampaign(#[from] crate::campaign::event::DecodeError),
+    #[error("its stream has no first event")]
     NoTask,
     #[error("it charges more than a model call can cost")]
     Implausible,
@@ -77,7 +82,10 @@ enum Odd {
 type Folded = Result<Result<(), Odd>, rusqlite::Error>;
 
 /// The projections, in the order in which an event passes through them.
-const PROJECTIONS: [&str; 2] = ["tasks", "usage"];
+const PROJECTIONS: [&str; 3] = ["tasks", "usage", "campaigns"];
+
+/// The place of the campaigns among them: theirs are the only events that are not a task's.
+const CAMPAIGNS: usize = 2;
 
 /// The read models of one node.
 pub struct ReadModels {
@@ -175,7 +183,7 @@ impl ReadModels {
             .write(|connection| {
                 let transaction = connection.transaction()?;
                 transaction.execute_batch(
-                    "DELETE FROM tasks; DELETE FROM usage; UPDATE checkpoints SET position = 0, skipped = 0;",
+                    "DELETE FROM tasks; DELETE FROM usage; DELETE FROM campaigns; UPDATE checkpoints SET position = 0, skipped = 0;",
                 )?;
                 Ok(transaction.commit()?)
             })
@@ -210,6 +218,31 @@ impl ReadModels {
         self.database.read(move |connection| tasks::page(connection, &filter, after, limit)).await
     }
 
+    /// One campaign.
+    pub async fn campaign(&self, id: CampaignId) -> Result<Option<CampaignRow>, ReadModelError> {
+        self.database.read(move |connection| campaigns::find(connection, id)).await
+    }
+
+    /// Every campaign of which a task runs or waits.
+    pub async fn open_campaigns(&self) -> Result<Vec<CampaignId>, ReadModelError> {
+        self.database.read(campaigns::open).await
+    }
+
+    /// The tasks of a campaign that were begun, in the order in which they first were.
+    pub async fn children(&self, id: CampaignId) -> Result<Vec<TaskResource>, ReadModelError> {
+        self.database.read(move |connection| campaigns::children(connection, id)).await
+    }
+
+    /// Campaigns, newest first; pages as those of [`tasks`](Self::tasks).
+    pub async fn campaigns(
+        &self,
+        filter: CampaignFilter,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<CampaignPage, ReadModelError> {
+        self.database.read(move |connection| campaigns::page(connection, &filter, after, limit)).await
+    }
+
     /// What was used.
     pub async fn usage(&self, query: UsageQuery) -> Result<UsageReport, ReadModelError> {
         self.database.read(move |connection| usage::report(connection, &query)).await
@@ -220,6 +253,7 @@ fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Posi
     let (mut at, _) = checkpoints(transaction)?;
     let mut skipped = [0_u64; PROJECTIONS.len()];
     let mut open = tasks::OpenTasks::default();
+    let mut open_campaigns = campaigns::OpenCampaigns::default();
     for envelope in batch {
         let decoded = match envelope.stream.task_id() {
             Some(_) => TaskEvent::decode(envelope).map_err(Arc::new),
@@ -230,6 +264,12 @@ fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Posi
                 continue;
             }
             at.0[index] = envelope.position;
+            if index == CAMPAIGNS {
+                if let Err(odd) = fold_campaign(transaction, &mut open_campaigns, envelope)? {
+                    skip(name, envelope, &odd, &mut skipped[index]);
+                }
+                continue;
+            }
             let folded = match &decoded {
                 Ok(Some(event)) if index == 0 => open.apply(transaction, envelope, event)?,
                 Ok(Some(event)) => usage::apply(transaction, &mut open, envelope, event)?,
@@ -245,6 +285,7 @@ fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Posi
         }
     }
     open.save(transaction)?;
+    open_campaigns.save(transaction)?;
     let mut statement = transaction.prepare_cached(
         "UPDATE checkpoints SET position = ?2, skipped = skipped + ?3 WHERE projection = ?1 AND position <= ?2",
     )?;
@@ -253,6 +294,17 @@ fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Posi
         statement.execute((name, position, i64::try_from(skipped).unwrap_or(i64::MAX)))?;
     }
     Ok((at.lowest(), skipped.iter().sum()))
+}
+
+fn fold_campaign(transaction: &Transaction<'_>, open: &mut campaigns::OpenCampaigns, envelope: &Envelope) -> Folded {
+    if envelope.stream.campaign_id().is_none() {
+        return Ok(Ok(()));
+    }
+    match CampaignEvent::decode(envelope) {
+        Ok(Some(event)) => open.apply(transaction, envelope, &event),
+        Ok(None) => Ok(Ok(())),
+        Err(error) => Ok(Err(error.into())),
+    }
 }
 
 fn skip(projection: &str, envelope: &Envelope, why: &dyn std::fmt::Display, counter: &mut u64) {

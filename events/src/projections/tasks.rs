@@ -48,6 +48,17 @@ pub struct Cursor {
     id: Uuid,
 }
 
+impl Cursor {
+    pub(super) const fn new(created_at: i64, id: Uuid) -> Self {
+        Self { created_at, id }
+    }
+
+    /// What a query compares with.
+    pub(super) fn values(self) -> [Value; 2] {
+        [Value::Integer(self.created_at), Value::Blob(self.id.as_bytes().to_vec())]
+    }
+}
+
 /// A text that is no cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a cursor: pass on the nextCursor of the page before as it is")]
@@ -80,7 +91,7 @@ pub struct TaskPage {
     pub next: Option<Cursor>,
 }
 
-fn decode(document: &str) -> Result<TaskResource, ReadModelError> {
+pub(super) fn decode(document: &str) -> Result<TaskResource, ReadModelError> {
     serde_json::from_str(document).map_err(|error| ReadModelError::Failed(format!("a task row does not read: {error}")))
 }
 
@@ -201,9 +212,12 @@ impl OpenTasks {
 
     pub fn save(self, transaction: &Transaction<'_>) -> Result<(), ReadModelError> {
         let mut statement = transaction.prepare_cached(
-            "INSERT INTO tasks (id, created_at, team, project, status, repo, repo_path, model, customer, document)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
-             ON CONFLICT (id) DO UPDATE SET status = excluded.status, document = excluded.document",
+            "INSERT INTO tasks (id, created_at, team, project, status, repo, repo_path, model, customer, campaign,
+                                cost_nano_usd, refunded_nano_usd, document)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+             ON CONFLICT (id) DO UPDATE SET status = excluded.status, document = excluded.document,
+                                            cost_nano_usd = excluded.cost_nano_usd,
+                                            refunded_nano_usd = excluded.refunded_nano_usd",
         )?;
         for task in self.tasks.into_values().flatten() {
             let document = serde_json::to_string(&task).map_err(|error| ReadModelError::Failed(error.to_string()))?;
@@ -217,6 +231,9 @@ impl OpenTasks {
                 task.spec.repo.path(),
                 &task.spec.model,
                 &task.spec.customer,
+                task.spec.campaign.map(|campaign| campaign.to_string()),
+                task.cost.nanos(),
+                task.refunded.nanos(),
                 document,
             ))?;
         }

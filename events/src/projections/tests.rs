@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::*;
+use crate::campaign::{CampaignRepo, CampaignSpec, CampaignStatus, ChildOutcome, Limits, child_id};
 use crate::envelope::{Actor, NewEvent, StreamName};
 use crate::id::{CallId, EventId};
 use crate::money::NanoUsd;
@@ -200,4 +201,87 @@ async fn a_cursor_survives_its_text_and_nothing_else_passes_for_one() {
     for wrong in ["", "x", &"g".repeat(48), &"0".repeat(47), &"é".repeat(24)] {
         assert!(wrong.parse::<Cursor>().is_err(), "{wrong}");
     }
+}
+
+fn campaign(number: u128) -> CampaignId {
+    CampaignId::from_uuid(Uuid::from_u128(number))
+}
+
+fn campaign_spec(id: CampaignId, team: &str) -> CampaignSpec {
+    let TaskEvent::Created(template) = created() else { unreachable!("it is one") };
+    let repos = ["acme/api", "acme/web"].map(|repo| CampaignRepo {
+        repo: crate::repo::RepoRef::parse(repo, "github").expect("a repository"),
+        base: None,
+        branch: "orchestra/mend".to_owned(),
+    });
+    CampaignSpec {
+        name: "Mend them".to_owned(),
+        template: TaskSpec { team: team.to_owned(), campaign: Some(id), ..*template },
+        repos: repos.into(),
+        budget: Budget::default(),
+        limits: Limits { concurrency: 1, pull_requests_per_hour: None, stop_after_failures: None },
+        request_hash: None,
+    }
+}
+
+async fn append_campaign(store: &MemoryStore, id: CampaignId, event: &CampaignEvent) -> Position {
+    append_raw(store, &StreamName::campaign(id), event.kind(), event.data().expect("JSON").get()).await
+}
+
+#[tokio::test]
+async fn a_campaign_shows_its_progress_its_tasks_and_what_they_cost() {
+    let (folder, store) = (tempfile::tempdir().expect("a folder"), MemoryStore::new());
+    for (number, team) in [(1, "platform"), (2, "other"), (3, "platform")] {
+        let spec = Box::new(campaign_spec(campaign(number), team));
+        append_campaign(&store, campaign(number), &CampaignEvent::CampaignCreated(spec)).await;
+    }
+    let spec = campaign_spec(campaign(1), "platform");
+    let first = child_id(campaign(1), 0);
+    let child = spec.child(campaign(1), 0).expect("it has two");
+    let started =
+        CampaignEvent::CampaignChildStarted { index: 0, task: first, repo: child.repo.clone(), run: 1, after: None };
+    append_campaign(&store, campaign(1), &started).await;
+    append(&store, first, &TaskEvent::Created(Box::new(child))).await;
+    append(&store, first, &charged(5, 7)).await;
+    // Another task's money is not the campaign's.
+    append(&store, task(9), &created()).await;
+    append(&store, task(9), &charged(5, 1_000)).await;
+    // Does not read: skipped, and nothing stops.
+    append_raw(&store, &StreamName::campaign(campaign(1)), "campaign-paused", "{}").await;
+    let outcome = ChildOutcome::Failed { code: crate::FailureCode::CloneFailed };
+    let ended =
+        CampaignEvent::CampaignChildFinished { index: 0, task: first, run: 1, outcome, pull_requests: Vec::new() };
+    append_campaign(&store, campaign(1), &ended).await;
+    let read = open(&folder);
+    // Event by event, and then from the beginning: the same.
+    for event in store.read_all(Position::START, BATCH).await.expect("a log") {
+        read.apply(vec![event]).await.expect("a fold");
+    }
+    let before = read.campaign(campaign(1)).await.expect("a read").expect("it is there");
+    read.rebuild(&store).await.expect("a rebuild");
+    let row = read.campaign(campaign(1)).await.expect("a read").expect("it is there");
+    assert_eq!(row, before);
+    assert_eq!((row.spec, row.cost.nanos(), read.skipped()), (spec, 7, 1));
+    let progress = crate::campaign::Progress { waiting: 1, failed: 1, ..Default::default() };
+    assert_eq!((row.campaign.progress, row.campaign.status), (progress, CampaignStatus::Running));
+    let children = read.children(campaign(1)).await.expect("a read");
+    assert_eq!(children.iter().map(|task| task.id).collect::<Vec<_>>(), [first]);
+    let filter = TaskFilter { campaign: Some(campaign(1).to_string()), ..TaskFilter::default() };
+    assert_eq!(read.tasks(filter, None, 10).await.expect("a page").tasks, children);
+    // Those that a restart has to take up again.
+    let cancelled = CampaignEvent::CampaignCancelled { reason: None };
+    let at = append_campaign(&store, campaign(3), &cancelled).await;
+    let finished = CampaignEvent::CampaignFinished { succeeded: 0, failed: 0, cancelled: 2 };
+    append_campaign(&store, campaign(2), &finished).await;
+    read.apply(store.read_all(Position(at.0 - 1), BATCH).await.expect("a log")).await.expect("a fold");
+    assert_eq!(read.open_campaigns().await.expect("a read"), [campaign(1), campaign(3)]);
+    // Pages, newest first, of one team.
+    let filter = CampaignFilter { team: Some("platform".to_owned()), status: None };
+    let page = read.campaigns(filter.clone(), None, 1).await.expect("a page");
+    assert_eq!(page.campaigns.iter().map(|row| row.campaign.id).collect::<Vec<_>>(), [campaign(3)]);
+    let page = read.campaigns(filter, page.next, 5).await.expect("a page");
+    assert_eq!(page.campaigns.iter().map(|row| row.campaign.id).collect::<Vec<_>>(), [campaign(1)]);
+    assert_eq!(page.next, None);
+    let none = CampaignFilter { status: Some(CampaignStatus::Paused), ..CampaignFilter::default() };
+    assert!(read.campaigns(none, None, 5).await.expect("a page").campaigns.is_empty());
 }

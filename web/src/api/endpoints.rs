@@ -7,7 +7,7 @@ use actix_web::http::Method;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpResponse, Route, web};
 
-use super::{budgets, docs, events, health, openapi, task_actions, tasks, usage};
+use super::{budgets, campaigns, docs, events, health, openapi, task_actions, tasks, usage};
 use crate::problem::Problem;
 
 /// One method of one path.
@@ -35,6 +35,12 @@ pub fn endpoints() -> Vec<Endpoint> {
     add(Method::POST, "/v1/tasks/{id}/messages", web::route().to(task_actions::message));
     add(Method::PUT, "/v1/tasks/{id}/credentials", web::route().to(task_actions::credentials));
     add(Method::GET, "/v1/tasks/{id}/diff", web::route().to(task_actions::diff));
+    add(Method::POST, "/v1/campaigns", web::route().to(campaigns::create));
+    add(Method::GET, "/v1/campaigns", web::route().to(campaigns::list));
+    add(Method::GET, "/v1/campaigns/{id}", web::route().to(campaigns::get));
+    add(Method::POST, "/v1/campaigns/{id}/cancel", web::route().to(campaigns::cancel));
+    add(Method::POST, "/v1/campaigns/{id}/retry", web::route().to(campaigns::retry));
+    add(Method::PUT, "/v1/campaigns/{id}/credentials", web::route().to(campaigns::credentials));
     add(Method::GET, "/v1/events", web::route().to(events::of_log));
     add(Method::GET, "/v1/budgets", web::route().to(budgets::list));
     add(Method::GET, "/v1/budgets/{scope}", web::route().to(budgets::get));

@@ -2,6 +2,9 @@
 
 pub mod body;
 pub mod budgets;
+pub mod campaign_payload;
+pub mod campaign_resource;
+pub mod campaigns;
 pub mod docs;
 pub mod endpoints;
 pub mod error_pages;

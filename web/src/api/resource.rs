@@ -35,8 +35,8 @@ impl ToSchema for Usd {}
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BudgetView {
-    max_usd: Option<Usd>,
-    max_tokens: Option<u64>,
+    pub(super) max_usd: Option<Usd>,
+    pub(super) max_tokens: Option<u64>,
 }
 
 /// What a task has used.
@@ -56,9 +56,9 @@ pub struct UsageView {
 /// A pull request.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct PullRequestView {
-    repo: String,
-    url: String,
-    number: u64,
+    pub(super) repo: String,
+    pub(super) url: String,
+    pub(super) number: u64,
 }
 
 /// Why a task failed, or why it waits or retries.
@@ -84,9 +84,10 @@ pub struct FailureView {
 #[serde(rename_all = "camelCase")]
 #[schema(as = Exhausted)]
 pub struct ExhaustedView {
-    /// Whose cap: `team:platform`, `project:platform/infra`, … or `task:task_…` for the task's own.
+    /// Whose cap: `team:platform`, `project:platform/infra`, … or `task:task_…` for the task's own, `campaign:campaign_…`
+    /// for the one that the tasks of a campaign share.
     scope: String,
-    /// task, day or month.
+    /// task, day, month or campaign.
     period: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     spent_usd: Option<Usd>,
@@ -100,7 +101,7 @@ pub struct ExhaustedView {
     reserved_tokens: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cap_tokens: Option<u64>,
-    /// When the cap is whole again; absent for a task's, which never is.
+    /// When the cap is whole again; absent for a task's and a campaign's, which never are.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(format = "date-time")]
     resets_at: Option<String>,
@@ -242,7 +243,7 @@ impl From<TaskResource> for TaskView {
                 budget: failure.budget.map(|exhausted| ExhaustedView::from(*exhausted)),
                 attempt,
             }),
-            campaign: None,
+            campaign: task.spec.campaign.map(|campaign| campaign.to_string()),
             metadata: task.spec.metadata,
             created_at: task.created_at.to_string(),
             started_at: task.started_at.map(|time| time.to_string()),

@@ -36,7 +36,7 @@ pub async fn visible(app: &App, caller: &Caller, id: &str) -> Result<TaskResourc
     if caller.sees(&task.spec.team) { Ok(task) } else { Err(Problem::no_such_task()) }
 }
 
-fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {
+pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {
     let Some(value) = request.headers().get("idempotency-key") else { return Ok(None) };
     let text = value.to_str().unwrap_or_default().trim();
     if (1..=MAX_IDEMPOTENCY_KEY).contains(&text.len()) {

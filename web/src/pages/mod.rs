@@ -6,6 +6,7 @@
 pub mod actions;
 pub mod assets;
 pub mod budgets;
+pub mod campaigns;
 pub mod diff;
 pub mod docs;
 pub mod error;
@@ -67,6 +68,18 @@ pub fn configure(cfg: &mut web::ServiceConfig) {
             .route("/{id}/credentials", web::post().to(actions::credentials))
             .default_service(web::route().to(nothing_here)),
     );
+    cfg.service(
+        web::scope("/campaigns")
+            .app_data(form.clone())
+            .app_data(query.clone())
+            .route("", web::get().to(campaigns::show))
+            .route("/{id}", web::get().to(campaigns::show_one))
+            .route("/{id}/live", web::get().to(live::campaigns::one))
+            .route("/{id}/cancel", web::post().to(campaigns::cancel))
+            .route("/{id}/retry", web::post().to(campaigns::retry))
+            .default_service(web::route().to(nothing_here)),
+    );
+    cfg.service(web::resource("/live/campaigns").app_data(query.clone()).route(web::get().to(live::campaigns::list)));
     cfg.service(web::resource("/").app_data(query.clone()).route(web::get().to(tasks::show)));
     cfg.service(web::resource("/budgets").app_data(query.clone()).route(web::get().to(budgets::show)));
     cfg.service(web::resource("/live/tasks").app_data(query.clone()).route(web::get().to(live::list::stream)));

@@ -13,6 +13,12 @@ use super::timeline::{FailureBox, Link, capitalised, short};
 use crate::fragments::rows::{elapsed, status_text, title};
 use crate::fragments::{BudgetBar, Fragments};
 
+/// Links to a task's pull requests.
+pub fn pull_requests(task: &TaskResource) -> Vec<Link> {
+    let links = task.pull_requests.iter();
+    links.filter_map(|pull| Link::outside(&pull.url, format!("Pull request {}", pull.number))).collect()
+}
+
 /// Where the task stands.
 #[derive(Debug, Template)]
 #[template(path = "task_head.html")]
@@ -50,11 +56,7 @@ impl Head {
             reason: if repeated { String::new() } else { capitalised(&task.reason) },
             failed: task.status == TaskStatus::Failed,
             failure,
-            pulls: task
-                .pull_requests
-                .iter()
-                .filter_map(|pull| Link::outside(&pull.url, format!("Pull request {}", pull.number)))
-                .collect(),
+            pulls: pull_requests(task),
             budget: fragments.budget_bar(&BudgetBar::of(task)),
             tokens_read: format::thousands(task.usage.context()),
             tokens_cached: format::thousands(task.usage.cache_read_tokens),

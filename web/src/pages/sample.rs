@@ -2,6 +2,10 @@
 
 use jiff::Timestamp;
 use orchestra_events::blob::{BlobRef, Content};
+use orchestra_events::campaign::{
+    CampaignRepo, CampaignResource, CampaignSpec, CampaignStatus, Limits, Progress, child_id,
+};
+use orchestra_events::projections::CampaignRow;
 use orchestra_events::repo::RepoRef;
 use orchestra_events::task::conversation::{Block, StopReason, Usage};
 use orchestra_events::task::event::{
@@ -10,8 +14,8 @@ use orchestra_events::task::event::{
 use orchestra_events::task::resource::PullRequest;
 use orchestra_events::task::{TaskResource, TaskStatus};
 use orchestra_events::{
-    Actor, CallId, CommitId, Envelope, EventId, Failure, FailureCode, NanoUsd, Position, Revision, SandboxId,
-    StreamName, TaskId,
+    Actor, CallId, CampaignId, CommitId, Envelope, EventId, Failure, FailureCode, NanoUsd, Position, Revision,
+    SandboxId, StreamName, TaskId,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -97,6 +101,46 @@ pub fn tasks() -> Vec<TaskResource> {
             position: Position(100),
         })
         .collect()
+}
+
+/// Campaigns of every status, with a repository more than they have tasks.
+pub fn campaigns() -> Vec<CampaignRow> {
+    let repo = |name: &str| CampaignRepo {
+        repo: RepoRef::new("github", name).expect("a plain name"),
+        base: None,
+        branch: HOSTILE.to_owned(),
+    };
+    CampaignStatus::ALL
+        .into_iter()
+        .map(|status| CampaignRow {
+            campaign: CampaignResource {
+                id: CampaignId::from_uuid(id().uuid()),
+                status,
+                reason: HOSTILE.to_owned(),
+                progress: Progress { waiting: 1, running: 2, succeeded: 3, failed: 1, cancelled: 0 },
+                created_at: time(),
+                finished_at: (status == CampaignStatus::Finished).then(time),
+                revision: Revision(9),
+                position: Position(100),
+            },
+            spec: CampaignSpec {
+                name: HOSTILE.to_owned(),
+                template: spec(),
+                repos: TaskStatus::ALL.map(|_| repo("acme/api")).into_iter().chain([repo("acme/web")]).collect(),
+                budget: Budget { max_nano_usd: Some(NanoUsd::from_nanos(20_000_000_000)), max_tokens: None },
+                limits: Limits { concurrency: 4, pull_requests_per_hour: None, stop_after_failures: Some(3) },
+                request_hash: None,
+            },
+            cost: NanoUsd::from_nanos(4_217_000_000),
+            refunded: NanoUsd::ZERO,
+        })
+        .collect()
+}
+
+/// The tasks of a sample campaign: one of every status.
+pub fn children(row: &CampaignRow) -> Vec<TaskResource> {
+    let child = |(index, task)| TaskResource { id: child_id(row.campaign.id, index), ..task };
+    (0..).zip(tasks()).map(child).collect()
 }
 
 /// One event of every kind.

@@ -2,6 +2,8 @@
 
 #[path = "../support/budgets.rs"]
 mod budgets;
+#[path = "../support/campaigns.rs"]
+mod campaigns;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -16,6 +18,7 @@ use actix_web::web::Bytes;
 use actix_web::{test, web};
 use async_trait::async_trait;
 use budgets::Budgets;
+use campaigns::Campaigns;
 use jiff::Timestamp;
 use orchestra_actors::service::ServiceError;
 use orchestra_actors::{Credentials, Delta, NewTask, Submitted, TaskService};
@@ -208,6 +211,7 @@ pub struct Server {
     pub app: web::Data<App>,
     pub store: Arc<MemoryStore>,
     pub service: Arc<Service>,
+    pub campaigns: Arc<Campaigns>,
     pub admin: String,
     _stop: DropGuard,
     _folder: tempfile::TempDir,
@@ -267,9 +271,11 @@ impl Server {
         let log: Arc<dyn EventStore> = store.clone();
         actix_web::rt::spawn(project(Arc::clone(&log), Arc::clone(&read), cancel.clone().cancelled_owned()));
         actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&log), cancel.clone().cancelled_owned()));
-        let app = web::Data::new(App::new(service.clone(), Arc::new(Budgets::default()), log, read, keys));
+        let campaigns = Arc::new(Campaigns::new(Arc::clone(&store)));
+        let budgets = Arc::new(Budgets::default());
+        let app = web::Data::new(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys));
         let admin = admin.expose_secret().to_owned();
-        Self { app, store, service, admin, _stop: cancel.drop_guard(), _folder: folder }
+        Self { app, store, service, campaigns, admin, _stop: cancel.drop_guard(), _folder: folder }
     }
 
     /// A new key, known to the ring.
@@ -288,7 +294,16 @@ impl Server {
 
     /// A team's key with everything a team does.
     pub async fn team_key(&self, team: &str) -> String {
-        let scopes = [Scope::TasksCreate, Scope::TasksRead, Scope::TasksCancel, Scope::UsageRead, Scope::AuditRead];
+        let scopes = [
+            Scope::TasksCreate,
+            Scope::TasksRead,
+            Scope::TasksCancel,
+            Scope::CampaignsCreate,
+            Scope::CampaignsRead,
+            Scope::CampaignsCancel,
+            Scope::UsageRead,
+            Scope::AuditRead,
+        ];
         self.key(Some(team), &scopes).await
     }
 

@@ -2,6 +2,7 @@
 
 mod auth;
 mod budgets;
+mod campaigns;
 mod documents;
 mod harness;
 mod payload;

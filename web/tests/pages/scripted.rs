@@ -2,6 +2,8 @@
 
 #[path = "../support/budgets.rs"]
 mod budgets;
+#[path = "../support/campaigns.rs"]
+mod campaigns;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use budgets::Budgets;
+use campaigns::Campaigns;
 use jiff::Timestamp;
 use orchestra_actors::service::ServiceError;
 use orchestra_actors::{BudgetService as _, Credentials, Delta, NewTask, Submitted, TaskService};
@@ -137,6 +140,7 @@ impl TaskService for Scripted {
 /// Everything a dashboard needs, in memory but for the read models.
 pub struct World {
     pub service: Arc<Scripted>,
+    pub campaigns: Arc<Campaigns>,
     pub app: actix_web::web::Data<App>,
     pub keys: Arc<KeyRing>,
     pub admin: SecretString,
@@ -167,8 +171,10 @@ impl World {
         let infra = ScopeBudget { per_day: cap(10), time_zone: zone, ..ScopeBudget::default() };
         let scope = "project:platform/infra".parse().expect("a scope");
         budgets.set_budget(&scope, infra, actor.clone()).await.expect("a budget");
-        let app = App::new(service.clone(), budgets, store, read, keys.clone()).with_dashboard(dashboard);
-        Self { service, app: actix_web::web::Data::new(app), keys, admin }
+        let campaigns = Arc::new(Campaigns::new(store.clone()));
+        let app =
+            App::new(service.clone(), campaigns.clone(), budgets, store, read, keys.clone()).with_dashboard(dashboard);
+        Self { service, campaigns, app: actix_web::web::Data::new(app), keys, admin }
     }
 
     /// A key of a team, known to the ring when this returns.

@@ -31,6 +31,13 @@ pub struct Known {
     position: Option<u64>,
 }
 
+impl Known {
+    /// Up to where the page was right when it was rendered.
+    pub fn position(&self) -> Option<u64> {
+        self.position
+    }
+}
+
 /// `GET /live/tasks`.
 pub async fn stream(
     app: web::Data<App>,

@@ -3,6 +3,7 @@
 //! A message without a name carries partials, each with the place it goes to; its id is the revision or position up to
 //! which the page is then right, so that a connection that breaks resumes with no gap and no repeat.
 
+pub mod campaigns;
 pub mod list;
 pub mod task;
 

@@ -1,0 +1,230 @@
+//! What the outer rooms may ask of campaigns, and how the orchestra answers it.
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use orchestra_events::campaign::event::{CampaignEvent, CampaignRepo, CampaignSpec, Limits};
+use orchestra_events::campaign::{Command, Refusal, child_id};
+use orchestra_events::ledger::{Amount, Cap};
+use orchestra_events::store::MAX_EVENT_BYTES;
+use orchestra_events::task::TaskSpec;
+use orchestra_events::task::command::Command as TaskCommand;
+use orchestra_events::task::event::Budget;
+use orchestra_events::{Actor as Who, CampaignId};
+use orchestra_runtime::vault::Credentials;
+
+use super::children::may_need_secrets;
+use super::journal::{self, JournalError};
+use super::supervisor::{TakeUp, Tell};
+use super::{AskError, children};
+use crate::orchestra::{Orchestra, derived_id, kinds};
+use crate::service::{FieldError, NewRepo, NewTask, ServiceError};
+
+/// Most faults of repositories that one answer names.
+const MAX_FAULTS: usize = 64;
+
+/// What a caller asks for, syntax checked, names not yet resolved.
+#[derive(Debug, Clone)]
+pub struct NewCampaign {
+    /// What its owner calls it.
+    pub name: String,
+    /// The task for each repository, with the first one in it; its idempotency key is the campaign's.
+    pub task: NewTask,
+    /// The repositories.
+    pub repos: Vec<NewRepo>,
+    /// What all tasks together may cost.
+    pub budget: Budget,
+    /// How fast it may go, and when it stops by itself.
+    pub limits: Limits,
+}
+
+/// A campaign was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    /// Its id.
+    pub id: CampaignId,
+    /// It had been submitted before under the same idempotency key.
+    pub repeated: bool,
+}
+
+/// A campaign's money as its team's ledger has it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Account {
+    /// What all its tasks together may cost.
+    pub cap: Cap,
+    /// Settled.
+    pub spent: Amount,
+    /// Set aside for calls that are under way.
+    pub reserved: Amount,
+}
+
+/// What can be asked of campaigns.
+#[async_trait]
+pub trait CampaignService: Send + Sync + 'static {
+    /// Takes a campaign. Durable when it returns.
+    async fn create_campaign(&self, new: NewCampaign, actor: Who) -> Result<Accepted, ServiceError>;
+    /// Asks for a campaign and all its tasks to be stopped.
+    async fn cancel_campaign(&self, id: CampaignId, reason: Option<String>, actor: Who) -> Result<(), ServiceError>;
+    /// Does again what failed, and goes on where it was paused.
+    async fn retry_campaign(&self, id: CampaignId, given: Credentials, actor: Who) -> Result<(), ServiceError>;
+    /// Replaces the secrets of a campaign and of all its tasks that run or wait for them.
+    async fn supply_campaign(&self, id: CampaignId, given: Credentials, actor: Who) -> Result<(), ServiceError>;
+    /// Its account in the ledger; `None` before its first task began, and long after its end.
+    async fn account(&self, team: &str, id: CampaignId) -> Result<Option<Account>, ServiceError>;
+}
+
+/// A campaign's id: new, or, under an idempotency key, the one that the same key always gives.
+fn campaign_id(new: &NewCampaign) -> CampaignId {
+    let uuid = match &new.task.idempotency {
+        Some(idempotency) => derived_id("campaign", idempotency),
+        None => uuid::Uuid::now_v7(),
+    };
+    CampaignId::from_uuid(uuid)
+}
+
+fn journal_error(error: JournalError) -> ServiceError {
+    match error {
+        JournalError::Refused(Refusal::NoSuchCampaign) => ServiceError::NoSuchCampaign,
+        JournalError::Refused(refusal) => ServiceError::CampaignRefused(refusal),
+        JournalError::Store(error) => error.into(),
+        JournalError::Damaged(detail) => ServiceError::Internal(detail),
+    }
+}
+
+impl Orchestra {
+    async fn tell_campaign(&self, id: CampaignId, command: Command, who: Who) -> Result<(), ServiceError> {
+        let answer = self.campaigns.send(Tell { id, ask: (command, who) }).await;
+        match answer.map_err(|_| ServiceError::Busy)? {
+            Ok(()) => Ok(()),
+            Err(AskError::Busy) => Err(ServiceError::Busy),
+            Err(AskError::Journal(error)) => Err(journal_error(error)),
+        }
+    }
+
+    /// Resolves the names in a request.
+    fn campaign_spec(&self, id: CampaignId, new: &NewCampaign) -> Result<CampaignSpec, ServiceError> {
+        let mut errors = Vec::new();
+        let mut template = None;
+        match self.spec(child_id(id, 0), &new.task) {
+            Ok(spec) => template = Some(spec),
+            // The repositories are looked at one by one below.
+            Err(ServiceError::Invalid(found)) => {
+                errors.extend(found.into_iter().filter(|error| !error.pointer.starts_with("/repos/")))
+            }
+            Err(error) => return Err(error),
+        }
+        let repos = self.campaign_repos(id, new, &mut errors);
+        let Some(template) = template.filter(|_| errors.is_empty()) else { return Err(ServiceError::Invalid(errors)) };
+        Ok(CampaignSpec {
+            name: new.name.clone(),
+            template: TaskSpec { campaign: Some(id), request_hash: None, ..template },
+            repos,
+            budget: new.budget,
+            limits: new.limits,
+            request_hash: new.task.idempotency.as_ref().map(|idempotency| idempotency.request_hash.clone()),
+        })
+    }
+
+    fn campaign_repos(&self, id: CampaignId, new: &NewCampaign, errors: &mut Vec<FieldError>) -> Vec<CampaignRepo> {
+        let mut repos: Vec<CampaignRepo> = Vec::with_capacity(new.repos.len());
+        let mut known = std::collections::HashMap::new();
+        for (index, wanted) in (0_u32..).zip(&new.repos) {
+            if errors.len() >= MAX_FAULTS {
+                break;
+            }
+            let Some(target) = self.target(child_id(id, index), &new.task, wanted, errors) else { continue };
+            if let Some(first) = known.insert((target.repo.to_string(), target.base.clone()), index) {
+                let detail = format!("is the same repository and base as number {first}; name it once");
+                errors.push(FieldError { pointer: wanted.pointer.clone(), detail });
+            }
+            repos.push(CampaignRepo { repo: target.repo, base: target.base, branch: target.branch });
+        }
+        repos
+    }
+}
+
+#[async_trait]
+impl CampaignService for Orchestra {
+    async fn create_campaign(&self, new: NewCampaign, who: Who) -> Result<Accepted, ServiceError> {
+        let id = campaign_id(&new);
+        let hash = new.task.idempotency.as_ref().map(|idempotency| idempotency.request_hash.clone());
+        let existing = match &hash {
+            Some(_) => journal::load(&*self.store, id).await.map_err(journal_error)?,
+            None => None,
+        };
+        // A repeat is answered with what stands, whatever has become of its repositories or its money by now.
+        let created = if existing.is_some() {
+            false
+        } else {
+            let spec = self.campaign_spec(id, &new)?;
+            let size = CampaignEvent::CampaignCreated(Box::new(spec.clone())).data();
+            if size.map_err(|error| ServiceError::Internal(error.to_string()))?.get().len() > MAX_EVENT_BYTES {
+                let detail = "so many long names are too many for one campaign; make two of it".to_owned();
+                return Err(ServiceError::Invalid(vec![FieldError { pointer: "/repos".to_owned(), detail }]));
+            }
+            self.check_budget(&spec.template).await?;
+            // Before the campaign can begin: each of its tasks is given these.
+            self.workshop.vault.put(id, new.task.credentials.clone()).map_err(|_| ServiceError::Busy)?;
+            let created = journal::create(&*self.store, id, spec, &who).await;
+            if created.is_err() {
+                self.workshop.vault.forget(id);
+            }
+            created.map_err(journal_error)?
+        };
+        if !created {
+            let standing = journal::load(&*self.store, id).await.map_err(journal_error)?;
+            let standing = standing.ok_or(ServiceError::NoSuchCampaign)?;
+            if standing.campaign.spec.request_hash != hash {
+                return Err(ServiceError::IdempotencyKeyReused);
+            }
+        }
+        self.campaigns.send(TakeUp(id)).await.map_err(|_| ServiceError::Busy)?;
+        Ok(Accepted { id, repeated: !created })
+    }
+
+    async fn cancel_campaign(&self, id: CampaignId, reason: Option<String>, who: Who) -> Result<(), ServiceError> {
+        self.tell_campaign(id, Command::Cancel { reason }, who).await
+    }
+
+    async fn retry_campaign(&self, id: CampaignId, given: Credentials, who: Who) -> Result<(), ServiceError> {
+        self.workshop.vault.put(id, given).map_err(|_| ServiceError::Busy)?;
+        self.tell_campaign(id, Command::Retry, who).await
+    }
+
+    async fn supply_campaign(&self, id: CampaignId, given: Credentials, who: Who) -> Result<(), ServiceError> {
+        let loaded = journal::load(&*self.store, id).await.map_err(journal_error)?;
+        let campaign = loaded.ok_or(ServiceError::NoSuchCampaign)?.campaign;
+        if campaign.finished {
+            return Err(ServiceError::CampaignRefused(Refusal::Ended("finished")));
+        }
+        // First the campaign's own, from which a task that begins meanwhile takes them.
+        self.workshop.vault.put(id, given.clone()).map_err(|_| ServiceError::Busy)?;
+        // Read again: a task that began in between was given the old ones.
+        let loaded = journal::load(&*self.store, id).await.map_err(journal_error)?;
+        let campaign = loaded.ok_or(ServiceError::NoSuchCampaign)?.campaign;
+        for (index, ..) in campaign.running() {
+            let task = child_id(id, index);
+            let standing = crate::journal::load(&*self.store, task).await;
+            let standing = standing.map_err(|error| ServiceError::Internal(error.to_string()))?;
+            if !standing.is_some_and(|loaded| may_need_secrets(&loaded.task)) {
+                continue;
+            }
+            self.workshop.vault.put(task, given.clone()).map_err(|_| ServiceError::Busy)?;
+            let command = TaskCommand::SupplyCredentials { supplied: kinds(&given), now: Timestamp::now() };
+            match self.tell(task, command, who.clone()).await {
+                // It has come to its end meanwhile.
+                Ok(()) | Err(ServiceError::Refused { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn account(&self, team: &str, id: CampaignId) -> Result<Option<Account>, ServiceError> {
+        let account = self.workshop.ledgers.campaign(team, id).await;
+        let account = account.map_err(|error| ServiceError::Internal(error.to_string()))?;
+        Ok(account.map(|(cap, spent, reserved)| Account { cap, spent, reserved }))
+    }
+}
+
+/// The means of all campaigns.
+pub(crate) type Means = children::Means;

@@ -1,0 +1,55 @@
+//! How a task gets in: its stream, its secrets, its place in the line. The one way, for a caller's task as for one of a
+//! campaign.
+
+use std::sync::Arc;
+
+use actix::Addr;
+use orchestra_events::task::TaskSpec;
+use orchestra_events::{Actor as Who, EventStore, TaskId};
+use orchestra_runtime::vault::{Credentials, Vault};
+
+use crate::journal::{self, JournalError};
+use crate::scheduler::{Enqueue, Scheduler};
+use crate::service::ServiceError;
+
+/// Lets tasks in. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Intake {
+    /// The log.
+    pub store: Arc<dyn EventStore>,
+    /// Where secrets go.
+    pub vault: Arc<Vault>,
+    /// Who gives out places.
+    pub scheduler: Addr<Scheduler>,
+}
+
+impl Intake {
+    /// Creates the task and queues it. Durable when it returns. `false`: there was one of that id, and nothing was done.
+    pub async fn admit(
+        &self,
+        id: TaskId,
+        spec: TaskSpec,
+        credentials: Credentials,
+        who: &Who,
+    ) -> Result<bool, ServiceError> {
+        let team = spec.team.clone();
+        let created = journal::create(&*self.store, id, spec, who).await.map_err(|error| match error {
+            JournalError::Store(error) => ServiceError::Store(error),
+            JournalError::Refused(_) | JournalError::Damaged(_) => ServiceError::Internal(error.to_string()),
+        })?;
+        if created {
+            // Before the task can begin: it looks for its secrets when it has a place.
+            if let Err(error) = self.vault.put(id, credentials) {
+                // The task asks for them again; nothing is lost but the caller's convenience.
+                tracing::warn!(task = %id, %error, "the task's credentials are not kept");
+            }
+            self.queue(id, team).await?;
+        }
+        Ok(created)
+    }
+
+    /// Has the task wait for a place, unless it waits or works already.
+    pub async fn queue(&self, id: TaskId, team: String) -> Result<(), ServiceError> {
+        self.scheduler.send(Enqueue { id, team }).await.map_err(|_| ServiceError::Busy)
+    }
+}

@@ -1,0 +1,206 @@
+//! Starting, listing, reading, cancelling and retrying campaigns.
+
+use actix_web::http::header;
+use actix_web::{HttpRequest, HttpResponse, web};
+use orchestra_actors::Credentials;
+use orchestra_actors::service::Idempotency;
+use orchestra_events::campaign::CampaignStatus;
+use orchestra_events::key::Scope;
+use orchestra_events::projections::tasks::MAX_PAGE;
+use orchestra_events::projections::{CampaignFilter, CampaignRow, Cursor};
+
+use super::campaign_resource::{CampaignList, CampaignRequest, CampaignView};
+use super::fields::{Faults, Object};
+use super::query::Parameters;
+use super::tasks::{DEFAULT_PAGE, idempotency_key};
+use super::{body, campaign_payload, payload, rules};
+use crate::App;
+use crate::auth::Caller;
+use crate::problem::{Problem, ProblemBody};
+
+/// A campaign that this caller may see, with everything that happened to it before this was called.
+pub async fn visible(app: &App, caller: &Caller, id: &str) -> Result<CampaignRow, Problem> {
+    let id = id.parse().map_err(|_| Problem::no_such_campaign())?;
+    app.caught_up().await?;
+    let row = app.read.campaign(id).await?.ok_or_else(Problem::no_such_campaign)?;
+    if caller.sees(&row.spec.template.team) { Ok(row) } else { Err(Problem::no_such_campaign()) }
+}
+
+async fn whole(app: &App, row: CampaignRow) -> Result<CampaignView, Problem> {
+    let id = row.campaign.id;
+    let tasks = app.read.children(id).await?;
+    let account = app.campaigns.account(&row.spec.template.team, id).await?;
+    Ok(CampaignView::whole(row, tasks, account))
+}
+
+async fn as_it_stands(app: &App, caller: &Caller, id: &str) -> Result<HttpResponse, Problem> {
+    let row = visible(app, caller, id).await?;
+    Ok(HttpResponse::Accepted().json(whole(app, row).await?))
+}
+
+/// Starts a campaign: one sentence, many repositories, a task for each.
+///
+/// Answers as soon as it is durable. With an `Idempotency-Key` a repeat of the same request returns the campaign that
+/// the first one made.
+#[utoipa::path(post, path = "/v1/campaigns", tag = "campaigns", operation_id = "createCampaign",
+    request_body(content = CampaignRequest),
+    params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat of this request do nothing new")),
+    responses(
+        (status = 202, description = "Accepted", body = CampaignView, headers(("Location" = String, description = "The campaign"))),
+        (status = 422, description = "Fields that do not do, or a reused Idempotency-Key", body = ProblemBody, content_type = "application/problem+json"),
+    ))]
+pub async fn create(
+    app: web::Data<App>,
+    caller: Caller,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::CampaignsCreate)?;
+    let key = idempotency_key(&request)?;
+    let mut new = campaign_payload::new_campaign(&body::json(&request, payload).await?, &caller)?;
+    new.task.idempotency = key.map(|key| Idempotency {
+        owner: caller.key.to_string(),
+        key,
+        request_hash: campaign_payload::request_hash(&new),
+    });
+    let actor = caller.actor_for(&new.task.team);
+    let accepted = app.campaigns.create_campaign(new, actor).await?;
+    let row = visible(&app, &caller, &accepted.id.to_string()).await?;
+    let campaign = whole(&app, row).await?;
+    Ok(HttpResponse::Accepted().insert_header((header::LOCATION, campaign.path().to_owned())).json(campaign))
+}
+
+/// Lists campaigns, newest first.
+#[utoipa::path(get, path = "/v1/campaigns", tag = "campaigns", operation_id = "listCampaigns",
+    params(
+        ("team" = Option<String>, Query),
+        ("status" = Option<String>, Query, description = "running, paused, finished or cancelled"),
+        ("cursor" = Option<String>, Query, description = "`nextCursor` of the page before"),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 200),
+    ),
+    responses((status = 200, description = "A page of campaigns", body = CampaignList)))]
+pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::CampaignsRead)?;
+    let mut query = Parameters::of(&request)?;
+    let team = query.text("team");
+    let status = query.text("status").and_then(|text| {
+        let status = CampaignStatus::ALL.into_iter().find(|status| status.as_str() == text);
+        if status.is_none() {
+            let known = CampaignStatus::ALL.map(CampaignStatus::as_str).join(", ");
+            query.fault("status", format!("expected one of {known}"));
+        }
+        status
+    });
+    let cursor = query.parsed::<Cursor>("cursor", "the nextCursor of the page before");
+    let limit = query.limit(DEFAULT_PAGE, MAX_PAGE);
+    query.finish()?;
+    let Some(team) = caller.narrow(team) else {
+        // Another team's campaigns do not exist for this caller.
+        return Ok(HttpResponse::Ok().json(CampaignList { data: Vec::new(), next_cursor: None }));
+    };
+    app.caught_up().await?;
+    let page = app.read.campaigns(CampaignFilter { team, status }, cursor, limit).await?;
+    Ok(HttpResponse::Ok().json(CampaignList {
+        data: page.campaigns.into_iter().map(CampaignView::from).collect(),
+        next_cursor: page.next.map(|cursor| cursor.to_string()),
+    }))
+}
+
+/// Reads a campaign, with each of its repositories.
+#[utoipa::path(get, path = "/v1/campaigns/{id}", tag = "campaigns", operation_id = "getCampaign",
+    params(("id" = String, Path)),
+    responses((status = 200, description = "The campaign", body = CampaignView),
+        (status = 404, description = "No such campaign, or another team's", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn get(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::CampaignsRead)?;
+    Parameters::of(&request)?.finish()?;
+    let row = visible(&app, &caller, &id).await?;
+    Ok(HttpResponse::Ok().json(whole(&app, row).await?))
+}
+
+/// Stops a campaign: no further task is begun, and those that run are cancelled.
+#[utoipa::path(post, path = "/v1/campaigns/{id}/cancel", tag = "campaigns", operation_id = "cancelCampaign",
+    params(("id" = String, Path)), request_body(content = Option<super::openapi::CancelRequest>),
+    responses((status = 202, description = "It is being stopped, or was already", body = CampaignView),
+        (status = 409, description = "It is over", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn cancel(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::CampaignsCancel)?;
+    let row = visible(&app, &caller, &id).await?;
+    let mut faults = Faults::default();
+    let reason = body::optional_object(&request, payload, &mut faults).await?.and_then(|mut object| {
+        let reason = object.text("reason", rules::reason, &mut faults);
+        object.finish(&mut faults);
+        reason
+    });
+    faults.none()?;
+    let actor = caller.actor_for(&row.spec.template.team);
+    app.campaigns.cancel_campaign(row.campaign.id, reason, actor).await?;
+    as_it_stands(&app, &caller, &id).await
+}
+
+/// Does again what failed, and nothing else; a paused campaign goes on. New credentials may come along.
+#[utoipa::path(post, path = "/v1/campaigns/{id}/retry", tag = "campaigns", operation_id = "retryCampaign",
+    params(("id" = String, Path)), request_body(content = Option<super::openapi::RetryRequest>),
+    responses((status = 202, description = "What failed is done again", body = CampaignView),
+        (status = 409, description = "Nothing failed, or it was cancelled", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn retry(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::CampaignsCreate)?;
+    let row = visible(&app, &caller, &id).await?;
+    let mut faults = Faults::default();
+    let given = match body::optional_object(&request, payload, &mut faults).await? {
+        Some(mut object) => {
+            let given = object.object("credentials", &mut faults);
+            object.finish(&mut faults);
+            given.map_or_else(Credentials::default, |given| payload::credentials(given, &mut faults))
+        }
+        None => Credentials::default(),
+    };
+    faults.none()?;
+    let actor = caller.actor_for(&row.spec.template.team);
+    app.campaigns.retry_campaign(row.campaign.id, given, actor).await?;
+    as_it_stands(&app, &caller, &id).await
+}
+
+/// Replaces the secrets of a campaign and of all its tasks. They are held in memory only.
+#[utoipa::path(put, path = "/v1/campaigns/{id}/credentials", tag = "campaigns", operation_id = "putCampaignCredentials",
+    params(("id" = String, Path)), request_body(content = super::openapi::CredentialsRequest),
+    responses((status = 202, description = "The campaign and its tasks go on with them", body = CampaignView),
+        (status = 409, description = "It is over", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn credentials(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::CampaignsCreate)?;
+    let row = visible(&app, &caller, &id).await?;
+    let raw = body::json(&request, payload).await?;
+    let mut faults = Faults::default();
+    let given = Object::read(&raw, "", &mut faults)
+        .map_or_else(Credentials::default, |object| payload::credentials(object, &mut faults));
+    if given.model.is_none() && given.git.is_none() && faults.count() == 0 {
+        faults.add("", "expected `model`, `git` or both");
+    }
+    faults.none()?;
+    let actor = caller.actor_for(&row.spec.template.team);
+    app.campaigns.supply_campaign(row.campaign.id, given, actor).await?;
+    as_it_stands(&app, &caller, &id).await
+}
