@@ -1,6 +1,7 @@
 //! The cache of repositories: quick for whoever has access, closed for everybody else, and never a way from one repository,
 //! branch or task to another. Against a real `git http-backend`; needs root for the sandboxes' disks.
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::disallowed_methods, reason = "the forge of these tests is git itself")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,6 +37,8 @@ async fn commit(git: &Git, repository: &Path, base: &CommitId, tree: &CommitId) 
     };
     git.commit(repository, base, &imported, &policy).await.unwrap().remove(0)
 }
+/// A token, and what the forge answers it when that is not git's own answer.
+type Stranger = (Option<&'static str>, Option<(At, Fault)>);
 
 struct World {
     dir: tempfile::TempDir,
@@ -213,7 +216,7 @@ async fn the_second_task_fetches_nothing_and_has_a_repository_of_its_own() {
 #[actix::test]
 async fn a_token_without_access_gets_the_forges_answer_and_nothing_of_the_cache() {
     let world = World::new().await;
-    let strangers: [(Option<&str>, Option<(At, Fault)>); 3] = [
+    let strangers: [Stranger; 3] = [
         (Some("another token"), None),
         (None, None),
         // Forges hide what a token may not see.

@@ -21,6 +21,9 @@ use orchestra_runtime::sandbox::{Exec, Sandbox, Sandboxes, WORKSPACE_GID, WORKSP
 
 use crate::host::{Host, limits, say, spec, text};
 
+/// Mode, owner, links, time and content.
+type Seen = (u32, u32, u64, i64, i64, Vec<u8>);
+
 struct World {
     host: Host,
     git: Git,
@@ -51,7 +54,7 @@ impl World {
     }
 
     /// Every byte, owner and mode of the mirror and its files, and every time but that of the notes of use.
-    fn cached(&self) -> BTreeMap<PathBuf, (u32, u32, u64, i64, i64, Vec<u8>)> {
+    fn cached(&self) -> BTreeMap<PathBuf, Seen> {
         let mut found = BTreeMap::new();
         let mut pending = vec![self.mirror.dir().to_owned()];
         while let Some(path) = pending.pop() {
