@@ -44,6 +44,8 @@ enum End {
     Failed(&'static [&'static str]),
     /// Either.
     Any(&'static [&'static str]),
+    /// One of these failures, or a branch with just these files beside those of the repository.
+    WholeOr(&'static [&'static str], &'static [&'static str]),
 }
 
 /// A command, with its limit in seconds, and what its answer must hold.
@@ -103,7 +105,8 @@ impl Case {
         match self.end {
             End::Pushed(files) => pushed(files),
             End::Failed(codes) => assert!(code.is_some_and(|code| codes.contains(&code)), "{word}: {task:#}"),
-            End::Any(codes) => assert!(code.is_none_or(|code| codes.contains(&code)), "{word}: {task:#}"),
+            End::WholeOr(files, _) if code.is_none() => pushed(files),
+            End::WholeOr(_, codes) | End::Any(codes) => assert!(code.is_none_or(|code| codes.contains(&code)), "{word}: {task:#}"),
         }
         if code.is_some() {
             let failure = &task["failure"];
@@ -292,7 +295,8 @@ async fn a_work_tree_that_is_a_trap_harms_nobody() {
         one(
             "objects-rubbish",
             "find .git/objects -type f -exec sh -c 'chmod u+w \"$1\"; echo rubbish > \"$1\"' _ {} \\; ; echo x > x",
-            End::Failed(&["push-rejected", "internal"]),
+            // Git may still have what it needs in memory of its own index; then the host checks what came out.
+            End::WholeOr(&["x"], &["push-rejected", "internal"]),
         ),
         one(
             "alternates",
@@ -370,7 +374,9 @@ async fn a_work_tree_that_is_a_trap_harms_nobody() {
     };
     assert_eq!(house.remotes.file(&branch("hooks"), "x"), "x", "no filter changed it");
     assert_eq!(house.remotes.files(&branch("many-files")).len(), 10_003);
-    assert_eq!(house.remotes.commits(&branch("commits")), 1, "the agent's own commits become one");
+    assert_eq!(house.remotes.commits(&branch("commits")), 30, "the agent's own commits are kept");
+    let authors = crate::harness::git(&house.remotes.bare(), &["log", "--format=%an <%ae>", &branch("commits"), "-30"]);
+    assert!(authors.lines().all(|author| author == "Orchestra <orchestra@localhost>"), "{authors}");
     let modes = crate::harness::git(&house.remotes.bare(), &["ls-tree", &branch("setuid"), "suid"]);
     assert!(modes.starts_with("100755 blob"), "{modes}");
 }
