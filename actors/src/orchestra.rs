@@ -431,10 +431,15 @@ impl TaskService for Orchestra {
 
     async fn retry(&self, id: TaskId, credentials: Credentials, who: Who) -> Result<(), ServiceError> {
         let task = self.resource(id).await?.ok_or(ServiceError::NoSuchTask)?;
-        if task.status.is_final() {
+        let over = task.status.is_final();
+        if over {
             self.workshop.vault.put(id, credentials).map_err(|_| ServiceError::Busy)?;
         }
-        self.tell(id, Command::Retry, who).await
+        let told = self.tell(id, Command::Retry, who).await;
+        if over && matches!(told, Err(ServiceError::Refused { .. })) {
+            self.workshop.vault.forget(id);
+        }
+        told
     }
 
     async fn steer(&self, id: TaskId, message: String, who: Who) -> Result<(), ServiceError> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use jiff::Timestamp;
 use orchestra_events::task::command::Then;
+use orchestra_events::task::state::Phase;
 use orchestra_events::task::{Command, Step, Task, decide, next_step};
 use orchestra_events::{Actor as Who, EventStore, Failure, FailureCode, StoreError, TaskId};
 use tokio_util::sync::CancellationToken;
@@ -275,6 +276,10 @@ impl TaskActor {
                 actor.loaded = actor.loaded.take().map(|loaded| loaded.after(&events, appended.revision));
                 if let Some(task) = actor.loaded.as_ref().map(|loaded| Arc::clone(&loaded.task)) {
                     let (id, workshop) = (actor.id, Arc::clone(&actor.workshop));
+                    if matches!(task.phase, Phase::Ended(_)) {
+                        // Also where it ended without having begun.
+                        workshop.vault.forget(id);
+                    }
                     ctx.spawn(async move { workshop.recorded(id, &task, &command).await }.into_actor(actor));
                 }
                 Ok(())

@@ -108,6 +108,9 @@ fn random() -> u64 {
     high.rotate_left(32) ^ low
 }
 
+/// The longest wait that a forge may ask for once everything is committed. Beyond, the task fails and keeps its commits.
+const LONGEST_DELIVERY_WAIT: Duration = Duration::from_secs(15 * 60);
+
 /// Longest wait for a sandbox, or what a task left on disk, to be cleared away.
 const TEARDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -211,13 +214,17 @@ impl Workshop {
         };
         let git = || (task.spec.caller_brings_git_token && self.vault.git(id).is_none()).then_some(CredentialKind::Git);
         let missing: Vec<_> = match step {
+            // What is only to be delivered needs no model.
+            Step::Begin if self.has_kept_work(task) => git().into_iter().collect(),
             Step::Begin => model().into_iter().chain(git()).collect(),
             Step::ReserveModel | Step::AskModel(_) | Step::BeginHarness(_) | Step::RunHarness => {
                 model().into_iter().collect()
             }
-            Step::Clone(_) | Step::Push(_) | Step::OpenPullRequest(_) | Step::LinkPullRequest(_) => {
-                git().into_iter().collect()
-            }
+            Step::Clone(_)
+            | Step::Push(_)
+            | Step::OpenPullRequest(_)
+            | Step::LinkPullRequest(_)
+            | Step::Report(_, None) => git().into_iter().collect(),
             Step::WaitForClaim
             | Step::WaitForCredentials
             | Step::WaitUntil(_)
@@ -227,7 +234,7 @@ impl Workshop {
             | Step::RunTool(_)
             | Step::InterruptTool(_)
             | Step::Commit(_)
-            | Step::Report(..)
+            | Step::Report(_, Some(_))
             | Step::StopSandbox(..)
             | Step::NextAttempt(..)
             | Step::Finish(_)
@@ -243,7 +250,12 @@ impl Workshop {
 
     /// What follows a failure of this task's step.
     fn then(&self, task: &Task, failure: &Failure, asked: Option<Duration>) -> Then {
-        self.policy.after(failure, task.failures + 1, asked, Timestamp::now(), random())
+        let mut policy = self.policy;
+        if task.current().is_some_and(|attempt| is_committed(&attempt.repos)) {
+            // Nothing runs any more, and what is committed is worth a longer wait than an agent at work.
+            policy.longest_asked = policy.longest_asked.max(LONGEST_DELIVERY_WAIT);
+        }
+        policy.after(failure, task.failures + 1, asked, Timestamp::now(), random())
     }
 
     async fn start_sandbox(&self, task: &Task, id: SandboxId) -> Result<Command, Failed> {

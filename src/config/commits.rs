@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use orchestra_actors::workshop::CommitRules;
-use orchestra_runtime::git::{History, ImportLimits, ImportRules, PROTECTED_FILES, SecretRules, Signature};
+use orchestra_runtime::git::{History, ImportLimits, ImportRules, NameRules, PROTECTED_FILES, SecretRules, Signature};
 use serde::{Deserialize, Serialize};
 
 use super::parse_bytes;
@@ -24,6 +24,14 @@ pub struct CommitsSection {
     pub co_authors: Vec<String>,
     /// Files that agents may not touch, as patterns over whole paths.
     pub protected_files: Vec<String>,
+    /// Whether a new name may be other than UTF-8.
+    pub names_not_utf8: bool,
+    /// Whether a new name may be one that Windows cannot store.
+    pub names_not_on_windows: bool,
+    /// Whether a new name may differ from another of its folder in its case alone.
+    pub case_twins: bool,
+    /// Whether files that `.gitattributes` gives to Git LFS must stay pointers that the forge knows.
+    pub lfs: bool,
     /// Whether new content is searched for secrets.
     pub search_secrets: bool,
     /// Files that are not searched.
@@ -45,6 +53,10 @@ impl Default for CommitsSection {
             committer: who,
             co_authors: Vec::new(),
             protected_files: PROTECTED_FILES.map(str::to_owned).to_vec(),
+            names_not_utf8: true,
+            names_not_on_windows: true,
+            case_twins: false,
+            lfs: true,
             search_secrets: true,
             secrets_allowed_in: Vec::new(),
             max_file: "95MiB".to_owned(),
@@ -84,7 +96,12 @@ impl CommitsSection {
             ..SecretRules::default()
         };
         let (history, protected) = (self.history, self.protected_files.clone());
-        let import = ImportRules { limits, history, protected, secrets, ..ImportRules::default() };
+        let names = NameRules {
+            non_utf8: self.names_not_utf8,
+            not_on_windows: self.names_not_on_windows,
+            case_twins: self.case_twins,
+        };
+        let import = ImportRules { limits, history, protected, names, lfs: self.lfs, secrets };
         import.check().context("in commits.protected_files or commits.secrets_allowed_in")?;
         Ok(CommitRules {
             import,

@@ -157,9 +157,14 @@ fn set(table: &mut Table, path: &str, text: &str) -> anyhow::Result<()> {
             Value::Integer(text.parse().with_context(|| format!("{path} is a whole number, not {text:?}"))?)
         }
         "cpus" => Value::Float(text.parse().with_context(|| format!("{path} is a number, not {text:?}"))?),
-        "key_required" | "refund_failed" | "search_secrets" | "allow_default" => {
-            Value::Boolean(text.parse().with_context(|| format!("{path} is true or false, not {text:?}"))?)
-        }
+        "key_required"
+        | "refund_failed"
+        | "search_secrets"
+        | "allow_default"
+        | "names_not_utf8"
+        | "names_not_on_windows"
+        | "case_twins"
+        | "lfs" => Value::Boolean(text.parse().with_context(|| format!("{path} is true or false, not {text:?}"))?),
         "allow" | "models" | "co_authors" | "protected_files" | "secrets_allowed_in" | "bases" | "names"
         | "push_options" => Value::Array(
             text.split(',')

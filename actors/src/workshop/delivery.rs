@@ -20,6 +20,8 @@ use orchestra_runtime::forge::{
 use orchestra_runtime::git::with_current_token;
 use orchestra_runtime::texts::{LinkedPullRequest, Standing, TaskText, marker};
 
+use secrecy::{ExposeSecret, SecretString};
+
 use super::repository::{unresolved, work};
 use super::{Failed, Workshop, workspace_of};
 
@@ -40,6 +42,29 @@ impl Workshop {
         self.forges.forge(&work.target.repo).map_err(|error| unresolved(&error))
     }
 
+    /// Asks a forge with the token of the moment. When it refuses that one and the caller has supplied another by then,
+    /// it is asked once more: an answer can take minutes, and nobody supplies the same token twice.
+    pub(super) async fn with_token<T, F>(
+        &self,
+        id: TaskId,
+        ask: impl Fn(Option<SecretString>) -> F,
+    ) -> Result<T, ForgeError>
+    where
+        F: Future<Output = Result<T, ForgeError>>,
+    {
+        let first = self.vault.git(id);
+        let answer = ask(first.clone()).await;
+        let Err(error) = &answer else { return answer };
+        let now = self.vault.git(id);
+        let same = match (&first, &now) {
+            (Some(first), Some(now)) => first.expose_secret() == now.expose_secret(),
+            (_, None) => true,
+            (None, Some(_)) => false,
+        };
+        let about_token = matches!(error.failure().code, FailureCode::GitAuth | FailureCode::GitTokenScope);
+        if same || !about_token { answer } else { ask(now).await }
+    }
+
     pub(super) async fn push(&self, id: TaskId, task: &Task, repo: usize) -> Result<Command, Failed> {
         let work = work(task, repo)?;
         let Some(commit) = work.commit() else {
@@ -48,9 +73,8 @@ impl Workshop {
         let repository = self.repository(workspace_of(id, task), repo);
         let remote = self.remote(&work.target.repo)?;
         // The rules may have changed while the agent was working. What others pushed meanwhile is met by the lease.
-        let base = work.checkout.as_ref().map(|checkout| checkout.base.as_str());
         let policy = self.branches.of(&task.spec.team);
-        policy.check_names(base, &work.target.branch).map_err(|refused| Failed::new(refused.failure()))?;
+        policy.check_names(None, &work.target.branch).map_err(|refused| Failed::new(refused.failure()))?;
         // What is on the branch may only be what this task has put there, or what it started from.
         let started_from = work.checkout.as_ref().filter(|checkout| checkout.base == work.target.branch);
         let expected = task.landed.get(&work.target.repo.to_string()).or(started_from.map(|checkout| &checkout.commit));
@@ -72,9 +96,12 @@ impl Workshop {
             }
             Err(error) => return Err(unresolved(&error)),
         };
-        let token = self.vault.git(id);
-        let access = Access { repo: &work.target.repo, token: token.as_ref() };
         let text = self.task_text(id, task, repo, Standing::Running).await?;
+        if text.base == work.target.branch {
+            let reason = format!("The work went straight to {}, as the server's rules allow.", text.base);
+            let opened = PullRequestOutcome::Omitted { reason };
+            return Ok(Command::RecordPullRequest { repo, opened, notes: Vec::new() });
+        }
         let wish = task.spec.pull_request.clone().unwrap_or_default();
         let PullRequestWish { draft, reviewers, labels, .. } = wish;
         let new = NewPullRequest {
@@ -87,14 +114,20 @@ impl Workshop {
             reviewers,
             labels,
         };
-        let opened = forge
-            .open_pull_request(access, &new)
-            .await
-            .map_err(|error| Failed::by_forge(error.failure(), error.retry_after()))?;
+        let (at, asked, wanted) = (&work.target.repo, &forge, &new);
+        let open = |token: Option<SecretString>| async move {
+            asked.open_pull_request(Access { repo: at, token: token.as_ref() }, wanted).await
+        };
+        let opened =
+            self.with_token(id, open).await.map_err(|error| Failed::by_forge(error.failure(), error.retry_after()))?;
         let (outcome, notes) = match opened.pull_request {
             Some(request) => {
                 let mut notes = pairs(opened.notes);
-                notes.extend(self.shine(&*forge, access, work, &text, StatusState::Pending).await);
+                // Not worth a second try: the last word replaces it.
+                match self.shine(id, &*forge, work, &text, StatusState::Pending).await {
+                    Ok(note) => notes.extend(pairs(note)),
+                    Err(error) => notes.push(unsaid(&error, "commit-status")),
+                }
                 let existed = opened.existed;
                 (PullRequestOutcome::Open { url: request.url, number: request.number, existed }, notes)
             }
@@ -114,12 +147,13 @@ impl Workshop {
             return Ok(Command::RecordLink { repo, notes: Vec::new() });
         };
         let forge = self.forge_of(work)?;
-        let token = self.vault.git(id);
-        let access = Access { repo: &work.target.repo, token: token.as_ref() };
         let text = self.task_text(id, task, repo, Standing::Running).await?;
-        let title = self.texts.title(&text);
-        let body = self.texts.body(&text);
-        let notes = match forge.describe_pull_request(access, number, &title, &body).await {
+        let (title, body) = (&self.texts.title(&text), &self.texts.body(&text));
+        let (at, asked) = (&work.target.repo, &forge);
+        let describe = |token: Option<SecretString>| async move {
+            asked.describe_pull_request(Access { repo: at, token: token.as_ref() }, number, title, body).await
+        };
+        let notes = match self.with_token(id, describe).await {
             Ok(note) => pairs(note),
             Err(error) => {
                 let failed = Failed::by_forge(error.failure(), error.retry_after());
@@ -133,8 +167,9 @@ impl Workshop {
         Ok(Command::RecordLink { repo, notes })
     }
 
-    /// The light beside the commit and the words below the pull request. Both are a courtesy: what cannot be said is
-    /// noted, and the task ends as it would have ended.
+    /// The light beside the commit and the words below the pull request. Both are a courtesy: what the forge will not have
+    /// is noted, and the task ends as it would have ended. What may pass is waited for while the task is doing well, so that
+    /// no light stays on for ever.
     pub(super) async fn report(
         &self,
         id: TaskId,
@@ -143,61 +178,71 @@ impl Workshop {
         ending: Option<&Ending>,
     ) -> Result<Command, Failed> {
         let work = work(task, repo)?;
+        let Some((_, number)) = work.open_request() else {
+            return Ok(Command::RecordReport { repo, notes: Vec::new() });
+        };
         let (standing, state) = match ending {
             None | Some(Ending::Succeeded) => (Standing::Succeeded, StatusState::Success),
             Some(Ending::Failed(failure)) => (Standing::Failed(failure.clone()), StatusState::Failure),
             Some(Ending::Cancelled) => (Standing::Cancelled, StatusState::Failure),
         };
-        let notes = match self.reported(id, task, (repo, work), standing, state).await {
-            Ok(notes) => notes,
-            Err(failed) => vec![("comments".to_owned(), failed.failure.message)],
+        let forge = match self.forges.forge(&work.target.repo) {
+            Ok(forge) => forge,
+            Err(error) => {
+                let notes = vec![("comments".to_owned(), format!("{error}."))];
+                return Ok(Command::RecordReport { repo, notes });
+            }
         };
-        Ok(Command::RecordReport { repo, notes })
-    }
-
-    async fn reported(
-        &self,
-        id: TaskId,
-        task: &Task,
-        (repo, work): (usize, &RepoWork),
-        standing: Standing,
-        state: StatusState,
-    ) -> Result<Vec<(String, String)>, Failed> {
-        let forge = self.forge_of(work)?;
-        let token = self.vault.git(id);
-        let access = Access { repo: &work.target.repo, token: token.as_ref() };
         let text = self.task_text(id, task, repo, standing).await?;
-        let Some((_, number)) = work.open_request() else { return Ok(Vec::new()) };
-        let mut notes = self.shine(&*forge, access, work, &text, state).await;
-        let words = self.texts.comment(&text);
-        match forge.comment(access, number, &marker(id, repo), &words).await {
-            Ok(note) => notes.extend(pairs(note)),
-            Err(error) => notes.push(unsaid(&error, "comments")),
+        let (words, mark) = (&self.texts.comment(&text), &marker(id, repo));
+        let (at, asked) = (&work.target.repo, &forge);
+        let comment = |token: Option<SecretString>| async move {
+            asked.comment(Access { repo: at, token: token.as_ref() }, number, mark, words).await
+        };
+        let said = [
+            ("commit-status", self.shine(id, &*forge, work, &text, state).await),
+            ("comments", self.with_token(id, comment).await),
+        ];
+        let mut notes = Vec::new();
+        for (feature, said) in said {
+            match said {
+                Ok(note) => notes.extend(pairs(note)),
+                Err(error) => {
+                    let failed = Failed::by_forge(error.failure(), error.retry_after());
+                    let passes = failed.asks_for.is_none()
+                        && matches!(self.then(task, &failed.failure, failed.wait), Then::Retry { .. });
+                    if ending.is_none() && passes {
+                        return Err(failed);
+                    }
+                    notes.push(unsaid(&error, feature));
+                }
+            }
         }
-        Ok(notes)
+        Ok(Command::RecordReport { repo, notes })
     }
 
     /// Sets the light beside the commit.
     async fn shine(
         &self,
+        id: TaskId,
         forge: &dyn Forge,
-        access: Access<'_>,
         work: &RepoWork,
         text: &TaskText,
         state: StatusState,
-    ) -> Vec<(String, String)> {
-        let Some(commit) = work.commit() else { return Vec::new() };
-        let status = CommitStatus {
+    ) -> Result<Option<Note>, ForgeError> {
+        let Some(commit) = work.commit() else { return Ok(None) };
+        let status = &CommitStatus {
             commit: commit.id.clone(),
             state,
             context: STATUS_CONTEXT.to_owned(),
             description: self.texts.status(text),
             url: text.link.clone(),
         };
-        match forge.set_status(access, &status).await {
-            Ok(note) => pairs(note),
-            Err(error) => vec![unsaid(&error, "commit-status")],
-        }
+        let repo = &work.target.repo;
+        let set = |token: Option<SecretString>| async move {
+            forge.set_status(Access { repo, token: token.as_ref() }, status).await
+        };
+        self.with_token(id, set).await
     }
 
     /// What the texts of one of the task's pull requests are made of.

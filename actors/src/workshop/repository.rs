@@ -7,25 +7,29 @@ use jiff::Timestamp;
 use orchestra_events::repo::RepoRef;
 use orchestra_events::task::command::Command;
 use orchestra_events::task::delivery::{Outcome, RepoWork};
-use orchestra_events::task::event::Target;
+use orchestra_events::task::event::{SandboxEnd, Target};
 use orchestra_events::task::state::Task;
 use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
 use orchestra_runtime::forge::{Access, ForgeError, ForgeKind, ResolveError};
 use orchestra_runtime::git::{
-    CommitPolicy, GitError, ImportRules, Remote, Signature, Situation, diff_script, export_script, with_current_token,
+    CommitPolicy, ExportFault, GitError, ImportRules, PackFault, Remote, Signature, Situation, diff_script,
+    export_script, with_current_token,
 };
-use orchestra_runtime::sandbox::Exec;
+use orchestra_runtime::sandbox::{Exec, Exit};
 use orchestra_runtime::texts::{Standing, trailers};
 use secrecy::SecretString;
 use tokio::io::AsyncReadExt;
 
-use super::{Failed, Workshop, sandbox_of};
+use super::{Failed, Workshop, sandbox_of, workspace_of};
 use crate::mirror::WorkTreeOrder;
 
 /// The largest diff that is kept and shown, in bytes.
 pub const MAX_DIFF: usize = 8 * 1024 * 1024;
 /// How long the sandbox may take to pack its work.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long the end of a broken export is waited for.
+const EXPORT_END: Duration = Duration::from_secs(5);
 
 /// How long commits that could not be delivered are kept for a retry.
 const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -92,7 +96,9 @@ impl Workshop {
 
     /// Notes that these repositories hold commits that a retry can deliver.
     pub(super) async fn keep_repositories(&self, sandbox: SandboxId) {
-        for (path, _) in self.repository_folders().await.into_iter().filter(|(_, of)| *of == sandbox) {
+        let whole = |path: &Path| path.file_name().is_some_and(|name| !name.as_encoded_bytes().starts_with(b"."));
+        let folders = self.repository_folders().await.into_iter();
+        for (path, _) in folders.filter(|(path, of)| *of == sandbox && whole(path)) {
             if let Err(error) = tokio::fs::write(path.join(KEPT), b"").await {
                 tracing::warn!(path = %path.display(), %error, "a task's commits are not kept");
             }
@@ -172,7 +178,6 @@ impl Workshop {
             (_, Err(error)) => return Err(unresolved(&error)),
             (_, Ok(forge)) => forge,
         };
-        let token = self.vault.git(id);
         let refused = |error: ForgeError| {
             let mut failure = error.failure();
             if failure.code == FailureCode::PullRequestFailed {
@@ -181,26 +186,35 @@ impl Workshop {
             Failed::by_forge(failure, error.retry_after())
         };
         // A public repository could be read without one; nothing could be pushed.
-        let Some(token) = token else {
+        if self.vault.git(id).is_none() {
             return Err(refused(ForgeError::TokenMissing { repo: target.repo.to_string() }));
+        }
+        let (at, asked) = (&target.repo, &forge);
+        let find = |token: Option<SecretString>| async move {
+            let found = asked.repository(Access { repo: at, token: token.as_ref() }).await?;
+            match &token {
+                Some(token) if found.may_push == Some(false) && !found.archived => {
+                    Err(ForgeError::may_not_push(at.to_string(), token))
+                }
+                Some(_) | None => Ok(found),
+            }
         };
-        let access = Access { repo: &target.repo, token: Some(&token) };
-        let found = forge.repository(access).await.map_err(refused)?;
+        let found = self.with_token(id, find).await.map_err(refused)?;
         if found.archived {
             let message = format!("{} is archived: it takes no pushes.", target.repo);
             let failure = Failure::new(FailureCode::PushRejected, message);
             return Err(Failed::new(failure.with_hint("Unarchive the repository, then retry.")));
         }
-        if found.may_push == Some(false) {
-            return Err(refused(ForgeError::may_not_push(target.repo.to_string(), &token)));
-        }
+        let token = self.vault.git(id);
+        let access = Access { repo: &target.repo, token: token.as_ref() };
         // What the forge does not tell this token, it says when the branch is pushed.
         let rules = forge.branch_rules(access, &target.branch).await;
         Ok(Known { id: found.id, protected: rules.ok().and_then(|rules| rules.protected) })
     }
 
     pub(super) async fn clone_repository(&self, id: TaskId, task: &Task, repo: usize) -> Result<Command, Failed> {
-        let sandbox = sandbox_of(id, task.attempt);
+        // Those after the first go where the first one is, which an attempt before may have put there.
+        let sandbox = if repo == 0 { sandbox_of(id, task.attempt) } else { workspace_of(id, task) };
         let target = &work(task, repo)?.target;
         let remote = self.remote(&target.repo)?;
         if repo == 0 {
@@ -249,9 +263,32 @@ impl Workshop {
         let rules = &self.commits;
         let export = piped("export", &work.target, export_script(&checkout.commit, rules.import.history));
         let mut pack = sandbox.exec_piped(export).await?;
-        let imported = self.git.import(&repository, &checkout.commit, &mut pack, &rules.import).await;
-        let Some(imported) = imported.map_err(|error| self.git_failed(&error))? else {
-            return nothing_changed(task, repo);
+        let imported = match self.git.import(&repository, &checkout.commit, &mut pack, &rules.import).await {
+            Ok(Some(imported)) => imported,
+            Ok(None) => return nothing_changed(task, repo),
+            Err(error) => {
+                let broken = matches!(
+                    error,
+                    GitError::PackRejected { fault: PackFault::Malformed, .. }
+                        | GitError::ExportFailed { fault: ExportFault::NoAnswer }
+                );
+                // A pack that ends early is the sandbox's end, or its command's, rather than the agent's doing.
+                let ended = if broken { tokio::time::timeout(EXPORT_END, pack.finish()).await.ok() } else { None };
+                return match ended.map(|ended| ended.map(|outcome| outcome.exit)) {
+                    Some(Ok(Exit::Lost)) => {
+                        Ok(Command::RecordSandboxStopped { sandbox: checkout.sandbox, reason: SandboxEnd::Lost })
+                    }
+                    Some(Ok(Exit::OutOfMemory)) => {
+                        let message = "The sandbox ran out of memory while it packed the work.";
+                        Err(Failed::new(Failure::new(FailureCode::SandboxOutOfMemory, message)))
+                    }
+                    Some(Ok(Exit::TimedOut)) => {
+                        let message = "The sandbox took too long to pack the work.";
+                        Err(Failed::new(Failure::new(FailureCode::SandboxTimeout, message).with_retryable(true)))
+                    }
+                    Some(Ok(Exit::Code(_) | Exit::Signal(_)) | Err(_)) | None => Err(self.git_failed(&error)),
+                };
+            }
         };
         let text = self.task_text(id, task, repo, Standing::Running).await?;
         let policy = CommitPolicy {

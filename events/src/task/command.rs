@@ -363,6 +363,8 @@ fn ended(ending: &Ending) -> Refusal {
 pub(super) fn working(task: &Task) -> Result<&Attempt, Refusal> {
     match &task.phase {
         Phase::Working(attempt) => Ok(attempt),
+        // What is being stopped waits for nobody.
+        Phase::AwaitingCredentials(_, Some(attempt)) if task.cancel_requested => Ok(attempt),
         Phase::Ended(ending) => Err(ended(ending)),
         Phase::Queued | Phase::Claimed | Phase::AwaitingCredentials(..) => Err(Refusal::MovedOn),
     }
@@ -412,6 +414,8 @@ pub(super) fn followed_by(task: &Task, failed: TaskEvent, failure: &Failure, the
         Then::Retry { until, wait_ms } => {
             vec![failed, TaskEvent::RetryScheduled { until, failures: task.failures + 1, wait_ms }]
         }
+        // Nobody is asked for a token to finish what is being stopped.
+        Then::AskFor(_) if task.cancel_requested => vec![failed],
         Then::AskFor(missing) => {
             vec![failed, TaskEvent::CredentialsRequired { missing, failure: Some(failure.clone()) }]
         }
@@ -674,6 +678,7 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
             let failed = TaskEvent::StepFailed { failure: failure.clone() };
             Ok(followed_by(task, failed, &failure, then))
         }
+        Command::RequireCredentials { .. } if task.cancel_requested => Err(Refusal::MovedOn),
         Command::RequireCredentials { missing, failure } => match &task.phase {
             Phase::AwaitingCredentials(known, _) if *known == missing => Ok(Vec::new()),
             _ => Ok(vec![TaskEvent::CredentialsRequired { missing, failure }]),

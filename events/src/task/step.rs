@@ -83,6 +83,7 @@ pub fn planned_step(task: &Task) -> Step {
     let attempt = match &task.phase {
         Phase::Queued => return Step::WaitForClaim,
         Phase::Claimed => return Step::Begin,
+        Phase::AwaitingCredentials(_, Some(attempt)) if task.cancel_requested => attempt,
         Phase::AwaitingCredentials(..) => return Step::WaitForCredentials,
         Phase::Ended(_) => return Step::Rest,
         Phase::Working(attempt) => attempt,

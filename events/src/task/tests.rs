@@ -765,3 +765,25 @@ fn what_is_committed_is_delivered_by_a_further_attempt_whatever_its_workspace() 
     story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
     assert_eq!(story.next(), Step::OpenPullRequest(0));
 }
+
+/// A token that died during the push of a task that is being cancelled: nobody is asked for another one.
+#[test]
+fn what_is_being_cancelled_waits_for_no_secret() {
+    let mut story = Story::asked(1);
+    story.when(reply(1, vec![text("Done.")], StopReason::EndTurn)).expect("reply");
+    story.when(commit()).expect("commit");
+    story.stop_sandbox();
+    assert_eq!(story.next(), Step::Push(0));
+    story.when(Command::Cancel { reason: None }).expect("cancel");
+    let (missing, git_auth) = (vec![CredentialKind::Git], failure(FailureCode::GitAuth));
+    let asked = Command::RequireCredentials { missing: missing.clone(), failure: None };
+    assert_eq!(story.when(asked), Err(Refusal::MovedOn));
+    story
+        .when(Command::RecordFailure { failure: git_auth.clone(), then: Then::AskFor(missing.clone()) })
+        .expect("failed");
+    assert_eq!(story.next(), Step::Finish(Ending::Cancelled));
+    // And a stream in which somebody was asked all the same still comes to its end.
+    story.given(&[TaskEvent::CredentialsRequired { missing, failure: Some(git_auth) }]);
+    assert_eq!(story.next(), Step::Finish(Ending::Cancelled));
+    story.when(Command::Finish { ending: Ending::Cancelled, refund: NanoUsd::ZERO }).expect("cancelled");
+}
