@@ -15,7 +15,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use sha2::{Digest, Sha256};
 
 use super::fields::{Faults, Object, nearest, step};
-use super::payload;
+use super::{payload, rules};
 use crate::auth::Caller;
 use crate::problem::Problem;
 
@@ -97,7 +97,7 @@ fn task(
 ) -> Result<Option<NewTask>, Problem> {
     let internal = |error: serde_json::Error| Problem::internal(error);
     // A campaign without a repository has been told so.
-    let repo = first.map_or("owner/name", |first| first.repo.as_str());
+    let repo = first.map(|first| first.repo.as_str()).filter(|repo| rules::repo(repo).is_ok()).unwrap_or("owner/name");
     let had_repo = members.insert("repo".to_owned(), to_raw_value(repo).map_err(internal)?).is_some();
     if had_repo {
         faults.add("/repo", "is not known here; did you mean `repos`?");
