@@ -172,6 +172,16 @@ fn lines(mirror: &Path) -> Vec<PathBuf> {
     entries.filter(|path| path.extension().is_some_and(|kind| kind == "git")).collect()
 }
 
+/// Waits until the disk has a commit's files and its line, and answers where the marks were that said it had not.
+async fn settled(lower: &Path) -> [PathBuf; 2] {
+    let line = lines(lower.ancestors().nth(2).unwrap()).remove(0);
+    let marks = [lower.with_extension("unsettled"), line.with_extension("unsettled")];
+    while marks.iter().any(|mark| mark.exists()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    marks
+}
+
 fn content(tree: &WorkTree, name: &str) -> String {
     fs::read_to_string(tree.lower.join(name)).unwrap()
 }
@@ -240,7 +250,9 @@ async fn a_token_without_access_gets_the_forges_answer_and_nothing_of_the_cache(
     assert!(matches!(cold[1].0, GitError::TokenMissing { .. }), "{:?}", cold[1]);
     assert!(matches!(cold[2].0, GitError::RepoNotFound { .. }), "{:?}", cold[2]);
 
-    world.tree().await;
+    let lower = world.tree().await.lower;
+    // The disk has it all: nothing that still goes on for this task changes a file of the cache.
+    settled(&lower).await;
     let cached = world.cache();
     for ((token, fault), cold) in strangers.iter().zip(&cold) {
         // The same sentence, the same requests, and no file of the cache is another than before.
@@ -563,11 +575,7 @@ async fn a_crash_leaves_nothing_that_is_taken_for_whole() {
 async fn what_the_disk_did_not_have_when_the_power_went_is_not_trusted() {
     let world = World::new().await;
     let lower = world.tree().await.lower;
-    let line = lines(lower.ancestors().nth(2).unwrap()).remove(0);
-    let marks = [lower.with_extension("unsettled"), line.with_extension("unsettled")];
-    while marks.iter().any(|mark| mark.exists()) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let marks = settled(&lower).await;
     assert!(world.restarted(CacheLimits::default()).work_tree(world.order()).await.unwrap().hit);
 
     // The same server again before the disk had it: good. The machine again: not.

@@ -45,6 +45,7 @@ pub use commit::CommitPolicy;
 pub use error::{ExportFault, GitError, Operation, PackFault};
 pub use import::{
     History, IMPORT_ARG, ImportLimits, ImportRules, InvalidGlob, NameRules, PROTECTED_FILES, SecretRules, import_main,
+    redact_secrets,
 };
 pub use mirror::{
     Access, CacheDir, CacheLimits, Cached, Lower, MAX_HEADS, Mirror, MirrorKey, PROOF_TIMEOUT, Part, victims,

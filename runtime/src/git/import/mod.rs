@@ -23,6 +23,7 @@ use tokio::process::Command;
 
 pub use child::import_main;
 pub use rules::{History, ImportLimits, ImportRules, InvalidGlob, NameRules, PROTECTED_FILES, SecretRules};
+pub use secrets::redact_secrets;
 
 use super::Imported;
 use super::error::{ExportFault, GitError, Operation, PackFault};

@@ -22,6 +22,8 @@ pub(super) struct Finding {
     pub kind: &'static str,
     /// Where, in bytes.
     pub at: Range<usize>,
+    /// Whether this is only the beginning, and more lines of it follow.
+    pub many_lines: bool,
 }
 
 /// Patterns are compiled when their anchor is first met: most imports meet none.
@@ -63,6 +65,47 @@ impl Scanner {
         }
         tokens
     }
+
+    fn redacted(&self, text: &str) -> String {
+        let content = text.as_bytes();
+        let (mut clean, mut kept) = (Vec::with_capacity(content.len()), 0);
+        while let Some(finding) = self.find(content, kept) {
+            // A token can begin before its anchor, and so in what is gone already.
+            clean.extend_from_slice(&content[kept..finding.at.start.max(kept)]);
+            clean.extend_from_slice(REDACTED);
+            kept = if finding.many_lines { end_of_key(content, finding.at.end) } else { finding.at.end };
+        }
+        clean.extend_from_slice(&content[kept..]);
+        // A format's bytes are ASCII at both ends, so no character is cut.
+        String::from_utf8_lossy(&clean).into_owned()
+    }
+}
+
+/// Where the key ends that is known to go on at `from`.
+fn end_of_key(content: &[u8], from: usize) -> usize {
+    let rest = &content[from..];
+    let Some(end) = KEY_ENDS.iter().filter_map(|end| rest.windows(end.len()).position(|part| part == *end)).min()
+    else {
+        return content.len();
+    };
+    // Keys in program text have escaped line ends.
+    let line = rest[end..].iter().position(|byte| matches!(byte, b'\n' | b'\r' | b'\\')).unwrap_or(rest.len() - end);
+    from + end + line
+}
+
+/// What stands where a secret was.
+const REDACTED: &[u8] = b"[redacted]";
+/// What the line after a private key's last one has in it.
+const KEY_ENDS: [&[u8]; 2] = [b"-----END ", b"Private-MAC:"];
+
+/// The text with each token and key that an import would refuse replaced by `[redacted]`: for what an agent wrote and others
+/// will read, such as a title. A private key goes whole; one whose end is not there takes the rest of the text with it.
+pub fn redact_secrets(text: &str) -> String {
+    thread_local! {
+        // The patterns that were compiled stay so; there is no more of them than there are threads.
+        static SCANNER: Scanner = Scanner::new();
+    }
+    SCANNER.with(|scanner| scanner.redacted(text))
 }
 
 fn compile(pattern: &str) -> Regex {
@@ -90,7 +133,9 @@ fn token(rule: &Rule, pattern: &OnceCell<Regex>, content: &[u8], anchor: usize) 
     }
     let random = captures.get(1).unwrap_or(whole).as_bytes();
     let shown = PLACEHOLDERS.iter().any(|word| random.windows(word.len()).any(|part| part == *word));
-    (!shown && entropy(random) >= rule.entropy).then_some(Finding { kind: rule.kind, at: start..start + whole.end() })
+    let many_lines = matches!(rule.kind, "private key" | "PuTTY private key");
+    let at = start..start + whole.end();
+    (!shown && entropy(random) >= rule.entropy).then_some(Finding { kind: rule.kind, at, many_lines })
 }
 
 /// Shannon's entropy in bits per byte.
@@ -217,6 +262,27 @@ mod tests {
         let text = format!("a\n{one} {two}\n{one}\n");
         let tokens = Scanner::new().tokens(text.as_bytes());
         assert_eq!(tokens, HashSet::from([one.as_bytes(), two.as_bytes()]));
+    }
+
+    #[test]
+    fn a_redacted_text_has_its_words_and_no_secret() {
+        let token = format!("ghp_{}", mixed(36));
+        let text = format!("Größe: {token}, and ü{token}ü again; AccountKey={}== ende", mixed(86));
+        let clean = redact_secrets(&text);
+        assert!(!clean.contains(&mixed(20)), "{clean}");
+        assert!(
+            clean.starts_with("Größe: [redacted], and ü[redacted]ü again; ") && clean.ends_with(" ende"),
+            "{clean}"
+        );
+        assert_eq!(redact_secrets("nothing to hide"), "nothing to hide");
+
+        let body = format!("{}\n{}\n{}=\n", mixed(64), hex(64), mixed(20));
+        let key = format!("-----BEGIN RSA PRIVATE KEY-----\n{body}-----END RSA PRIVATE KEY-----");
+        assert_eq!(redact_secrets(&format!("before\n{key}\nafter")), "before\n[redacted]\nafter");
+        let escaped = key.replace('\n', "\\n");
+        assert_eq!(redact_secrets(&format!("\"{escaped}\\n\", x")), "\"[redacted]\\n\", x");
+        // Without its end it is not known what else belongs to it.
+        assert_eq!(redact_secrets(&format!("before -----BEGIN PRIVATE KEY-----\n{body}")), "before [redacted]");
     }
 
     #[test]
