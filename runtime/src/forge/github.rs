@@ -79,7 +79,8 @@ impl Github {
         Ok(pull_request(best).map(|found| (found, rank(&best).0)))
     }
 
-    /// Creates it, or finds the one that a lost answer or somebody else has created meanwhile.
+    /// Creates it, or finds the one that a lost answer or somebody else has created meanwhile. With whether it was there
+    /// already, and whether it is ours.
     async fn create(
         &self,
         session: &Session<'_>,
@@ -284,7 +285,7 @@ impl Forge for Github {
             self.label(&session, &path, pull_request.number, &new.labels, &mut notes).await;
             self.ask_reviewers(&session, &path, pull_request.number, &new.reviewers, &mut notes).await;
         }
-        Ok(Opened { pull_request: Some(pull_request), existed, notes })
+        Ok(Opened { pull_request: Some(pull_request), existed, ours, notes })
     }
 
     async fn describe_pull_request(
