@@ -196,13 +196,14 @@ impl BitbucketCloud {
     }
 
     /// Creates it, without what of the wish Bitbucket refuses; or finds the one that a lost answer has left.
+    /// With whether it was there already, and whether it is ours.
     async fn create(
         &self,
         session: &Session<'_>,
         place: &Place<'_>,
         new: &NewPullRequest,
         notes: &mut Vec<Note>,
-    ) -> Result<(PullRequest, bool), ForgeError> {
+    ) -> Result<(PullRequest, bool, bool), ForgeError> {
         let reviewers = self.reviewers(session, place, &new.reviewers, notes).await?;
         let (mut with_reviewers, mut draft) = (!reviewers.is_empty(), new.draft);
         loop {
@@ -229,7 +230,7 @@ impl BitbucketCloud {
                     if !with_reviewers {
                         self.ask(session, place, opened.number, &reviewers, notes).await;
                     }
-                    return Ok((opened, false));
+                    return Ok((opened, false, true));
                 }
                 Ok(answer) if at_fault(&answer, "reviewers") && with_reviewers => {
                     with_reviewers = false;
@@ -249,7 +250,7 @@ impl BitbucketCloud {
             if ours {
                 self.ask(session, place, found.number, &reviewers, notes).await;
             }
-            return Ok((found, true));
+            return Ok((found, true, ours));
         }
     }
 
@@ -413,18 +414,18 @@ impl Forge for BitbucketCloud {
         let (session, place) = (self.rest.session(access), Place::of(access.repo)?);
         let mut notes: Vec<Note> = no_labels(&session, &new.labels).into_iter().collect();
         let _opening = self.opening(&place, &new.head).lock().await;
-        let (pull_request, existed) = match self.find(&session, &place, new).await? {
+        let (pull_request, existed, ours) = match self.find(&session, &place, new).await? {
             Some((found, ours)) => {
                 // What somebody else opened is left as it is.
                 if ours {
                     let reviewers = self.reviewers(&session, &place, &new.reviewers, &mut notes).await?;
                     self.ask(&session, &place, found.number, &reviewers, &mut notes).await;
                 }
-                (found, true)
+                (found, true, ours)
             }
             None => self.create(&session, &place, new, &mut notes).await?,
         };
-        Ok(Opened { pull_request: Some(pull_request), existed, notes })
+        Ok(Opened { pull_request: Some(pull_request), existed, ours, notes })
     }
 
     async fn describe_pull_request(

@@ -148,14 +148,14 @@ impl BitbucketDc {
     }
 
     /// Creates it, without what of the wish the server refuses; or finds the one that a lost answer or somebody else has
-    /// left.
+    /// left. With whether it was there already, and whether it is ours.
     async fn create(
         &self,
         session: &Session<'_>,
         place: &Place<'_>,
         new: &NewPullRequest,
         notes: &mut Vec<Note>,
-    ) -> Result<(PullRequest, bool), ForgeError> {
+    ) -> Result<(PullRequest, bool, bool), ForgeError> {
         let mut asked = reviewers(new, notes);
         loop {
             let mut wish = json!({
@@ -177,7 +177,7 @@ impl BitbucketDc {
                         let detail = "This Bitbucket opened it as an ordinary pull request; drafts are there as of version 8.18.";
                         notes.push(Note { feature: Feature::Drafts, detail: detail.to_owned() });
                     }
-                    return Ok((self.pull_request(session, place, &answer.body)?, false));
+                    return Ok((self.pull_request(session, place, &answer.body)?, false, true));
                 }
                 Ok(answer) => match exception(&answer) {
                     "InvalidPullRequestReviewersException" if !asked.is_empty() => {
@@ -190,8 +190,8 @@ impl BitbucketDc {
                 Err(error) if answer_lost(&error) => error,
                 Err(error) => return Err(error),
             };
-            let (found, _) = self.find(session, place, new).await?.ok_or(error)?;
-            return Ok((found, true));
+            let (found, ours) = self.find(session, place, new).await?.ok_or(error)?;
+            return Ok((found, true, ours));
         }
     }
 
@@ -383,18 +383,18 @@ impl Forge for BitbucketDc {
     async fn open_pull_request(&self, access: Access<'_>, new: &NewPullRequest) -> Result<Opened, ForgeError> {
         let (session, place) = (self.rest.session(access), Place::of(access.repo)?);
         let mut notes: Vec<Note> = no_labels(&session, &new.labels).into_iter().collect();
-        let (pull_request, existed) = match self.find(&session, &place, new).await? {
+        let (pull_request, existed, ours) = match self.find(&session, &place, new).await? {
             Some((found, ours)) => {
                 // What somebody else opened is left as it is.
                 if ours {
                     let wished = reviewers(new, &mut notes);
                     self.ask(&session, &place, found.number, wished, &mut notes).await;
                 }
-                (found, true)
+                (found, true, ours)
             }
             None => self.create(&session, &place, new, &mut notes).await?,
         };
-        Ok(Opened { pull_request: Some(pull_request), existed, notes })
+        Ok(Opened { pull_request: Some(pull_request), existed, ours, notes })
     }
 
     async fn describe_pull_request(

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::http::{Answer, Request, Rest, Session, segment};
+use super::token::TokenKind;
 use super::wish::{MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened};
 use super::{
     Access, BranchRules, CommitStatus, Feature, Forge, ForgeError, NewPullRequest, Note, Opened, PullRequest,
@@ -79,7 +80,8 @@ impl Github {
         Ok(pull_request(best).map(|found| (found, rank(&best).0)))
     }
 
-    /// Creates it, or finds the one that a lost answer or somebody else has created meanwhile.
+    /// Creates it, or finds the one that a lost answer or somebody else has created meanwhile. With whether it was there
+    /// already, and whether it is ours.
     async fn create(
         &self,
         session: &Session<'_>,
@@ -237,15 +239,23 @@ impl Forge for Github {
         }
         // A classic token may be its owner's, who may push, and itself lack the scope.
         let scopes = answer.headers.get("x-oauth-scopes").and_then(|value| value.to_str().ok()).map(str::trim);
+        let scopes = scopes.filter(|scopes| !scopes.is_empty());
         let private = flag("/private").unwrap_or(true);
-        let scoped = scopes.filter(|scopes| !scopes.is_empty()).is_none_or(|scopes| {
+        let scoped = scopes.is_none_or(|scopes| {
             scopes.split(',').any(|scope| matches!(scope.trim(), "repo") || scope.trim() == "public_repo" && !private)
         });
+        // `permissions` tells of a person's role. An app's installation has none, so it is told that it may not whatever
+        // it may; and what an app may on a person's behalf is told only where there are scopes. The push itself tells.
+        let by_role = match access.token.map(TokenKind::of) {
+            Some(TokenKind::GithubInstallation) => false,
+            Some(TokenKind::GithubOauth) => scopes.is_some(),
+            Some(_) | None => true,
+        };
         Ok(Repository {
             id,
             default_branch: answer.text("/default_branch").map(str::to_owned),
             archived: flag("/archived").unwrap_or(false),
-            may_push: flag("/permissions/push").map(|push| push && scoped),
+            may_push: flag("/permissions/push").filter(|_| by_role).map(|push| push && scoped),
         })
     }
 
@@ -284,7 +294,7 @@ impl Forge for Github {
             self.label(&session, &path, pull_request.number, &new.labels, &mut notes).await;
             self.ask_reviewers(&session, &path, pull_request.number, &new.reviewers, &mut notes).await;
         }
-        Ok(Opened { pull_request: Some(pull_request), existed, notes })
+        Ok(Opened { pull_request: Some(pull_request), existed, ours, notes })
     }
 
     async fn describe_pull_request(

@@ -95,14 +95,15 @@ impl Gitlab {
         Ok(merge_request(best).map(|found| (found, rank(&best).0)))
     }
 
-    /// Creates it, or finds the one that a lost answer or somebody else has created meanwhile.
+    /// Creates it, or finds the one that a lost answer or somebody else has created meanwhile. With whether it was there
+    /// already, and whether it is ours.
     async fn create(
         &self,
         session: &Session<'_>,
         access: Access<'_>,
         new: &NewPullRequest,
         notes: &mut Vec<Note>,
-    ) -> Result<(PullRequest, bool), ForgeError> {
+    ) -> Result<(PullRequest, bool, bool), ForgeError> {
         let reviewers = self.reviewers(session, &names(Feature::Reviewers, &new.reviewers, notes), notes).await?;
         let labels = names(Feature::Labels, &new.labels, notes);
         let mut body = json!({
@@ -129,14 +130,14 @@ impl Gitlab {
                 }
                 let created = merge_request(&answer.body);
                 let created = created.ok_or_else(|| session.not_a_forge("a merge request without a number"))?;
-                return Ok((created, false));
+                return Ok((created, false, true));
             }
             Ok(answer) => session.refusal(&request, &answer),
             Err(error) if answer_lost(&error) => error,
             Err(error) => return Err(self.archived(access, error).await),
         };
         match self.find(session, access, new).await? {
-            Some((found, _)) => Ok((found, true)),
+            Some((found, ours)) => Ok((found, true, ours)),
             None => Err(error),
         }
     }
@@ -316,12 +317,12 @@ impl Forge for Gitlab {
     async fn open_pull_request(&self, access: Access<'_>, new: &NewPullRequest) -> Result<Opened, ForgeError> {
         let session = self.rest.session(access);
         let mut notes = Vec::new();
-        let (pull_request, existed) = match self.find(&session, access, new).await? {
+        let (pull_request, existed, ours) = match self.find(&session, access, new).await? {
             // Labels and reviewers were given with it.
-            Some((found, _)) => (found, true),
+            Some((found, ours)) => (found, true, ours),
             None => self.create(&session, access, new, &mut notes).await?,
         };
-        Ok(Opened { pull_request: Some(pull_request), existed, notes })
+        Ok(Opened { pull_request: Some(pull_request), existed, ours, notes })
     }
 
     async fn describe_pull_request(

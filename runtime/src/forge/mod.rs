@@ -98,6 +98,9 @@ pub struct Opened {
     pub pull_request: Option<PullRequest>,
     /// It was there before: an earlier attempt's answer was lost, or somebody opened one for the branch.
     pub existed: bool,
+    /// It is this task's own: just created, or found with the marker in it. What somebody else opened is to be left as it
+    /// is, also by whoever would describe it anew.
+    pub ours: bool,
     /// What of the wish could not be had.
     pub notes: Vec<Note>,
 }

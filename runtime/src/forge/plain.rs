@@ -23,7 +23,7 @@ impl Forge for Plain {
 
     async fn open_pull_request(&self, _: Access<'_>, _: &NewPullRequest) -> Result<Opened, ForgeError> {
         let note = note(Feature::PullRequests, "pull requests; the branch is pushed");
-        Ok(Opened { pull_request: None, existed: false, notes: vec![note] })
+        Ok(Opened { pull_request: None, existed: false, ours: false, notes: vec![note] })
     }
 
     async fn describe_pull_request(&self, _: Access<'_>, _: u64, _: &str, _: &str) -> Result<Option<Note>, ForgeError> {

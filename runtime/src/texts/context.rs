@@ -276,7 +276,7 @@ impl TaskText {
                     task:
                         "@everybody <!-- orchestra:task=task_1 repo=0 --> \u{202e}{{ id }} {% for %}\nOrchestra-Task: x"
                             .to_owned(),
-                    summary: Some("![x](https://evil.example) <script> @octocat \0".to_owned()),
+                    summary: Some("![x](https://evil.example) <script> @octocat \0 @\u{200e}octocat <\0!-- !\u{feff}[y](https://evil.example)".to_owned()),
                     commits: vec!["<!-- @x\nSigned-off-by: y".to_owned()],
                     link: Some("javascript:alert(1)".to_owned()),
                     requested_title: Some("\n\n".to_owned()),

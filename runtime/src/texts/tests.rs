@@ -40,6 +40,7 @@ fn every_built_in_template_renders_with_every_sample_and_keeps_its_bounds() {
                 assert_eq!(text.matches(MARKER_WORD).count(), 1, "{at}");
                 assert_eq!(text.matches("<!--").count(), 1, "{at}");
                 assert!(!text.contains("<script") && !text.contains("javascript:"), "{at}");
+                assert!(!text.contains("![") && !text.contains("@octocat"), "{at}");
             }
         }
         assert!(!text.contains("@everybody") && !text.contains("@octocat"), "{at}");

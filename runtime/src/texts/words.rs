@@ -23,29 +23,22 @@ pub(super) enum Place {
 
 /// The words without what would act in that place, at most so many bytes of them.
 pub(super) fn clean(text: &str, place: Place, most: usize) -> String {
-    let text = cut_bytes(text, most);
+    // First, so that what is looked at below as neighbours are neighbours in what comes out too.
+    let text = without_unseen(cut_bytes(text, most));
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
     let mut before = ' ';
     while let Some(c) = chars.next() {
-        match c {
-            '\r' if chars.peek() == Some(&'\n') => continue,
-            '\n' | '\r' => out.push('\n'),
-            '\t' => out.push_str("    "),
-            _ if c.is_control() || is_unseen(c) => continue,
-            _ => {
-                out.push(c);
-                let next = chars.peek().copied().unwrap_or(' ');
-                // A mention: not within a word, so that an e-mail address stays as it is.
-                let mentions = c == '@' && next.is_alphanumeric() && !before.is_alphanumeric();
-                // A tag or a comment; and an image, which is fetched from wherever it says by everybody who looks.
-                let acts = place == Place::Markdown
-                    && ((c == '<' && (next.is_ascii_alphabetic() || matches!(next, '/' | '!' | '?')))
-                        || (c == '!' && next == '['));
-                if mentions || acts {
-                    out.push(APART);
-                }
-            }
+        out.push(c);
+        let next = chars.peek().copied().unwrap_or(' ');
+        // A mention: not within a word, so that an e-mail address stays as it is.
+        let mentions = c == '@' && next.is_alphanumeric() && !before.is_alphanumeric();
+        // A tag or a comment; and an image, which is fetched from wherever it says by everybody who looks.
+        let acts = place == Place::Markdown
+            && ((c == '<' && (next.is_ascii_alphabetic() || matches!(next, '/' | '!' | '?')))
+                || (c == '!' && next == '['));
+        if mentions || acts {
+            out.push(APART);
         }
         before = c;
     }
@@ -54,6 +47,22 @@ pub(super) fn clean(text: &str, place: Place, most: usize) -> String {
         Place::Markdown => out,
         Place::Plain => break_trailers(&out),
     }
+}
+
+/// The text with one kind of line end, and without tabs, control characters and what is not seen.
+fn without_unseen(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\r' if chars.peek() == Some(&'\n') => {}
+            '\n' | '\r' => out.push('\n'),
+            '\t' => out.push_str("    "),
+            _ if c.is_control() || is_unseen(c) => {}
+            _ => out.push(c),
+        }
+    }
+    out
 }
 
 /// The same words as one line.
@@ -95,7 +104,7 @@ fn break_trailers(text: &str) -> String {
 /// Whether it changes how its neighbours are read without being seen: the bidirectional controls, and the tags that
 /// models read and people do not.
 fn is_unseen(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
+    matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// All words on one line, with one space between them.
@@ -138,6 +147,12 @@ mod tests {
             ("a\u{1b}[31mb\0c", "a[31mbc"),
             ("a\u{202e}b", "ab"),
             ("a\r\nb\tc", "a\nb    c"),
+            // What is not seen does not stand between two that act together.
+            ("@\u{200e}octocat", "@\u{200b}octocat"),
+            ("<\0!-- hidden", "<\u{200b}!-- hidden"),
+            ("!\u{feff}[x](https://evil.example)", "!\u{200b}[x](https://evil.example)"),
+            ("a\u{202e}@b.example", "a@b.example"),
+            ("orchestra:\u{200e}task=x", "orchestra:\u{200b}task=x"),
         ] {
             assert_eq!(clean(text, Place::Markdown, 1000), expected, "{text:?}");
         }

@@ -36,6 +36,24 @@ async fn a_classic_token_is_told_the_scope_that_it_lacks() {
 }
 
 #[tokio::test]
+async fn an_apps_installation_has_no_role_and_is_not_refused_for_that() {
+    let world = World::new(ForgeKind::Github).await;
+    let add = |token: &str, user: &str| {
+        let login = Login { user: user.to_owned(), may_write: true, sees: None, scopes: None };
+        world.fake().add_token(token, login);
+        SecretString::from(token)
+    };
+    let (app, behalf) = (add("ghs_app", "orchestra[bot]"), add("ghu_behalf", "ann"));
+    for token in [&app, &behalf] {
+        let known = world.forge.repository(world.access(token)).await.expect("an answer");
+        assert_eq!(known.may_push, None, "only the push tells");
+    }
+    let opened = world.forge.open_pull_request(world.access(&app), &world.new_pull_request()).await.expect("opened");
+    assert!(opened.ours && opened.pull_request.is_some(), "{opened:?}");
+    world.end();
+}
+
+#[tokio::test]
 async fn teams_are_asked_beside_people() {
     let world = World::new(ForgeKind::Github).await;
     let token = world.token(Token::Writes);

@@ -31,7 +31,7 @@ pub async fn a_pull_request_is_opened(world: &World) {
         assert_eq!(opened.notes.iter().map(|note| note.feature).collect::<Vec<_>>(), [Feature::PullRequests]);
         return;
     }
-    assert!(!opened.existed && opened.notes.is_empty(), "{opened:?}");
+    assert!(!opened.existed && opened.ours && opened.notes.is_empty(), "{opened:?}");
     let pulls = world.pulls();
     let [pull] = pulls.as_slice() else { panic!("{pulls:?}") };
     let told = opened.pull_request.expect("a pull request");
@@ -50,7 +50,7 @@ pub async fn a_repeat_opens_no_second_one(world: &World) {
     if world.fake.is_none() {
         return;
     }
-    assert!(!first.existed && second.existed, "{second:?}");
+    assert!(!first.existed && second.existed && first.ours && second.ours, "{second:?}");
     assert_eq!(world.pulls().len(), 1);
     // One that somebody has merged is no longer open: the next is a new one.
     world.fake().with(|state| state.repos.get_mut(REPO).expect("it is there").pulls[0].open = false);
@@ -70,7 +70,7 @@ pub async fn a_lost_reply_leaves_one_pull_request(world: &World) {
         world.fake().with(|state| state.repos.get_mut(REPO).expect("it is there").pulls.clear());
         world.fake().fault(On::Writing, fault.clone(), 1);
         let opened = world.forge.open_pull_request(world.access(&token), &new).await.expect("found");
-        assert!(opened.existed, "{fault:?}: {opened:?}");
+        assert!(opened.existed && opened.ours, "{fault:?}: {opened:?}");
         assert_eq!(world.pulls().len(), 1, "{fault:?}");
         assert_eq!(opened.pull_request.map(|pull| pull.number), Some(world.pulls()[0].number));
     }
@@ -241,7 +241,7 @@ pub async fn somebody_elses_pull_request_is_left_as_it_is(world: &World) {
     let (labels, reviewers) = (vec!["dependencies".to_owned()], vec!["ann".to_owned()]);
     let new = NewPullRequest { labels, reviewers, ..world.new_pull_request() };
     let opened = world.forge.open_pull_request(world.access(&token), &new).await.expect("found");
-    assert!(opened.existed, "{opened:?}");
+    assert!(opened.existed && !opened.ours, "{opened:?}");
     let pulls = world.pulls();
     let [pull] = pulls.as_slice() else { panic!("{pulls:?}") };
     assert_eq!((pull.title.as_str(), pull.body.as_str()), ("Mine", "By hand."));

@@ -75,10 +75,12 @@ fn answer(state: &mut State, login: &Login, call: &Call) -> Reply {
 fn read(base: &str, repo: &Repo, login: &Login, call: &Call) -> Reply {
     match call.template.as_str() {
         "/repos/{owner}/{repo}" => {
+            // An app's installation has permissions of its own and no role: for it, every flag here is false.
+            let push = login.may_write && !login.is_installation();
             let body = json!({
                 "id": repo.id, "full_name": repo.path, "private": true, "archived": repo.archived,
                 "default_branch": repo.default_branch,
-                "permissions": { "admin": false, "push": login.may_write, "pull": true },
+                "permissions": { "admin": false, "push": push, "pull": true },
             });
             let reply = Reply::new(200, body);
             match login.scopes {

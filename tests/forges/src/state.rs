@@ -32,6 +32,13 @@ pub struct Login {
     pub scopes: Option<&'static str>,
 }
 
+impl Login {
+    /// GitHub's app that is installed on the repository, by the name that it comments under: somebody without a role.
+    pub fn is_installation(&self) -> bool {
+        self.user.ends_with("[bot]")
+    }
+}
+
 /// Somebody with an account.
 #[derive(Debug, Clone)]
 pub struct Person {
