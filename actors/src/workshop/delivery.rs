@@ -17,7 +17,7 @@ use orchestra_events::{Failure, FailureCode, TaskId};
 use orchestra_runtime::forge::{
     Access, CommitStatus, Forge, ForgeError, NewPullRequest, Note, ResolveError, StatusState,
 };
-use orchestra_runtime::git::with_current_token;
+use orchestra_runtime::git::{redact_secrets, with_current_token};
 use orchestra_runtime::texts::{LinkedPullRequest, Standing, TaskText, marker};
 
 use secrecy::{ExposeSecret, SecretString};
@@ -128,8 +128,8 @@ impl Workshop {
                     Ok(note) => notes.extend(pairs(note)),
                     Err(error) => notes.push(unsaid(&error, "commit-status")),
                 }
-                let existed = opened.existed;
-                (PullRequestOutcome::Open { url: request.url, number: request.number, existed }, notes)
+                let (existed, foreign) = (opened.existed, !opened.ours);
+                (PullRequestOutcome::Open { url: request.url, number: request.number, existed, foreign }, notes)
             }
             None => {
                 let reason = opened.notes.into_iter().next().map(|note| note.detail);
@@ -272,6 +272,9 @@ impl Workshop {
             }
             None => None,
         };
+        // What is refused in a file is not to be told in a text.
+        let summary =
+            summary.map(|words| if self.commits.import.secrets.search { redact_secrets(&words) } else { words });
         let limit = SignedDuration::from_secs(i64::try_from(spec.timeout_seconds).unwrap_or(i64::MAX));
         let began = attempt.and_then(|attempt| attempt.deadline.checked_sub(limit).ok());
         let took = began.and_then(|began| Duration::try_from(Timestamp::now().duration_since(began)).ok());

@@ -295,6 +295,8 @@ pub enum PullRequestOutcome {
         number: u64,
         /// It was open before.
         existed: bool,
+        /// Somebody else has opened it.
+        foreign: bool,
     },
     /// The forge has none.
     Omitted {
@@ -643,8 +645,8 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
             }
             let repo = work.target.repo.clone();
             let came = match opened {
-                PullRequestOutcome::Open { url, number, existed } => {
-                    TaskEvent::PullRequestOpened { repo: repo.clone(), url, number, existed }
+                PullRequestOutcome::Open { url, number, existed, foreign } => {
+                    TaskEvent::PullRequestOpened { repo: repo.clone(), url, number, existed, foreign }
                 }
                 PullRequestOutcome::Omitted { reason } => TaskEvent::PullRequestOmitted { repo: repo.clone(), reason },
             };

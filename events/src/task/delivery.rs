@@ -47,6 +47,8 @@ pub enum Request {
         url: String,
         /// Its number.
         number: u64,
+        /// Somebody else has opened it: its title and its text are theirs.
+        foreign: bool,
     },
 }
 
@@ -79,7 +81,7 @@ impl RepoWork {
     /// The open pull request's page and number.
     pub fn open_request(&self) -> Option<(&str, u64)> {
         match &self.request {
-            Request::Open { url, number } => Some((url, *number)),
+            Request::Open { url, number, .. } => Some((url, *number)),
             Request::NotAsked | Request::Omitted => None,
         }
     }
@@ -102,6 +104,7 @@ pub fn unreported(repos: &[RepoWork]) -> Option<usize> {
 pub(super) fn next(repos: &[RepoWork]) -> Option<Step> {
     let first = |wanted: &dyn Fn(&RepoWork) -> bool| repos.iter().position(wanted);
     let open = repos.iter().filter(|repo| repo.open_request().is_some()).count();
+    let is_ours = |repo: &RepoWork| matches!(repo.request, Request::Open { foreign: false, .. });
     if let Some(repo) = first(&|repo| repo.commit().is_some() && !repo.pushed) {
         return Some(Step::Push(repo));
     }
@@ -109,7 +112,7 @@ pub(super) fn next(repos: &[RepoWork]) -> Option<Step> {
         return Some(Step::OpenPullRequest(repo));
     }
     if open > 1
-        && let Some(repo) = first(&|repo| repo.open_request().is_some() && !repo.linked)
+        && let Some(repo) = first(&|repo| is_ours(repo) && !repo.linked)
     {
         return Some(Step::LinkPullRequest(repo));
     }
@@ -148,9 +151,9 @@ pub(super) fn evolve(repos: &mut [RepoWork], event: &TaskEvent) {
                 repos[found].pushed = true;
             }
         }
-        TaskEvent::PullRequestOpened { repo, url, number, .. } => {
+        TaskEvent::PullRequestOpened { repo, url, number, foreign, .. } => {
             if let Some(found) = named(Some(repo)) {
-                repos[found].request = Request::Open { url: url.clone(), number: *number };
+                repos[found].request = Request::Open { url: url.clone(), number: *number, foreign: *foreign };
             }
         }
         TaskEvent::PullRequestOmitted { repo, .. } => {

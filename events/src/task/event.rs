@@ -500,6 +500,9 @@ pub enum TaskEvent {
         /// It was open before: an earlier attempt's answer was lost, or somebody else has opened it.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         existed: bool,
+        /// Somebody else has opened it: its title and its text are theirs.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        foreign: bool,
     },
     /// There is no pull request: the forge has none.
     PullRequestOmitted {

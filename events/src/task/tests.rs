@@ -189,7 +189,8 @@ fn commit_in(repo: usize) -> Command {
 }
 
 fn opened(repo: usize) -> Command {
-    let opened = PullRequestOutcome::Open { url: "https://forge.example/1".into(), number: 1, existed: false };
+    let opened =
+        PullRequestOutcome::Open { url: "https://forge.example/1".into(), number: 1, existed: false, foreign: false };
     Command::RecordPullRequest { repo, opened, notes: Vec::new() }
 }
 

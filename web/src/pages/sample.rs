@@ -243,6 +243,7 @@ pub fn events() -> Vec<TaskEvent> {
             url: "javascript:alert(1)".to_owned(),
             number: 7,
             existed: true,
+            foreign: true,
         },
         TaskEvent::PullRequestOmitted { repo: repo.clone(), reason: words() },
         TaskEvent::PullRequestLinked { repo: repo.clone() },

@@ -285,7 +285,7 @@ impl TimelineRow {
                     },
                 );
             }
-            TaskEvent::PullRequestOpened { repo, url, number, existed } => {
+            TaskEvent::PullRequestOpened { repo, url, number, existed, .. } => {
                 let what = if *existed { "Found the open" } else { "Opened" };
                 self.say(Tone::Good, "Forge", format!("{what} pull request {number} in {repo}."));
                 self.link = Link::outside(url, format!("Pull request {number}"));
