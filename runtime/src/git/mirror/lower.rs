@@ -110,6 +110,7 @@ fn write(request: &Request, cloned: &Cloned, line: &Path, path: &Path, ticket: &
         owner: request.owner,
         objects: Objects::Linked,
         previous: census::latest_lower(&request.mirror),
+        max_bytes: request.max_bytes,
     };
     let written = checkout::run(&order, ticket)?;
     let note = Note { bytes: written.bytes + written.object_bytes, files: written.files };
