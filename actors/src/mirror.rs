@@ -180,8 +180,13 @@ impl Mirrors {
 
     /// Files that are there, held before anybody can remove them.
     async fn find(&self, mirror: &Mirror, cloned: &Cloned) -> Option<Hold> {
+        let whole = async || self.house.git.use_lower(mirror, &cloned.base, &cloned.commit).await.unwrap_or(false);
+        // What is not whole is not held, not even for a moment: somebody may be about to replace it.
+        if !whole().await {
+            return None;
+        }
         let hold = hold(&self.house.holds, &mirror.lower(&cloned.commit))?;
-        self.house.git.use_lower(mirror, &cloned.base, &cloned.commit).await.unwrap_or(false).then_some(hold)
+        whole().await.then_some(hold)
     }
 
     async fn make(&self, mirror: &Mirror, order: &WorkTreeOrder, wanted: Cloned) -> Result<Made, GitError> {
@@ -238,7 +243,11 @@ impl Mirrors {
     async fn try_trim(&self) -> Result<usize, Box<dyn std::error::Error + Send + Sync>> {
         let house = &self.house;
         let cached = house.git.census(&house.cache).await?;
-        let mut pinned = house.sandboxes.lowers().await?;
+        let mut pinned = house.sandboxes.lowers().await.unwrap_or_else(|error| {
+            // One record that cannot be read could name any files. The branches' objects are in no record.
+            tracing::warn!(%error, "it is not known which files sandboxes use; all of them stay");
+            cached.iter().filter(|part| part.part == Part::Lower).map(|part| part.path.clone()).collect()
+        });
         pinned.extend(house.holds.lock().unwrap_or_else(PoisonError::into_inner).held.keys().cloned());
         metrics::gauge!("orchestra_cache_bytes").set(cached.iter().map(|part| part.bytes).sum::<u64>() as f64);
         let mut removed = 0;
@@ -320,10 +329,18 @@ impl Handler<Make> for MirrorActor {
 
     fn handle(&mut self, order: Make, _: &mut Self::Context) -> Self::Result {
         self.last_asked = Instant::now();
-        let (git, holds) = (Arc::clone(&self.git), Arc::clone(&self.holds));
+        let (git, holds, sandboxes) = (Arc::clone(&self.git), Arc::clone(&self.holds), Arc::clone(&self.sandboxes));
         let (order_mirror, order_base) = (order.mirror.clone(), order.wanted.base.clone());
         let make = async move {
-            let Make { mut wanted_by, mirror, remote, token, wanted } = order;
+            let Make { mut wanted_by, mut mirror, remote, token, wanted } = order;
+            // Files that are not whole may be replaced if nobody has them; and nobody comes to use such files meanwhile.
+            match sandboxes.lowers().await {
+                Ok(mut in_use) => {
+                    in_use.extend(holds.lock().unwrap_or_else(PoisonError::into_inner).held.keys().cloned());
+                    mirror = mirror.with_in_use(in_use);
+                }
+                Err(error) => tracing::warn!(%error, "it is not known which files sandboxes use; all of them stay"),
+            }
             let lower = tokio::select! {
                 biased;
                 () = wanted_by.closed() => return Err(gone()),

@@ -594,6 +594,54 @@ async fn what_the_disk_did_not_have_when_the_power_went_is_not_trusted() {
 }
 
 #[actix::test]
+async fn damaged_files_that_a_sandbox_uses_are_not_taken_from_under_it() {
+    let world = World::new().await;
+    let lower = world.tree().await.lower;
+    settled(&lower).await;
+    let id = SandboxId::from_uuid(uuid::Uuid::now_v7());
+    world.sandboxes.create_volume(id, 64 << 20).await.unwrap().lay("", &lower).await.unwrap();
+    fs::remove_file(lower.with_extension("json")).unwrap();
+    let inode = || fs::metadata(&lower).unwrap().ino();
+    let before = inode();
+    let error = world.mirrors.work_tree(world.order()).await.unwrap_err();
+    assert!(matches!(error, GitError::Io { .. }) && error.failure().retryable, "{error:?}");
+    assert_eq!((inode(), fs::read_to_string(lower.join("README.md")).unwrap()), (before, "one\n".into()));
+    world.sandboxes.destroy(id).await.unwrap();
+    assert!(!world.tree().await.hit);
+    assert_ne!(inode(), before);
+}
+
+#[actix::test]
+async fn one_unreadable_record_keeps_all_files_and_not_the_branches() {
+    let world = World::new().await;
+    let lower = world.tree().await.lower;
+    settled(&lower).await;
+    let id = SandboxId::from_uuid(uuid::Uuid::now_v7());
+    let volume = world.sandboxes.create_volume(id, 64 << 20).await.unwrap();
+    let record = volume.workspace().ancestors().nth(2).unwrap().join("layers.json");
+    fs::write(&record, "{").unwrap();
+    let none = CacheLimits { max_bytes: 0, max_age: Duration::ZERO, max_lowers_per_mirror: 0 };
+    let mirrors = world.restarted(none);
+    assert_eq!(mirrors.sweep().await, 1);
+    assert!(lower.is_dir() && lines(lower.ancestors().nth(2).unwrap()).is_empty());
+    world.sandboxes.destroy(id).await.unwrap();
+    assert_eq!(mirrors.sweep().await, 1);
+    assert!(!lower.exists());
+}
+
+#[actix::test]
+async fn a_note_without_files_at_the_start_is_not_taken_from_files_that_came_since() {
+    let world = World::new().await;
+    let lower = world.tree().await.lower;
+    settled(&lower).await;
+    fs::remove_dir_all(&lower).unwrap();
+    let mirrors = world.restarted(CacheLimits::default());
+    assert!(!mirrors.work_tree(world.order()).await.unwrap().hit);
+    assert_eq!(mirrors.sweep().await, 0);
+    assert!(mirrors.work_tree(world.order()).await.unwrap().hit);
+}
+
+#[actix::test]
 async fn a_fetch_that_breaks_leaves_the_cache_as_it_was() {
     let world = World::new().await;
     let first = world.tree().await;

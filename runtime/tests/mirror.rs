@@ -138,3 +138,26 @@ async fn links_submodules_and_odd_names_of_an_honest_commit_are_written_as_they_
     let inode = |lower: &Lower| fs::metadata(lower.path.join("A")).expect("there").ino();
     assert_eq!(inode(&lower), inode(&next));
 }
+
+#[tokio::test]
+async fn a_commit_that_unfolds_to_more_than_a_disk_is_refused_before_a_file_is_written() {
+    let dir = repo::folder();
+    let root = dir.path();
+    let trusted = repo::origin(root);
+    let base = CommitId::try_from(repo::git(&trusted, &["rev-parse", "main"])).expect("hexadecimal");
+    let forge = Forge::new(&trusted, &base);
+    let blob = forge.blob(b"x");
+    let names: Vec<String> = (0..10).map(|number| format!("n{number}")).collect();
+    let ten = |mode: &'static str, of: &String| {
+        let entries: Vec<Entry> = names.iter().map(|name| Entry(mode, name.as_bytes(), of.clone())).collect();
+        forge.tree(&entries)
+    };
+    let bomb = (0..10).fold(ten("100644", &blob), |tree, _| ten("40000", &tree));
+    let started = std::time::Instant::now();
+    let error = write_out(root, &forge, &bomb, None).await.expect_err("it is too much");
+    assert!(matches!(error, GitError::TreeTooLarge { .. }), "{error:?}");
+    assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
+    let mirror = fs::read_dir(root.join("mirrors")).expect("there").flatten().map(|entry| entry.path().join("lowers"));
+    let lowers: Vec<_> = mirror.filter_map(|path| fs::read_dir(path).ok()).flatten().flatten().collect();
+    assert!(lowers.is_empty(), "{lowers:?}");
+}

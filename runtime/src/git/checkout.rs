@@ -16,7 +16,7 @@ use nix::sys::time::TimeSpec;
 
 use super::error::{GitError, Operation};
 use super::pool::Ticket;
-use super::{CheckoutStats, WORK_BRANCH};
+use super::{CheckoutStats, WORK_BRANCH, extent};
 
 const OPERATION: Operation = Operation::Checkout;
 /// The mode of a submodule's entry.
@@ -31,6 +31,8 @@ pub(super) struct Request {
     pub objects: Objects,
     /// A work tree of another commit that nobody will ever write to: files that are the same are linked from it.
     pub previous: Option<PathBuf>,
+    /// Most bytes of files.
+    pub max_bytes: u64,
 }
 
 /// How the history's packs come into the work tree's `.git`.
@@ -60,7 +62,9 @@ pub(super) fn run(request: &Request, ticket: &Ticket) -> Result<CheckoutStats, G
         }
     };
     let source = Repository::open_bare(&request.repo).map_err(git)?;
-    source.find_commit(request.commit).map_err(git)?;
+    let tree = source.find_commit(request.commit).map_err(git)?.tree_id();
+    // Before anything is expanded: whoever may push to a repository chooses what it unfolds to.
+    extent::measure(&source, tree, request.max_bytes, OPERATION, ticket)?;
     empty(&request.workspace)?;
 
     let mut options = RepositoryInitOptions::new();

@@ -190,6 +190,9 @@ pub enum GitError {
     /// The repository is larger than the limit.
     #[error("{repo} sends more than the limit of {limit} bytes.")]
     RepoTooLarge { repo: String, limit: u64 },
+    /// The commit's files are more, larger or deeper than a work tree may be.
+    #[error("The {operation} was not begun: the commit has more than the limit of {limit} {what}.")]
+    TreeTooLarge { operation: Operation, what: &'static str, limit: u64 },
     /// A branch protection refused the push.
     #[error("The forge protects the branch {branch:?}.{}", said(forge))]
     BranchProtected { branch: String, forge: Option<String> },
@@ -363,14 +366,21 @@ impl GitError {
                 (network(operation), "Retry; check the network between this server and the forge.", true)
             }
             Self::DeadlineExceeded { operation: operation @ (Operation::Clone | Operation::Push), .. } => {
-                (network(operation), "Retry; if the repository is large, raise the git time limit.", true)
+                (network(operation), "Retry; if the repository is large, set `git.depth` to 1.", true)
             }
             Self::DeadlineExceeded { .. } => {
-                (Code::Internal, "Retry; if the repository is large, raise the git time limit.", true)
+                (Code::Internal, "Retry; if it comes again, the server's disk is too slow or too busy.", true)
             }
-            Self::RepoTooLarge { .. } => {
-                (Code::CloneFailed, "Set a clone depth, or raise the clone size limit.", false)
-            }
+            Self::RepoTooLarge { .. } => (
+                Code::CloneFailed,
+                "Set `git.depth` in the configuration to 1, so that less of the history is fetched.",
+                false,
+            ),
+            Self::TreeTooLarge { .. } => (
+                Code::CloneFailed,
+                "Choose another `base`: the files of this one are too many to be written out.",
+                false,
+            ),
             Self::BranchProtected { .. } => (
                 Code::BranchProtected,
                 "Choose another `branch`, or let the token bypass the rule in the forge's branch settings (GitHub: Settings → Branches or Rules; Bitbucket: Branch restrictions; GitLab: Protected branches).",
@@ -412,22 +422,26 @@ fn pack_hint(fault: PackFault) -> &'static str {
     match fault {
         PackFault::Malformed => "Retry the task; the sandbox sent a damaged pack.",
         PackFault::TooLarge | PackFault::LimitReached => {
-            "Ask for a smaller change, or ignore generated files; the server's import limits can be raised."
+            "Ask for a smaller change, or ignore generated files; the limits are `commits.max_file`, `commits.max_change` and `commits.import_memory` in the configuration."
         }
         PackFault::Ancestry => {
-            "Ask the agent to commit on top of where it started, without merging other branches, or set `git.history` to \"squash\"."
+            "Ask the agent to commit on top of where it started, without merging other branches, or set `commits.history` to \"squash\"."
         }
         PackFault::Path => "Ask the agent to rename the path; git clients could mistake it for their own files.",
         PackFault::Mode => "Ask the agent for ordinary files, executable files or links.",
         PackFault::Symlink => "Ask the agent for links that stay inside the repository, without an absolute path.",
         PackFault::Gitlink => "Ask the agent not to add or move a nested repository or submodule.",
-        PackFault::FileTooLarge => "Ask the agent to leave the large file out, or to ignore it.",
-        PackFault::Name => "Ask the agent to rename the file, or change `git.names` in the configuration.",
+        PackFault::FileTooLarge => {
+            "Ask the agent to leave the large file out, or to ignore it; the limit is `commits.max_file` in the configuration."
+        }
+        PackFault::Name => {
+            "Ask the agent to rename the file, or change `commits.names_not_utf8` or `commits.names_not_on_windows` in the configuration."
+        }
         PackFault::CaseTwins => {
-            "Ask the agent to give the two files different names, or set `git.names.case_twins` in the configuration."
+            "Ask the agent to give the two files different names, or set `commits.case_twins` in the configuration."
         }
         PackFault::Protected => {
-            "Ask the agent to leave the file alone and make that change yourself, or take it out of `git.protected_files` in the configuration."
+            "Ask the agent to leave the file alone and make that change yourself, or take it out of `commits.protected_files` in the configuration."
         }
         PackFault::LfsContent => {
             "Ask the agent not to change files that `.gitattributes` gives to Git LFS; commit them from a clone with git-lfs."
@@ -436,7 +450,7 @@ fn pack_hint(fault: PackFault) -> &'static str {
             "Ask the agent to leave Git LFS pointers as they are: their objects cannot be uploaded from a sandbox."
         }
         PackFault::Secret => {
-            "Ask the agent to take the secret out of every commit and revoke it if it was real; a made-up one can be allowed by its path in `git.secrets.allow_paths`."
+            "Ask the agent to take the secret out of every commit and revoke it if it was real; a made-up one can be allowed by its path in `commits.secrets_allowed_in`."
         }
     }
 }

@@ -14,6 +14,7 @@ mod checkout;
 mod clone;
 mod commit;
 mod error;
+mod extent;
 mod history;
 mod import;
 mod message;
@@ -321,6 +322,7 @@ impl Git {
             owner,
             objects: checkout::Objects::Copied,
             previous: None,
+            max_bytes: self.config.max_clone_bytes,
         };
         self.pool
             .run(Operation::Checkout, self.config.local_timeout, Late::Await, move |ticket| {

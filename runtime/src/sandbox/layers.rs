@@ -7,13 +7,13 @@ use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Component, Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Layout, State, write_whole};
+use super::layout::{Layout, State, write_settled};
 use super::{WORKSPACE_GID, WORKSPACE_UID};
 
 /// Most folders of one work tree that have a directory laid under them: a task has one for each of its repositories.
@@ -32,9 +32,9 @@ pub struct Layer {
 
 impl Layer {
     /// Where on the disk, outside of everything the sandbox sees, its changes are.
-    fn changes(&self, layout: &Layout) -> PathBuf {
+    fn changes(&self, volume: &Path) -> PathBuf {
         let name = if self.directory.is_empty() { "workspace".to_owned() } else { format!("in-{}", self.directory) };
-        layout.volume().join("layers").join(name)
+        volume.join("layers").join(name)
     }
 }
 
@@ -53,7 +53,10 @@ pub fn lowers(state: &State) -> io::Result<Vec<PathBuf>> {
     for entry in fs::read_dir(state.sandboxes())? {
         let name = entry?.file_name();
         let Some(id) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-        found.extend(read(&state.layout(id))?.into_iter().map(|layer| layer.lower));
+        let layers = read(&state.layout(id)).map_err(|error| {
+            io::Error::new(error.kind(), format!("the record of what lies under sandbox {id}'s work tree: {error}"))
+        })?;
+        found.extend(layers.into_iter().map(|layer| layer.lower));
     }
     Ok(found)
 }
@@ -71,7 +74,8 @@ fn check_name(directory: &str) -> io::Result<()> {
     if directory.is_empty() || (plain && !odd) { Ok(()) } else { Err(refused("the folder needs one plain name")) }
 }
 
-/// Records a layer, and makes the folders that it needs.
+/// Records a layer, and makes the folders that it needs, on the sandbox's disk or not at all: a folder beside it, where the
+/// disk was mounted until a moment ago, would be taken for something of the sandbox's and stop its removal for ever.
 pub fn lay(layout: &Layout, directory: &str, lower: &Path) -> io::Result<()> {
     check_name(directory)?;
     if !lower.is_absolute() || !lower.is_dir() {
@@ -86,15 +90,21 @@ pub fn lay(layout: &Layout, directory: &str, lower: &Path) -> io::Result<()> {
     if layers.len() >= MAX_LAYERS {
         return Err(refused("there are too many layers"));
     }
-    let changes = layer.changes(layout);
+    let disk = open(&layout.volume())?;
+    if disk.metadata()?.dev() == fs::symlink_metadata(layout.dir())?.dev() {
+        return Err(refused("its disk is not mounted"));
+    }
+    // By descriptor: what is unmounted from here on takes these folders along.
+    let volume = PathBuf::from(by_descriptor(&disk));
+    let changes = layer.changes(&volume);
     DirBuilder::new().recursive(true).mode(0o700).create(&changes)?;
     make_folder(&changes.join("upper"), true)?;
     make_folder(&changes.join("work"), false)?;
     if !directory.is_empty() {
-        make_folder(&layout.volume().join("workspace").join(directory), true)?;
+        make_folder(&volume.join("workspace").join(directory), true)?;
     }
     layers.push(layer);
-    write_whole(&layout.layers(), &serde_json::to_vec(&layers)?, 0o600)
+    write_settled(&layout.layers(), &serde_json::to_vec(&layers)?, 0o600)
 }
 
 fn make_folder(path: &Path, for_agent: bool) -> io::Result<()> {
@@ -134,7 +144,7 @@ pub fn mount_all(layout: &Layout, layers: &[Layer], workspace: &Path) -> io::Res
     for layer in layers {
         check_name(&layer.directory)?;
         let at = if layer.directory.is_empty() { workspace.to_owned() } else { workspace.join(&layer.directory) };
-        let changes = layer.changes(layout);
+        let changes = layer.changes(&layout.volume());
         // A folder of the lower directory can be renamed: the kernel notes in an attribute, which no sandbox can write, where
         // its content is.
         mount_overlay(&layer.lower, &changes.join("upper"), &changes.join("work"), &at, ",redirect_dir=on")

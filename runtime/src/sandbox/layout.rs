@@ -1,6 +1,6 @@
 //! Where everything of one sandbox lies on the host, so that it can be found again by name.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -84,10 +84,23 @@ pub fn digest(content: &[u8]) -> String {
 
 /// Writes a file so that it is there whole or not at all, whoever else writes it at the same moment.
 pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    write(path, bytes, mode, false)
+}
+
+/// The same also when the machine loses power: for what is read after that.
+pub fn write_settled(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    write(path, bytes, mode, true)?;
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32, settle: bool) -> io::Result<()> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(format!(".{}.partial", uuid::Uuid::now_v7()));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&partial)?;
     file.write_all(bytes)?;
+    if settle {
+        file.sync_all()?;
+    }
     drop(file);
     fs::rename(&partial, path)
 }

@@ -171,3 +171,35 @@ async fn a_link_in_the_place_of_a_folder_leads_nowhere() {
     assert!(host.sandboxes.start(&spec(id, limits())).await.is_err());
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
 }
+
+#[tokio::test]
+async fn a_layer_that_comes_after_the_sandbox_is_gone_leaves_nothing_in_its_way() {
+    let host = Host::new();
+    let lower = lower(&host, "one");
+    let id = host.id();
+    let volume = host.sandboxes.create_volume(id, DISK).await.unwrap();
+    let at = volume.workspace().parent().unwrap().to_owned();
+    host.sandboxes.destroy(id).await.unwrap();
+    // All gone, or only unmounted so far.
+    for half_removed in [false, true] {
+        if half_removed {
+            fs::create_dir_all(&at).unwrap();
+        }
+        volume.lay("", &lower).await.unwrap_err();
+        volume.lay("api", &lower).await.unwrap_err();
+        assert_eq!(at.exists(), half_removed);
+        host.sandboxes.destroy(id).await.unwrap();
+        assert!(!at.parent().unwrap().exists());
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_named() {
+    let host = Host::new();
+    let id = host.id();
+    let volume = host.sandboxes.create_volume(id, DISK).await.unwrap();
+    fs::write(volume.workspace().ancestors().nth(2).unwrap().join("layers.json"), "{").unwrap();
+    let error = host.sandboxes.lowers().await.unwrap_err();
+    let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+    assert!(format!("{error} {source}").contains(&format!("sandbox {id}")), "{error:?}");
+}

@@ -103,7 +103,7 @@ async fn protected_files_stay_as_they_were_in_every_commit() {
     assert_eq!(scene.fault(&["echo x > Cargo.lock"]).await, protected);
     assert_eq!(scene.fault(&["echo x > src/Cargo.lock"]).await, None);
     let hint = GitError::PackRejected { fault: PackFault::Protected, detail: String::new() }.failure().hint;
-    assert!(hint.contains("git.protected_files"), "{hint}");
+    assert!(hint.contains("commits.protected_files"), "{hint}");
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! What the cache holds, and what of it has to go.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -51,9 +52,18 @@ pub struct Cached {
     pub used: SystemTime,
 }
 
-pub(super) fn entries(folder: &Path) -> Vec<(PathBuf, String)> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    entries.flatten().filter_map(|entry| Some((entry.path(), entry.file_name().into_string().ok()?))).collect()
+/// What is in a folder, which is nothing where there is none. Names of ours only: they are all text.
+pub(super) fn entries(folder: &Path) -> io::Result<Vec<(PathBuf, String)>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        found.extend(entry.file_name().into_string().ok().map(|name| (entry.path(), name)));
+    }
+    Ok(found)
 }
 
 fn is_leftover(name: &str) -> bool {
@@ -62,41 +72,46 @@ fn is_leftover(name: &str) -> bool {
 }
 
 /// Directories of mirrors.
-pub(super) fn mirrors(cache: &CacheDir) -> impl Iterator<Item = PathBuf> {
-    entries(&cache.root)
-        .into_iter()
-        .filter(|(path, name)| !name.starts_with('.') && path.join("mirror.json").is_file())
-        .map(|(path, _)| path)
+pub(super) fn mirrors(cache: &CacheDir) -> io::Result<impl Iterator<Item = PathBuf>> {
+    let found = entries(&cache.root)?;
+    let is_mirror = |path: &Path, name: &str| !name.starts_with('.') && path.join("mirror.json").is_file();
+    Ok(found.into_iter().filter(move |(path, name)| is_mirror(path, name)).map(|(path, _)| path))
 }
 
-pub(super) fn census(cache: &CacheDir) -> Vec<Cached> {
+/// Everything that can be seen: one mirror that cannot be read does not keep the others from being trimmed.
+pub(super) fn census(cache: &CacheDir) -> Result<Vec<Cached>, GitError> {
+    let disk = |error: io::Error| GitError::io(Operation::Checkout, "counting the cache", &error);
     let mut found = Vec::new();
-    for mirror in mirrors(cache) {
-        for path in lowers(&mirror) {
-            let (bytes, used) = size_and_use(&path);
-            found.push(Cached { mirror: mirror.clone(), part: Part::Lower, path, bytes, used });
-        }
-        for (path, name) in entries(&mirror.join("lines")) {
-            if is_leftover(&name) || !name.ends_with(".git") {
-                continue;
-            }
-            let bytes = entries(&path.join("objects/pack"))
-                .iter()
-                .filter_map(|(path, _)| fs::symlink_metadata(path).ok())
-                .map(|meta| meta.len())
-                .sum();
-            let used = last_use(Part::Line, &path);
-            found.push(Cached { mirror: mirror.clone(), part: Part::Line, path, bytes, used });
+    for mirror in mirrors(cache).map_err(disk)? {
+        match parts(&mirror) {
+            Ok(parts) => found.extend(parts),
+            Err(error) => tracing::warn!(mirror = %mirror.display(), %error, "a mirror cannot be counted; it stays"),
         }
     }
-    found
+    Ok(found)
 }
 
-fn lowers(mirror: &Path) -> impl Iterator<Item = PathBuf> {
-    entries(&mirror.join("lowers"))
-        .into_iter()
-        .filter(|(path, name)| !name.starts_with('.') && path.is_dir())
-        .map(|(path, _)| path)
+fn parts(mirror: &Path) -> io::Result<Vec<Cached>> {
+    let mut found = Vec::new();
+    for path in lowers(mirror)? {
+        let (bytes, used) = size_and_use(&path);
+        found.push(Cached { mirror: mirror.to_owned(), part: Part::Lower, path, bytes, used });
+    }
+    for (path, name) in entries(&mirror.join("lines"))? {
+        if is_leftover(&name) || !name.ends_with(".git") {
+            continue;
+        }
+        let packs = entries(&path.join("objects/pack"))?;
+        let bytes = packs.iter().filter_map(|(path, _)| fs::symlink_metadata(path).ok()).map(|meta| meta.len()).sum();
+        let used = last_use(Part::Line, &path);
+        found.push(Cached { mirror: mirror.to_owned(), part: Part::Line, path, bytes, used });
+    }
+    Ok(found)
+}
+
+fn lowers(mirror: &Path) -> io::Result<impl Iterator<Item = PathBuf>> {
+    let found = entries(&mirror.join("lowers"))?;
+    Ok(found.into_iter().filter(|(path, name)| !name.starts_with('.') && path.is_dir()).map(|(path, _)| path))
 }
 
 /// One without a note is half-removed, or from a process that was killed: it is as old as can be.
@@ -115,12 +130,14 @@ fn last_use(part: Part, path: &Path) -> SystemTime {
 
 /// The lower of this mirror that was used last.
 pub(super) fn latest_lower(mirror: &Mirror) -> Option<PathBuf> {
-    let whole = lowers(mirror.dir()).filter(|path| note_of(path).is_file());
+    // Without one, every file is written anew.
+    let whole = lowers(mirror.dir()).ok()?.filter(|path| note_of(path).is_file());
     whole.map(|path| (last_use(Part::Lower, &path), path)).max().map(|(_, path)| path)
 }
 
-/// What a killed process has left.
+/// What a killed process has left, as far as it can be seen.
 pub(super) fn leftovers(cache: &CacheDir) -> Vec<PathBuf> {
+    let entries = |folder: &Path| entries(folder).unwrap_or_default();
     let mut found: Vec<PathBuf> = Vec::new();
     let mut folders = vec![cache.root.clone()];
     for (mirror, _) in entries(&cache.root) {
@@ -129,14 +146,27 @@ pub(super) fn leftovers(cache: &CacheDir) -> Vec<PathBuf> {
     for folder in folders {
         let inside = entries(&folder);
         found.extend(inside.iter().filter(|(_, name)| is_leftover(name)).map(|(path, _)| path.clone()));
-        // A note whose files are gone.
-        let orphans = inside.iter().filter(|(path, name)| {
-            let of = name.ends_with(".json") || name.ends_with(".unsettled");
-            folder.ends_with("lowers") && of && !path.with_extension("").is_dir()
-        });
+        let orphans = inside.iter().filter(|(path, _)| folder.ends_with("lowers") && is_orphan(path));
         found.extend(orphans.map(|(path, _)| path.clone()));
     }
     found
+}
+
+/// A note whose files are gone.
+fn is_orphan(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind == "json" || kind == "unsettled") && !path.with_extension("").is_dir()
+}
+
+/// Removes what was left over when somebody looked, if it still is. A note is written before its files have their name, so one
+/// without files may be of files that are just coming: it is removed only while nothing is made in its mirror.
+pub(super) fn clear(path: &Path) -> bool {
+    if path.file_name().is_some_and(|name| name.to_str().is_some_and(is_leftover)) {
+        return remove_tree(path).is_ok();
+    }
+    let Some(mirror) = path.ancestors().nth(2) else { return false };
+    let turn =
+        File::create(mirror.join("lock")).and_then(|lock| lock.try_lock().map_err(io::Error::from).map(|()| lock));
+    turn.is_ok() && is_orphan(path) && fs::remove_file(path).is_ok()
 }
 
 /// What has to go, and in which order, so that the cache keeps its limits. What is pinned counts and stays.
@@ -170,13 +200,13 @@ pub fn victims(cached: &[Cached], pinned: &HashSet<PathBuf>, limits: &CacheLimit
 /// Takes the name away, then the files, and the mirror's directory with its last part. `false`: it was used meanwhile, and
 /// stays.
 pub(super) fn evict(part: &Cached) -> Result<bool, GitError> {
-    let disk = |error: std::io::Error| GitError::io(Operation::Checkout, "removing from the cache", &error);
+    let disk = |error: io::Error| GitError::io(Operation::Checkout, "removing from the cache", &error);
     if last_use(part.part, &part.path) > part.used {
         return Ok(false);
     }
     let gone = part.path.with_file_name(fresh_name(GONE));
     match fs::rename(&part.path, &gone) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         moved => moved.map_err(disk)?,
     }
     if part.part == Part::Lower {
@@ -184,11 +214,22 @@ pub(super) fn evict(part: &Cached) -> Result<bool, GitError> {
     }
     remove_tree(&part.path.with_extension("unsettled")).map_err(disk)?;
     remove_tree(&gone).map_err(disk)?;
-    let empty = ["lines", "lowers"].iter().all(|folder| entries(&part.mirror.join(folder)).is_empty());
-    if empty {
-        remove_tree(&part.mirror).map_err(disk)?;
+    if let Err(error) = remove_if_empty(&part.mirror) {
+        tracing::warn!(mirror = %part.mirror.display(), %error, "a mirror's own directory stays");
     }
     Ok(true)
+}
+
+/// The folders go one by one, and only without anything in them: what cannot be read is not taken for empty.
+fn remove_if_empty(mirror: &Path) -> io::Result<()> {
+    for folder in ["lowers", "lines"] {
+        match fs::remove_dir(mirror.join(folder)) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => return Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    remove_tree(mirror)
 }
 
 #[cfg(test)]

@@ -44,9 +44,9 @@ pub(super) fn settle(paths: &[PathBuf]) -> io::Result<()> {
 /// Forgets what an earlier run of the machine may not have brought to the disk. To be called before anything is used.
 pub(super) fn forget_unsettled(cache: &CacheDir) -> io::Result<()> {
     let boot = boot()?;
-    for mirror in census::mirrors(cache) {
+    for mirror in census::mirrors(cache)? {
         for folder in ["lines", "lowers"] {
-            for (mark, name) in census::entries(&mirror.join(folder)) {
+            for (mark, name) in census::entries(&mirror.join(folder))? {
                 if !name.ends_with(".unsettled") || fs::read_to_string(&mark).is_ok_and(|marked| marked == boot) {
                     continue;
                 }

@@ -110,11 +110,18 @@ fn write(request: &Request, cloned: &Cloned, line: &Path, path: &Path, ticket: &
         owner: request.owner,
         objects: Objects::Linked,
         previous: census::latest_lower(&request.mirror),
+        max_bytes: request.max_bytes,
     };
     let written = checkout::run(&order, ticket)?;
     let note = Note { bytes: written.bytes + written.object_bytes, files: written.files };
     let note = serde_json::to_vec(&note).map_err(|error| disk("noting the size")(error.into()))?;
-    // One without a note is not whole, whatever left it.
+    // One without a note is not whole, whatever left it. But a sandbox from before may still have it mounted.
+    if fs::symlink_metadata(path).is_ok() && !request.mirror.may_replace(path) {
+        return Err(GitError::Io {
+            operation: OPERATION,
+            detail: "the commit's files were damaged, and a sandbox still uses them".to_owned(),
+        });
+    }
     remove_tree(path).map_err(disk("putting the files in place"))?;
     durable::mark(path).and_then(|()| fs::write(note_of(path), note)).map_err(disk("noting the size"))?;
     fs::rename(&draft.0, path).map_err(disk("putting the files in place"))

@@ -24,10 +24,12 @@ mod line;
 mod lower;
 mod proof;
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use orchestra_events::CommitId;
@@ -116,7 +118,7 @@ impl CacheDir {
 
     /// The mirror of a repository, there or not.
     pub fn mirror(&self, key: &MirrorKey) -> Mirror {
-        Mirror { dir: self.root.join(&key.digest), description: key.description.clone() }
+        Mirror { dir: self.root.join(&key.digest), description: key.description.clone(), in_use: None }
     }
 
     /// An empty repository. Without one libgit2 follows redirects while it lists refs.
@@ -139,12 +141,24 @@ impl CacheDir {
 pub struct Mirror {
     dir: PathBuf,
     description: String,
+    /// Files that somebody may be using; `None`: nobody has said, so it could be any.
+    in_use: Option<Arc<HashSet<PathBuf>>>,
 }
 
 impl Mirror {
     /// Its own directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The same mirror, knowing what is in use: other files that are not whole may be replaced by [`Git::lower`]. Without
+    /// this, whatever is there stays there.
+    pub fn with_in_use(self, in_use: HashSet<PathBuf>) -> Self {
+        Self { in_use: Some(Arc::new(in_use)), ..self }
+    }
+
+    fn may_replace(&self, path: &Path) -> bool {
+        self.in_use.as_ref().is_some_and(|in_use| !in_use.contains(path))
     }
 
     fn line(&self, base: &str) -> PathBuf {
@@ -278,7 +292,7 @@ impl Git {
     pub async fn census(&self, cache: &CacheDir) -> Result<Vec<Cached>, GitError> {
         let cache = cache.clone();
         self.pool
-            .run(Operation::Checkout, self.config.local_timeout, Late::Await, move |_| Ok(census::census(&cache)))
+            .run(Operation::Checkout, self.config.local_timeout, Late::Await, move |_| census::census(&cache))
             .await
     }
 
@@ -296,11 +310,11 @@ impl Git {
             .await
     }
 
-    /// Removes [`CacheDir::leftovers`]. Answers how many there were.
+    /// Removes [`CacheDir::leftovers`], as far as they still are some. Answers how many there were.
     pub async fn clear(&self, leftovers: Vec<PathBuf>) -> Result<usize, GitError> {
         self.pool
             .run(Operation::Checkout, self.config.local_timeout, Late::Await, move |_| {
-                Ok(leftovers.iter().filter(|path| remove_tree(path).is_ok()).count())
+                Ok(leftovers.iter().filter(|path| census::clear(path)).count())
             })
             .await
     }
