@@ -329,6 +329,26 @@ async fn a_name_that_several_people_have_is_asked_nothing() {
 }
 
 #[tokio::test]
+async fn a_list_of_members_that_is_refused_costs_the_reviewers_and_nothing_else() {
+    let world = World::new(Kind::BitbucketCloud).await;
+    let members = On::Operation("GET", "/members");
+    for (status, said) in [(401, "Token is invalid, expired, or not supported for this endpoint."), (500, "Oops")] {
+        world.change(|repo| repo.pulls.clear());
+        world.fake.mend();
+        world.fake.fault(members, ApiFault::Status(status, said), u32::MAX);
+        // When it is opened, and when it is found.
+        for existed in [false, true] {
+            let uuid = world.fake.with(|state| state.person("bob").expect("bob").uuid.clone());
+            let opened = world.forge.open_pull_request(world.access(), &wish(&["ann", &uuid])).await.expect("opened");
+            assert_eq!((opened.existed, opened.ours), (existed, true));
+            let told = of(Feature::Reviewers, &opened.notes);
+            assert!(matches!(told.as_slice(), [note] if note.starts_with("ann: ")), "{told:?}");
+            assert_eq!(world.pulls()[0].reviewers, ["bob"]);
+        }
+    }
+}
+
+#[tokio::test]
 async fn one_conflict_of_data_centers_has_many_meanings() {
     let world = World::new(Kind::BitbucketDc).await;
     let open = async |new: NewPullRequest| world.forge.open_pull_request(world.access(), &new).await;
