@@ -349,6 +349,23 @@ async fn a_list_of_members_that_is_refused_costs_the_reviewers_and_nothing_else(
 }
 
 #[tokio::test]
+async fn what_a_data_centers_fork_offers_to_its_upstream_is_not_this_repositorys() {
+    let world = World::new(Kind::BitbucketDc).await;
+    world.change(|repo| {
+        let (head, base, body) = ("work".to_owned(), "main".to_owned(), format!("Offered.\n\n{HIDDEN}"));
+        repo.add_pull(Pull { head, base, body, upstream: Some("upstream/api".to_owned()), ..Pull::default() });
+        // By another way of writing this repository's name, the second one is here.
+        let (head, base, body) = ("work".to_owned(), "main".to_owned(), "Mine.".to_owned());
+        repo.add_pull(Pull { head, base, body, upstream: Some("ACME/Api".to_owned()), ..Pull::default() });
+    });
+    let opened = world.forge.open_pull_request(world.access(), &wish(&[])).await.expect("found");
+    assert_eq!((opened.ours, opened.pull_request.map(|one| one.number)), (false, Some(2)));
+    world.change(|repo| repo.pulls.truncate(1));
+    let opened = world.forge.open_pull_request(world.access(), &wish(&[])).await.expect("opened");
+    assert_eq!((opened.existed, opened.pull_request.map(|one| one.number)), (false, Some(2)));
+}
+
+#[tokio::test]
 async fn one_conflict_of_data_centers_has_many_meanings() {
     let world = World::new(Kind::BitbucketDc).await;
     let open = async |new: NewPullRequest| world.forge.open_pull_request(world.access(), &new).await;

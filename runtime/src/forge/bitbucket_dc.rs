@@ -127,7 +127,9 @@ impl BitbucketDc {
         self.each(session, &request, MAX_PAGES, |item| {
             let text = |pointer: &str| item.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
             let rank = (text("/description").contains(&marker), text("/toRef/id") == base);
-            if text("/fromRef/id") == head && best.as_ref().is_none_or(|(known, _)| rank > *known) {
+            // A fork lists what it offers to the repository that it was made of, too.
+            let here = place.is(text("/toRef/repository/project/key"), text("/toRef/repository/slug"));
+            if here && text("/fromRef/id") == head && best.as_ref().is_none_or(|(known, _)| rank > *known) {
                 best = Some((rank, item.clone()));
             }
             false
