@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::http::{Answer, Request, Rest, Session, segment};
+use super::refusal::sentence;
 use super::token::TokenKind;
 use super::wish::{MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened};
 use super::{
@@ -107,8 +108,9 @@ impl Github {
                 }
                 Ok(answer) => {
                     let error = session.refusal(&request, &answer);
-                    let said = error.to_string().to_lowercase();
-                    if draft && said.contains("draft") {
+                    // The sentence alone, and whole words of it: the repository and the branch may be named anything.
+                    let said = sentence(&answer.body).unwrap_or_default().to_lowercase();
+                    if draft && said.contains("draft pull request") {
                         notes.push(note(Feature::Drafts, &error));
                         draft = false;
                         continue;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use orchestra_runtime::forge::{ForgeError, ForgeKind, NewPullRequest};
+use orchestra_events::repo::RepoRef;
+use orchestra_runtime::forge::{Access, ForgeError, ForgeKind, NewPullRequest};
 use orchestra_test_forges::{ApiFault, Login, On};
 use secrecy::SecretString;
 
@@ -50,6 +51,21 @@ async fn an_apps_installation_has_no_role_and_is_not_refused_for_that() {
     }
     let opened = world.forge.open_pull_request(world.access(&app), &world.new_pull_request()).await.expect("opened");
     assert!(opened.ours && opened.pull_request.is_some(), "{opened:?}");
+    world.end();
+}
+
+#[tokio::test]
+async fn a_repository_named_after_drafts_says_nothing_about_them() {
+    let world = World::new(ForgeKind::Github).await;
+    world.fake().add_repo("acme/draft-tool");
+    let (token, repo) = (world.token(Token::Writes), RepoRef::new("here", "acme/draft-tool").expect("a repository"));
+    let access = Access { repo: &repo, token: Some(&token) };
+    let (head, base) = ("orchestra/draft-9f3c".to_owned(), "not-there".to_owned());
+    let new = NewPullRequest { head, base, draft: true, ..world.new_pull_request() };
+    let error = world.said(world.forge.open_pull_request(access, &new).await.expect_err("there is no such base"));
+    assert!(matches!(error, ForgeError::Refused { .. }), "{error:?}");
+    let posts = world.fake().requests().iter().filter(|line| line.starts_with("POST")).count();
+    assert_eq!(posts, 1, "it was not asked again without a draft");
     world.end();
 }
 
