@@ -178,7 +178,9 @@ impl BitbucketCloud {
             });
             // The list is a help, and nobody's task fails for it. An access token is refused there with 401, as if it were
             // dead; of one that is, the next request tells.
-            unread = told.await.err().map(|error| error.to_string());
+            unread = told.await.err().map(|error| {
+                format!("the workspace's members cannot be listed with this token; give the account's UUID ({error})")
+            });
         }
         let mut found: Vec<Reviewer> = Vec::new();
         for wish in wanted {
