@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::http::{Answer, Request, Rest, Session, segment};
 use super::refusal::sentence;
 use super::token::TokenKind;
-use super::wish::{MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened};
+use super::wish::{MAX_COMMENT_PAGES, MAX_QUOTES, answer_lost, declined, extra, names, note, shortened};
 use super::{
     Access, BranchRules, CommitStatus, Feature, Forge, ForgeError, NewPullRequest, Note, Opened, PullRequest,
     Repository, StatusState,
@@ -182,18 +182,26 @@ impl Github {
         self.send(session, Request::post(path, "ask for a review", body).needs("pull_requests=write")).await
     }
 
-    async fn find_comment(&self, session: &Session<'_>, path: &str, marker: &str) -> Result<Option<u64>, ForgeError> {
+    /// A comment that carries the marker and is none of these.
+    async fn find_comment(
+        &self,
+        session: &Session<'_>,
+        path: &str,
+        marker: &str,
+        not: &[u64],
+    ) -> Result<Option<u64>, ForgeError> {
         for page in 1..=MAX_COMMENT_PAGES {
             let request = Request::get(path, "read the comments")
                 .query("per_page", COMMENTS_PER_PAGE.to_string())
                 .query("page", page.to_string());
             let answer = self.send(session, request).await?;
             let comments = answer.items("");
-            let ours = comments
+            let marked = comments
                 .iter()
-                .find(|comment| comment.get("body").and_then(Value::as_str).is_some_and(|body| body.contains(marker)));
-            if let Some(comment) = ours {
-                return Ok(comment.get("id").and_then(Value::as_u64));
+                .filter(|comment| comment.get("body").and_then(Value::as_str).is_some_and(|body| body.contains(marker)));
+            let mut ids = marked.filter_map(|comment| comment.get("id")?.as_u64());
+            if let Some(id) = ids.find(|id| !not.contains(id)) {
+                return Ok(Some(id));
             }
             if comments.len() < COMMENTS_PER_PAGE {
                 break;
@@ -213,15 +221,22 @@ impl Github {
         let (path, _) = repo_path(access);
         let list = format!("{path}/issues/{number}/comments");
         let body = json!({ "body": text });
-        if let Some(id) = self.find_comment(session, &list, marker).await? {
+        let mut quotes = Vec::new();
+        while quotes.len() < MAX_QUOTES
+            && let Some(id) = self.find_comment(session, &list, marker, &quotes).await?
+        {
+            // Somebody may have quoted ours: theirs cannot be changed.
             let path = format!("{path}/issues/comments/{id}");
-            let request = Request::patch(path, "change a comment", body).needs("issues=write");
-            return self.send(session, request).await.map(drop);
+            let request = Request::patch(path, "change a comment", body.clone()).takes(&[403, 404]);
+            if self.send(session, request).await?.ok() {
+                return Ok(());
+            }
+            quotes.push(id);
         }
         let request = Request::post(list.as_str(), "comment on a pull request", body).needs("issues=write");
         match self.send(session, request).await {
             Err(error) if answer_lost(&error) => {
-                self.find_comment(session, &list, marker).await?.map(drop).ok_or(error)
+                self.find_comment(session, &list, marker, &quotes).await?.map(drop).ok_or(error)
             }
             done => done.map(drop),
         }

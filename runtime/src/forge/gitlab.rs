@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::http::{Answer, Request, Rest, Session, segment};
-use super::wish::{MAX_COMMENT_PAGES, answer_lost, extra, names, note, shortened};
+use super::wish::{MAX_COMMENT_PAGES, MAX_QUOTES, answer_lost, extra, names, note, shortened};
 use super::{
     Access, BranchRules, CommitStatus, Feature, Forge, ForgeError, NewPullRequest, Note, Opened, PullRequest,
     Repository, StatusState,
@@ -185,7 +185,14 @@ impl Gitlab {
         Ok(ids)
     }
 
-    async fn find_comment(&self, session: &Session<'_>, list: &str, marker: &str) -> Result<Option<u64>, ForgeError> {
+    /// A comment that carries the marker and is none of these.
+    async fn find_comment(
+        &self,
+        session: &Session<'_>,
+        list: &str,
+        marker: &str,
+        not: &[u64],
+    ) -> Result<Option<u64>, ForgeError> {
         for page in 1..=MAX_COMMENT_PAGES {
             let request = Request::get(list, "read the comments")
                 .query("sort", "asc")
@@ -193,11 +200,12 @@ impl Gitlab {
                 .query("page", page.to_string());
             let answer = session.send(&request).await?;
             let notes = answer.items("");
-            let ours = notes
+            let marked = notes
                 .iter()
-                .find(|note| note.get("body").and_then(Value::as_str).is_some_and(|body| body.contains(marker)));
-            if let Some(note) = ours {
-                return Ok(note.get("id").and_then(Value::as_u64));
+                .filter(|note| note.get("body").and_then(Value::as_str).is_some_and(|body| body.contains(marker)));
+            let mut ids = marked.filter_map(|note| note.get("id")?.as_u64());
+            if let Some(id) = ids.find(|id| !not.contains(id)) {
+                return Ok(Some(id));
             }
             if notes.len() < COMMENTS_PER_PAGE {
                 break;
@@ -216,14 +224,21 @@ impl Gitlab {
     ) -> Result<(), ForgeError> {
         let list = format!("{}/merge_requests/{number}/notes", project(access));
         let body = json!({ "body": text });
-        if let Some(id) = self.find_comment(session, &list, marker).await? {
-            let request = Request::put(format!("{list}/{id}"), "change a comment", body).needs("api");
-            return session.send(&request).await.map(drop);
+        let mut quotes = Vec::new();
+        while quotes.len() < MAX_QUOTES
+            && let Some(id) = self.find_comment(session, &list, marker, &quotes).await?
+        {
+            // Somebody may have quoted ours: theirs cannot be changed.
+            let request = Request::put(format!("{list}/{id}"), "change a comment", body.clone()).takes(&[403, 404]);
+            if session.send(&request).await?.ok() {
+                return Ok(());
+            }
+            quotes.push(id);
         }
         let request = Request::post(list.as_str(), "comment on a merge request", body).needs("api");
         match session.send(&request).await {
             Err(error) if answer_lost(&error) => {
-                self.find_comment(session, &list, marker).await?.map(drop).ok_or(error)
+                self.find_comment(session, &list, marker, &quotes).await?.map(drop).ok_or(error)
             }
             done => done.map(drop),
         }

@@ -4,6 +4,8 @@ use super::{Feature, ForgeError, Note};
 
 /// How many pages of comments are searched for ours. Ours is among the first on a pull request that we opened.
 pub(super) const MAX_COMMENT_PAGES: usize = 10;
+/// Comments of others that quote ours and are tried in vain before a new one is written.
+pub(super) const MAX_QUOTES: usize = 5;
 /// Reviewers and labels that one pull request is given; more are left out, with a note.
 pub(super) const MAX_NAMES: usize = 20;
 

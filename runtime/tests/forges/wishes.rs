@@ -273,6 +273,37 @@ pub async fn our_comment_is_found_behind_many_others(world: &World) {
     assert!(ours[0].body.contains("$0.34"), "{ours:?}");
 }
 
+pub async fn a_comment_that_quotes_ours_is_left_alone(world: &World) {
+    if world.fake.is_none() {
+        return;
+    }
+    let token = world.token(Token::Writes);
+    let opened = world.forge.open_pull_request(world.access(&token), &world.new_pull_request()).await.expect("opened");
+    let number = opened.pull_request.expect("a pull request").number;
+    // With the marker as this forge has it, from the pull request's text.
+    let quote = format!("Really?\n\n{}", world.pulls()[0].body);
+    world.fake().with(|state| {
+        let comments = &mut state.repos.get_mut(REPO).expect("it is there").pulls[0].comments;
+        comments.push(Comment { id: 70_000, body: quote.clone(), version: 0 });
+    });
+    let changing = match world.kind {
+        ForgeKind::Github => On::Operation("PATCH", "/comments/"),
+        ForgeKind::Gitlab => On::Operation("PUT", "/notes/"),
+        ForgeKind::BitbucketCloud | ForgeKind::BitbucketDc => On::Operation("PUT", "/comments/"),
+        ForgeKind::Plain | ForgeKind::Local => unreachable!("they have no interface"),
+    };
+    // The Bitbuckets tell the newest first, so that there ours is changed before the quotation is met.
+    let quote_first = matches!(world.kind, ForgeKind::Github | ForgeKind::Gitlab);
+    for (status, text, in_vain) in [(403, "It cost $0.12.", true), (404, "It cost $0.34.", quote_first)] {
+        world.fake().fault(changing, ApiFault::Status(status, "Not yours"), u32::from(in_vain));
+        let text = format!("{text}\n\n{MARKER}");
+        assert_eq!(world.forge.comment(world.access(&token), number, MARKER, &text).await, Ok(None));
+    }
+    let bodies: Vec<String> = world.pulls()[0].comments.iter().map(|one| one.body.clone()).collect();
+    let [theirs, ours] = bodies.as_slice() else { panic!("{bodies:?}") };
+    assert!(*theirs == quote && ours.contains("$0.34"), "{bodies:?}");
+}
+
 pub async fn two_at_once_open_one(world: &World) {
     if world.fake.is_none() {
         return;
