@@ -366,6 +366,15 @@ async fn what_a_data_centers_fork_offers_to_its_upstream_is_not_this_repositorys
 }
 
 #[tokio::test]
+async fn a_captcha_of_data_centers_is_no_dead_token() {
+    let world = World::new(Kind::BitbucketDc).await;
+    world.fake.fault(On::Any, ApiFault::Captcha, 1);
+    let error = world.forge.repository(world.access()).await.expect_err("a captcha");
+    assert!(matches!(error, ForgeError::CaptchaRequired { .. }), "{error:?}");
+    assert!(error.failure().hint.contains("solve the captcha"), "{error:?}");
+}
+
+#[tokio::test]
 async fn one_conflict_of_data_centers_has_many_meanings() {
     let world = World::new(Kind::BitbucketDc).await;
     let open = async |new: NewPullRequest| world.forge.open_pull_request(world.access(), &new).await;

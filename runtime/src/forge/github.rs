@@ -196,9 +196,9 @@ impl Github {
                 .query("page", page.to_string());
             let answer = self.send(session, request).await?;
             let comments = answer.items("");
-            let marked = comments
-                .iter()
-                .filter(|comment| comment.get("body").and_then(Value::as_str).is_some_and(|body| body.contains(marker)));
+            let marked = comments.iter().filter(|comment| {
+                comment.get("body").and_then(Value::as_str).is_some_and(|body| body.contains(marker))
+            });
             let mut ids = marked.filter_map(|comment| comment.get("id")?.as_u64());
             if let Some(id) = ids.find(|id| !not.contains(id)) {
                 return Ok(Some(id));

@@ -17,6 +17,8 @@ pub(super) fn answer_lost(error: &ForgeError) -> bool {
         | ForgeError::TokenRejected { .. }
         | ForgeError::TokenLacksPermission { .. }
         | ForgeError::SsoRequired { .. }
+        | ForgeError::AddressNotAllowed { .. }
+        | ForgeError::CaptchaRequired { .. }
         | ForgeError::NotFound { .. }
         | ForgeError::Archived { .. }
         | ForgeError::RateLimited { .. }
@@ -36,6 +38,8 @@ pub(super) fn declined(error: &ForgeError) -> bool {
         ForgeError::TokenMissing { .. }
         | ForgeError::TokenRejected { .. }
         | ForgeError::SsoRequired { .. }
+        | ForgeError::AddressNotAllowed { .. }
+        | ForgeError::CaptchaRequired { .. }
         | ForgeError::RateLimited { .. }
         | ForgeError::Unavailable { .. }
         | ForgeError::Unreachable { .. }

@@ -93,6 +93,19 @@ async fn single_sign_on_is_no_missing_permission() {
 }
 
 #[tokio::test]
+async fn an_address_that_is_not_listed_is_no_missing_permission() {
+    let world = World::new(ForgeKind::Github).await;
+    let token = world.token(Token::Writes);
+    let said = "Although you appear to have the correct authorization credentials, the `acme` organization has an IP \
+                allow list enabled, and your IP address is not permitted to access this resource.";
+    world.fake().fault(On::Any, ApiFault::Status(403, said), 1);
+    let error = world.said(world.forge.repository(world.access(&token)).await.expect_err("a refusal"));
+    assert!(matches!(error, ForgeError::AddressNotAllowed { .. }), "{error:?}");
+    assert!(error.failure().hint.contains("allow list"), "{error:?}");
+    world.end();
+}
+
+#[tokio::test]
 async fn a_limit_without_a_time_is_a_minute() {
     let world = World::new(ForgeKind::Github).await;
     let token = world.token(Token::Writes);
