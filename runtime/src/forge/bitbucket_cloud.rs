@@ -15,7 +15,7 @@ use super::bitbucket_rules;
 use super::bitbucket_text::{body, mark, no_labels, title, unasked};
 use super::http::{Answer, Request, Rest, Session, segment};
 use super::token::TokenKind;
-use super::wish::{MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened};
+use super::wish::{HEAD_TRIES, MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened};
 use super::{
     Access, BranchRules, CommitStatus, Feature, Forge, ForgeError, NewPullRequest, Note, Opened, PullRequest,
     Repository, StatusState,
@@ -206,7 +206,7 @@ impl BitbucketCloud {
         notes: &mut Vec<Note>,
     ) -> Result<(PullRequest, bool, bool), ForgeError> {
         let reviewers = self.reviewers(session, place, &new.reviewers, notes).await;
-        let (mut with_reviewers, mut draft) = (!reviewers.is_empty(), new.draft);
+        let (mut with_reviewers, mut draft, mut tries) = (!reviewers.is_empty(), new.draft, 1);
         loop {
             let mut wish = json!({
                 "title": title(&new.title),
@@ -240,6 +240,11 @@ impl BitbucketCloud {
                 Ok(answer) if at_fault(&answer, "draft") && draft => {
                     draft = false;
                     notes.push(no_draft());
+                    continue;
+                }
+                Ok(answer) if at_fault(&answer, "source") && tries < HEAD_TRIES => {
+                    session.settle(tries).await;
+                    tries += 1;
                     continue;
                 }
                 Ok(answer) => session.refusal(&request, &answer),

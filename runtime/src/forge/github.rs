@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::http::{Answer, Request, Rest, Session, segment};
 use super::refusal::sentence;
 use super::token::TokenKind;
-use super::wish::{MAX_COMMENT_PAGES, MAX_QUOTES, answer_lost, declined, extra, names, note, shortened};
+use super::wish::{HEAD_TRIES, MAX_COMMENT_PAGES, MAX_QUOTES, answer_lost, declined, extra, names, note, shortened};
 use super::{
     Access, BranchRules, CommitStatus, Feature, Forge, ForgeError, NewPullRequest, Note, Opened, PullRequest,
     Repository, StatusState,
@@ -41,6 +41,11 @@ fn repo_path(access: Access<'_>) -> (String, String) {
 fn pull_request(value: &Value) -> Option<PullRequest> {
     let url = value.get("html_url")?.as_str()?;
     Some(PullRequest { number: value.get("number")?.as_u64()?, url: url.to_owned() })
+}
+
+/// Whether a 422 is about the branch with the work: `{"field": "head", "code": "invalid"}`.
+fn head_unknown(answer: &Answer) -> bool {
+    answer.items("/errors").iter().any(|error| error["field"] == "head" && error["code"] == "invalid")
 }
 
 impl Github {
@@ -91,7 +96,7 @@ impl Github {
         notes: &mut Vec<Note>,
     ) -> Result<(PullRequest, bool, bool), ForgeError> {
         let (path, _) = repo_path(access);
-        let mut draft = new.draft;
+        let (mut draft, mut tries) = (new.draft, 1);
         loop {
             let body = json!({
                 "title": new.title, "body": new.body, "head": new.head, "base": new.base,
@@ -113,6 +118,11 @@ impl Github {
                     if draft && said.contains("draft pull request") {
                         notes.push(note(Feature::Drafts, &error));
                         draft = false;
+                        continue;
+                    }
+                    if head_unknown(&answer) && tries < HEAD_TRIES {
+                        session.settle(tries).await;
+                        tries += 1;
                         continue;
                     }
                     if !said.contains("already exists") {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::http::{Answer, Request, Rest, Session, segment};
-use super::wish::{MAX_COMMENT_PAGES, MAX_QUOTES, answer_lost, extra, names, note, shortened};
+use super::wish::{HEAD_TRIES, MAX_COMMENT_PAGES, MAX_QUOTES, answer_lost, extra, names, note, shortened};
 use super::{
     Access, BranchRules, CommitStatus, Feature, Forge, ForgeError, NewPullRequest, Note, Opened, PullRequest,
     Repository, StatusState,
@@ -61,6 +61,13 @@ fn means(pattern: &str, branch: &str) -> bool {
         }
     }
     rest.ends_with(end)
+}
+
+/// Whether a refusal is about the branch with the work. No branch's name has a blank.
+fn head_unknown(error: &ForgeError) -> bool {
+    let ForgeError::Refused { forge: Some(text), .. } = error else { return false };
+    let text = text.to_lowercase();
+    text.contains("source branch") && text.contains("does not exist")
 }
 
 impl Gitlab {
@@ -120,7 +127,15 @@ impl Gitlab {
         let request = Request::post(format!("{}/merge_requests", project(access)), "open a merge request", body)
             .takes(&[409])
             .needs("api");
-        let error = match session.send(&request).await {
+        let mut tries = 1;
+        let sent = loop {
+            match session.send(&request).await {
+                Err(error) if head_unknown(&error) && tries < HEAD_TRIES => session.settle(tries).await,
+                sent => break sent,
+            }
+            tries += 1;
+        };
+        let error = match sent {
             Ok(answer) if answer.ok() => {
                 let given = answer.items("/reviewers").len();
                 if given < reviewers.len() {

@@ -4,6 +4,9 @@ use super::{Feature, ForgeError, Note};
 
 /// How many pages of comments are searched for ours. Ours is among the first on a pull request that we opened.
 pub(super) const MAX_COMMENT_PAGES: usize = 10;
+/// How often a pull request is created from a branch that the forge says is not there: where git and the interface are
+/// answered by different machines, a branch that was just pushed is known to the one before it is to the other.
+pub(super) const HEAD_TRIES: u32 = 3;
 /// Comments of others that quote ours and are tried in vain before a new one is written.
 pub(super) const MAX_QUOTES: usize = 5;
 /// Reviewers and labels that one pull request is given; more are left out, with a note.

@@ -304,6 +304,33 @@ pub async fn a_comment_that_quotes_ours_is_left_alone(world: &World) {
     assert!(*theirs == quote && ours.contains("$0.34"), "{bodies:?}");
 }
 
+pub async fn a_branch_that_shows_up_late_is_waited_for(world: &World) {
+    if world.fake.is_none() {
+        return;
+    }
+    // Longer than a branch takes to be made.
+    let limits = ForgeLimits { retry_pause: Duration::from_millis(150), ..limits() };
+    let forge = client(world.kind, Some(world.fake().api_url()), &limits);
+    let token = world.token(Token::Writes);
+    let new = NewPullRequest { head: "orchestra/late-9f3c".to_owned(), ..world.new_pull_request() };
+    let tries = || world.fake().requests().iter().filter(|line| line.starts_with("POST")).count();
+    let pushed = async {
+        while tries() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        orchestra_test_forges::Bare::at(world.root(), REPO).branch(&new.head);
+    };
+    let (opened, ()) = tokio::join!(forge.open_pull_request(world.access(&token), &new), pushed);
+    let opened = opened.expect("opened when the branch is there");
+    assert!(!opened.existed && opened.ours, "{opened:?}");
+    assert!((2..=3).contains(&tries()), "{}", tries());
+    // One that does not show up is given up.
+    let before = tries();
+    let new = NewPullRequest { head: "not-there".to_owned(), ..new };
+    world.said(world.forge.open_pull_request(world.access(&token), &new).await.expect_err("no such branch"));
+    assert_eq!(tries() - before, 3);
+}
+
 pub async fn two_at_once_open_one(world: &World) {
     if world.fake.is_none() {
         return;
