@@ -15,7 +15,7 @@ use super::bitbucket_rules;
 use super::bitbucket_text::{body, mark, no_labels, title, unasked};
 use super::http::{Answer, Request, Rest, Session, segment};
 use super::token::TokenKind;
-use super::wish::{HEAD_TRIES, MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened};
+use super::wish::{HEAD_TRIES, MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened, undescribed};
 use super::{
     Access, BranchRules, CommitStatus, Feature, Forge, ForgeError, NewPullRequest, Note, Opened, PullRequest,
     Repository, StatusState,
@@ -424,6 +424,8 @@ impl Forge for BitbucketCloud {
             Some((found, ours)) => {
                 // What somebody else opened is left as it is.
                 if ours {
+                    let described = self.describe_pull_request(access, found.number, &new.title, &new.body).await;
+                    notes.extend(undescribed(described));
                     let reviewers = self.reviewers(&session, &place, &new.reviewers, &mut notes).await;
                     self.ask(&session, &place, found.number, &reviewers, &mut notes).await;
                 }

@@ -11,7 +11,7 @@ use super::bitbucket_place::{DataCenterPlace as Place, data_center_root};
 use super::bitbucket_rules;
 use super::bitbucket_text::{body, mark, no_labels, title, unasked};
 use super::http::{Answer, Request, Rest, Session};
-use super::wish::{HEAD_TRIES, MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened};
+use super::wish::{HEAD_TRIES, MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened, undescribed};
 use super::{
     Access, BranchRules, CommitStatus, Feature, Forge, ForgeError, NewPullRequest, Note, Opened, PullRequest,
     Repository, StatusState,
@@ -400,6 +400,8 @@ impl Forge for BitbucketDc {
             Some((found, ours)) => {
                 // What somebody else opened is left as it is.
                 if ours {
+                    let described = self.describe_pull_request(access, found.number, &new.title, &new.body).await;
+                    notes.extend(undescribed(described));
                     let wished = reviewers(new, &mut notes);
                     self.ask(&session, &place, found.number, wished, &mut notes).await;
                 }

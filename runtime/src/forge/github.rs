@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use super::http::{Answer, Request, Rest, Session, segment};
 use super::refusal::sentence;
 use super::token::TokenKind;
-use super::wish::{HEAD_TRIES, MAX_COMMENT_PAGES, MAX_QUOTES, answer_lost, declined, extra, names, note, shortened};
+use super::wish::{
+    HEAD_TRIES, MAX_COMMENT_PAGES, MAX_QUOTES, answer_lost, declined, extra, names, note, shortened, undescribed,
+};
 use super::{
     Access, BranchRules, CommitStatus, Feature, Forge, ForgeError, NewPullRequest, Note, Opened, PullRequest,
     Repository, StatusState,
@@ -313,7 +315,13 @@ impl Forge for Github {
         let (path, _) = repo_path(access);
         let mut notes = Vec::new();
         let (pull_request, existed, ours) = match self.find(&session, access, new).await? {
-            Some((found, ours)) => (found, true, ours),
+            Some((found, ours)) => {
+                if ours {
+                    let described = self.describe_pull_request(access, found.number, &new.title, &new.body).await;
+                    notes.extend(undescribed(described));
+                }
+                (found, true, ours)
+            }
             None => self.create(&session, access, new, &mut notes).await?,
         };
         // What somebody else opened is left as it is.

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::http::{Answer, Request, Rest, Session, segment};
-use super::wish::{HEAD_TRIES, MAX_COMMENT_PAGES, MAX_QUOTES, answer_lost, extra, names, note, shortened};
+use super::wish::{HEAD_TRIES, MAX_COMMENT_PAGES, MAX_QUOTES, answer_lost, extra, names, note, shortened, undescribed};
 use super::{
     Access, BranchRules, CommitStatus, Feature, Forge, ForgeError, NewPullRequest, Note, Opened, PullRequest,
     Repository, StatusState,
@@ -349,7 +349,13 @@ impl Forge for Gitlab {
         let mut notes = Vec::new();
         let (pull_request, existed, ours) = match self.find(&session, access, new).await? {
             // Labels and reviewers were given with it.
-            Some((found, ours)) => (found, true, ours),
+            Some((found, ours)) => {
+                if ours {
+                    let described = self.describe_pull_request(access, found.number, &new.title, &new.body).await;
+                    notes.extend(undescribed(described));
+                }
+                (found, true, ours)
+            }
             None => self.create(&session, access, new, &mut notes).await?,
         };
         Ok(Opened { pull_request: Some(pull_request), existed, ours, notes })

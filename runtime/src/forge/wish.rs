@@ -65,6 +65,12 @@ pub(super) fn extra<T>(feature: Feature, done: Result<T, ForgeError>) -> Result<
     }
 }
 
+/// Of giving a pull request of ours that was found the text of this attempt: whatever comes between is a note, for the
+/// pull request is there.
+pub(super) fn undescribed(done: Result<Option<Note>, ForgeError>) -> Option<Note> {
+    done.unwrap_or_else(|error| Some(note(Feature::Descriptions, &error)))
+}
+
 /// The first [`MAX_NAMES`] of a list, without blanks and repetitions, and a note when some were left out.
 pub(super) fn names(feature: Feature, wished: &[String], notes: &mut Vec<Note>) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();

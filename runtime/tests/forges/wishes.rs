@@ -331,6 +331,41 @@ pub async fn a_branch_that_shows_up_late_is_waited_for(world: &World) {
     assert_eq!(tries() - before, 3);
 }
 
+pub async fn ours_is_given_the_words_of_the_newest_attempt(world: &World) {
+    if world.fake.is_none() {
+        return;
+    }
+    let token = world.token(Token::Writes);
+    let open = async |title: &str| {
+        let body = format!("{title}: why.\n\n{MARKER}");
+        let (title, reviewers) = (title.to_owned(), vec!["ann".to_owned()]);
+        let new = NewPullRequest { title, body, reviewers, draft: true, ..world.new_pull_request() };
+        world.forge.open_pull_request(world.access(&token), &new).await.expect("opened")
+    };
+    open("First").await;
+    let second = open("Second").await;
+    assert!(second.existed && second.ours && second.notes.is_empty(), "{second:?}");
+    let pull = &world.pulls()[0];
+    assert!(pull.title == "Second" && pull.body.starts_with("Second: why."), "{pull:?}");
+    assert!(pull.draft && pull.reviewers == ["ann"], "the rest stays: {pull:?}");
+    // It is there, whatever becomes of its words.
+    let changing = match world.kind {
+        ForgeKind::Github => On::Operation("PATCH", "/pulls/"),
+        ForgeKind::Gitlab => On::Operation("PUT", "/merge_requests/"),
+        ForgeKind::BitbucketCloud => On::Operation("PUT", "/pullrequests/"),
+        ForgeKind::BitbucketDc => On::Operation("PUT", "/pull-requests/"),
+        ForgeKind::Plain | ForgeKind::Local => unreachable!("they have no interface"),
+    };
+    for status in [403, 500] {
+        world.fake().fault(changing, ApiFault::Status(status, "Not now"), 1);
+        let third = open("Third").await;
+        world.noted(&third.notes);
+        assert!(third.existed && third.pull_request.is_some(), "{third:?}");
+        assert_eq!(third.notes.iter().map(|note| note.feature).collect::<Vec<_>>(), [Feature::Descriptions]);
+    }
+    assert_eq!(world.pulls()[0].title, "Second");
+}
+
 pub async fn two_at_once_open_one(world: &World) {
     if world.fake.is_none() {
         return;
