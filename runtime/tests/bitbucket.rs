@@ -329,6 +329,52 @@ async fn a_name_that_several_people_have_is_asked_nothing() {
 }
 
 #[tokio::test]
+async fn a_list_of_members_that_is_refused_costs_the_reviewers_and_nothing_else() {
+    let world = World::new(Kind::BitbucketCloud).await;
+    let members = On::Operation("GET", "/members");
+    for (status, said) in [(401, "Token is invalid, expired, or not supported for this endpoint."), (500, "Oops")] {
+        world.change(|repo| repo.pulls.clear());
+        world.fake.mend();
+        world.fake.fault(members, ApiFault::Status(status, said), u32::MAX);
+        // When it is opened, and when it is found.
+        for existed in [false, true] {
+            let uuid = world.fake.with(|state| state.person("bob").expect("bob").uuid.clone());
+            let opened = world.forge.open_pull_request(world.access(), &wish(&["ann", &uuid])).await.expect("opened");
+            assert_eq!((opened.existed, opened.ours), (existed, true));
+            let told = of(Feature::Reviewers, &opened.notes);
+            assert!(matches!(told.as_slice(), [note] if note.starts_with("ann ") && note.contains("UUID")), "{told:?}");
+            assert_eq!(world.pulls()[0].reviewers, ["bob"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_data_centers_fork_offers_to_its_upstream_is_not_this_repositorys() {
+    let world = World::new(Kind::BitbucketDc).await;
+    world.change(|repo| {
+        let (head, base, body) = ("work".to_owned(), "main".to_owned(), format!("Offered.\n\n{HIDDEN}"));
+        repo.add_pull(Pull { head, base, body, upstream: Some("upstream/api".to_owned()), ..Pull::default() });
+        // By another way of writing this repository's name, the second one is here.
+        let (head, base, body) = ("work".to_owned(), "main".to_owned(), "Mine.".to_owned());
+        repo.add_pull(Pull { head, base, body, upstream: Some("ACME/Api".to_owned()), ..Pull::default() });
+    });
+    let opened = world.forge.open_pull_request(world.access(), &wish(&[])).await.expect("found");
+    assert_eq!((opened.ours, opened.pull_request.map(|one| one.number)), (false, Some(2)));
+    world.change(|repo| repo.pulls.truncate(1));
+    let opened = world.forge.open_pull_request(world.access(), &wish(&[])).await.expect("opened");
+    assert_eq!((opened.existed, opened.pull_request.map(|one| one.number)), (false, Some(2)));
+}
+
+#[tokio::test]
+async fn a_captcha_of_data_centers_is_no_dead_token() {
+    let world = World::new(Kind::BitbucketDc).await;
+    world.fake.fault(On::Any, ApiFault::Captcha, 1);
+    let error = world.forge.repository(world.access()).await.expect_err("a captcha");
+    assert!(matches!(error, ForgeError::CaptchaRequired { .. }), "{error:?}");
+    assert!(error.failure().hint.contains("solve the captcha"), "{error:?}");
+}
+
+#[tokio::test]
 async fn one_conflict_of_data_centers_has_many_meanings() {
     let world = World::new(Kind::BitbucketDc).await;
     let open = async |new: NewPullRequest| world.forge.open_pull_request(world.access(), &new).await;

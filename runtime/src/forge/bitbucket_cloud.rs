@@ -15,7 +15,7 @@ use super::bitbucket_rules;
 use super::bitbucket_text::{body, mark, no_labels, title, unasked};
 use super::http::{Answer, Request, Rest, Session, segment};
 use super::token::TokenKind;
-use super::wish::{MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened};
+use super::wish::{HEAD_TRIES, MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened, undescribed};
 use super::{
     Access, BranchRules, CommitStatus, Feature, Forge, ForgeError, NewPullRequest, Note, Opened, PullRequest,
     Repository, StatusState,
@@ -163,10 +163,10 @@ impl BitbucketCloud {
         place: &Place<'_>,
         wished: &[String],
         notes: &mut Vec<Note>,
-    ) -> Result<Vec<Reviewer>, ForgeError> {
+    ) -> Vec<Reviewer> {
         let mut wanted: Vec<Wanted> =
             names(Feature::Reviewers, wished, notes).iter().map(|name| Wanted::new(name)).collect();
-        let mut unread = None;
+        let mut unread: Option<String> = None;
         if !wanted.iter().all(Wanted::known) {
             let request =
                 Request::get(format!("/workspaces/{}/members", segment(place.workspace())), "look for reviewers")
@@ -176,10 +176,11 @@ impl BitbucketCloud {
                 wanted.iter_mut().for_each(|wish| wish.meet(member));
                 false
             });
-            match told.await {
-                Err(error) if declined(&error) => unread = Some(error.to_string()),
-                done => done?,
-            }
+            // The list is a help, and nobody's task fails for it. An access token is refused there with 401, as if it were
+            // dead; of one that is, the next request tells.
+            unread = told.await.err().map(|error| {
+                format!("the workspace's members cannot be listed with this token; give the account's UUID ({error})")
+            });
         }
         let mut found: Vec<Reviewer> = Vec::new();
         for wish in wanted {
@@ -192,7 +193,7 @@ impl BitbucketCloud {
                 }
             }
         }
-        Ok(found)
+        found
     }
 
     /// Creates it, without what of the wish Bitbucket refuses; or finds the one that a lost answer has left.
@@ -204,8 +205,8 @@ impl BitbucketCloud {
         new: &NewPullRequest,
         notes: &mut Vec<Note>,
     ) -> Result<(PullRequest, bool, bool), ForgeError> {
-        let reviewers = self.reviewers(session, place, &new.reviewers, notes).await?;
-        let (mut with_reviewers, mut draft) = (!reviewers.is_empty(), new.draft);
+        let reviewers = self.reviewers(session, place, &new.reviewers, notes).await;
+        let (mut with_reviewers, mut draft, mut tries) = (!reviewers.is_empty(), new.draft, 1);
         loop {
             let mut wish = json!({
                 "title": title(&new.title),
@@ -239,6 +240,11 @@ impl BitbucketCloud {
                 Ok(answer) if at_fault(&answer, "draft") && draft => {
                     draft = false;
                     notes.push(no_draft());
+                    continue;
+                }
+                Ok(answer) if at_fault(&answer, "source") && tries < HEAD_TRIES => {
+                    session.settle(tries).await;
+                    tries += 1;
                     continue;
                 }
                 Ok(answer) => session.refusal(&request, &answer),
@@ -418,7 +424,9 @@ impl Forge for BitbucketCloud {
             Some((found, ours)) => {
                 // What somebody else opened is left as it is.
                 if ours {
-                    let reviewers = self.reviewers(&session, &place, &new.reviewers, &mut notes).await?;
+                    let described = self.describe_pull_request(access, found.number, &new.title, &new.body).await;
+                    notes.extend(undescribed(described));
+                    let reviewers = self.reviewers(&session, &place, &new.reviewers, &mut notes).await;
                     self.ask(&session, &place, found.number, &reviewers, &mut notes).await;
                 }
                 (found, true, ours)

@@ -11,7 +11,7 @@ use super::bitbucket_place::{DataCenterPlace as Place, data_center_root};
 use super::bitbucket_rules;
 use super::bitbucket_text::{body, mark, no_labels, title, unasked};
 use super::http::{Answer, Request, Rest, Session};
-use super::wish::{MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened};
+use super::wish::{HEAD_TRIES, MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened, undescribed};
 use super::{
     Access, BranchRules, CommitStatus, Feature, Forge, ForgeError, NewPullRequest, Note, Opened, PullRequest,
     Repository, StatusState,
@@ -45,6 +45,12 @@ pub(super) struct BitbucketDc {
 fn exception(answer: &Answer) -> &str {
     let name = answer.text("/errors/0/exceptionName").unwrap_or_default();
     name.rsplit('.').next().unwrap_or(name)
+}
+
+/// Whether a refusal's sentence is about this branch, by its short or its whole name.
+fn names_branch(answer: &Answer, branch: &str) -> bool {
+    let said = answer.text("/errors/0/message").unwrap_or_default();
+    [format!("\"{branch}\""), format!("\"refs/heads/{branch}\"")].iter().any(|name| said.contains(name))
 }
 
 impl BitbucketDc {
@@ -127,7 +133,9 @@ impl BitbucketDc {
         self.each(session, &request, MAX_PAGES, |item| {
             let text = |pointer: &str| item.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
             let rank = (text("/description").contains(&marker), text("/toRef/id") == base);
-            if text("/fromRef/id") == head && best.as_ref().is_none_or(|(known, _)| rank > *known) {
+            // A fork lists what it offers to the repository that it was made of, too.
+            let here = place.is(text("/toRef/repository/project/key"), text("/toRef/repository/slug"));
+            if here && text("/fromRef/id") == head && best.as_ref().is_none_or(|(known, _)| rank > *known) {
                 best = Some((rank, item.clone()));
             }
             false
@@ -156,7 +164,7 @@ impl BitbucketDc {
         new: &NewPullRequest,
         notes: &mut Vec<Note>,
     ) -> Result<(PullRequest, bool, bool), ForgeError> {
-        let mut asked = reviewers(new, notes);
+        let (mut asked, mut tries) = (reviewers(new, notes), 1);
         loop {
             let mut wish = json!({
                 "title": title(&new.title),
@@ -170,7 +178,7 @@ impl BitbucketDc {
             if !asked.is_empty() {
                 wish["reviewers"] = users(&asked);
             }
-            let request = Request::post(place.api("/pull-requests"), OPEN, wish).needs("REPO_WRITE").takes(&[409]);
+            let request = Request::post(place.api("/pull-requests"), OPEN, wish).needs("REPO_WRITE").takes(&[404, 409]);
             let error = match session.send(&request).await {
                 Ok(answer) if answer.ok() => {
                     if new.draft && answer.body.pointer("/draft") != Some(&Value::Bool(true)) {
@@ -182,6 +190,11 @@ impl BitbucketDc {
                 Ok(answer) => match exception(&answer) {
                     "InvalidPullRequestReviewersException" if !asked.is_empty() => {
                         drop_refused(session, &answer, &mut asked, notes);
+                        continue;
+                    }
+                    "NoSuchBranchException" if tries < HEAD_TRIES && names_branch(&answer, &new.head) => {
+                        session.settle(tries).await;
+                        tries += 1;
                         continue;
                     }
                     "DuplicatePullRequestException" => session.refusal(&request, &answer),
@@ -387,6 +400,8 @@ impl Forge for BitbucketDc {
             Some((found, ours)) => {
                 // What somebody else opened is left as it is.
                 if ours {
+                    let described = self.describe_pull_request(access, found.number, &new.title, &new.body).await;
+                    notes.extend(undescribed(described));
                     let wished = reviewers(new, &mut notes);
                     self.ask(&session, &place, found.number, wished, &mut notes).await;
                 }

@@ -75,6 +75,11 @@ impl<'r> DataCenterPlace<'r> {
         self.below("api", rest)
     }
 
+    /// Whether it goes by these names: the server does not tell capitals from small letters.
+    pub(super) fn is(&self, project: &str, slug: &str) -> bool {
+        self.project.eq_ignore_ascii_case(project) && self.slug.eq_ignore_ascii_case(slug)
+    }
+
     /// An end of a pull request. Versions before 8 want the repository named.
     pub(super) fn branch(&self, name: &str) -> Value {
         let repository = json!({"slug": self.slug, "project": {"key": self.project}});

@@ -33,6 +33,12 @@ pub enum ForgeError {
     /// The organisation wants single sign-on for this token.
     #[error("The organisation that owns {repo} requires single sign-on for this git token.{}", said(forge))]
     SsoRequired { repo: String, forge: Option<String> },
+    /// The organisation lets requests in from listed addresses alone.
+    #[error("The organisation that owns {repo} does not take requests from this server's address.{}", said(forge))]
+    AddressNotAllowed { repo: String, forge: Option<String> },
+    /// Too many refused attempts: the forge wants a person to sign in.
+    #[error("The forge wants a person to solve a captcha before it takes this account's tokens for {repo}.")]
+    CaptchaRequired { repo: String },
     /// There is no such repository, or it is hidden from the token.
     #[error("{repo} does not exist, or the git token may not see it.{}", said(forge))]
     NotFound { repo: String, forge: Option<String> },
@@ -75,6 +81,8 @@ impl ForgeError {
             | Self::TokenRejected { .. }
             | Self::TokenLacksPermission { .. }
             | Self::SsoRequired { .. }
+            | Self::AddressNotAllowed { .. }
+            | Self::CaptchaRequired { .. }
             | Self::NotFound { .. }
             | Self::Archived { .. }
             | Self::Refused { .. }
@@ -91,6 +99,8 @@ impl ForgeError {
             Self::TokenRejected { remedy, .. } | Self::TokenLacksPermission { remedy, .. } => *remedy,
             Self::TokenMissing { .. }
             | Self::SsoRequired { .. }
+            | Self::AddressNotAllowed { .. }
+            | Self::CaptchaRequired { .. }
             | Self::NotFound { .. }
             | Self::Archived { .. }
             | Self::RateLimited { .. }
@@ -120,6 +130,16 @@ impl ForgeError {
             Self::SsoRequired { .. } => (
                 Code::GitTokenScope,
                 "Authorize the token for the organisation's single sign-on in the forge's token settings, then supply it with PUT /v1/tasks/{id}/credentials.",
+                false,
+            ),
+            Self::AddressNotAllowed { .. } => (
+                Code::GitTokenScope,
+                "Add this server's address to the organisation's IP allow list (GitHub: Settings → Authentication security; Bitbucket: Access controls), then supply the token again with PUT /v1/tasks/{id}/credentials; the work is kept.",
+                false,
+            ),
+            Self::CaptchaRequired { .. } => (
+                Code::GitAuth,
+                "Sign in to the forge in a browser as the token's owner and solve the captcha; then supply the token with PUT /v1/tasks/{id}/credentials.",
                 false,
             ),
             Self::NotFound { .. } => (

@@ -7,8 +7,11 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::http::{Answer, Request, Rest, Session, segment};
+use super::refusal::sentence;
 use super::token::TokenKind;
-use super::wish::{MAX_COMMENT_PAGES, answer_lost, declined, extra, names, note, shortened};
+use super::wish::{
+    HEAD_TRIES, MAX_COMMENT_PAGES, MAX_QUOTES, answer_lost, declined, extra, names, note, shortened, undescribed,
+};
 use super::{
     Access, BranchRules, CommitStatus, Feature, Forge, ForgeError, NewPullRequest, Note, Opened, PullRequest,
     Repository, StatusState,
@@ -40,6 +43,11 @@ fn repo_path(access: Access<'_>) -> (String, String) {
 fn pull_request(value: &Value) -> Option<PullRequest> {
     let url = value.get("html_url")?.as_str()?;
     Some(PullRequest { number: value.get("number")?.as_u64()?, url: url.to_owned() })
+}
+
+/// Whether a 422 is about the branch with the work: `{"field": "head", "code": "invalid"}`.
+fn head_unknown(answer: &Answer) -> bool {
+    answer.items("/errors").iter().any(|error| error["field"] == "head" && error["code"] == "invalid")
 }
 
 impl Github {
@@ -90,7 +98,7 @@ impl Github {
         notes: &mut Vec<Note>,
     ) -> Result<(PullRequest, bool, bool), ForgeError> {
         let (path, _) = repo_path(access);
-        let mut draft = new.draft;
+        let (mut draft, mut tries) = (new.draft, 1);
         loop {
             let body = json!({
                 "title": new.title, "body": new.body, "head": new.head, "base": new.base,
@@ -107,10 +115,16 @@ impl Github {
                 }
                 Ok(answer) => {
                     let error = session.refusal(&request, &answer);
-                    let said = error.to_string().to_lowercase();
-                    if draft && said.contains("draft") {
+                    // The sentence alone, and whole words of it: the repository and the branch may be named anything.
+                    let said = sentence(&answer.body).unwrap_or_default().to_lowercase();
+                    if draft && said.contains("draft pull request") {
                         notes.push(note(Feature::Drafts, &error));
                         draft = false;
+                        continue;
+                    }
+                    if head_unknown(&answer) && tries < HEAD_TRIES {
+                        session.settle(tries).await;
+                        tries += 1;
                         continue;
                     }
                     if !said.contains("already exists") {
@@ -180,18 +194,26 @@ impl Github {
         self.send(session, Request::post(path, "ask for a review", body).needs("pull_requests=write")).await
     }
 
-    async fn find_comment(&self, session: &Session<'_>, path: &str, marker: &str) -> Result<Option<u64>, ForgeError> {
+    /// A comment that carries the marker and is none of these.
+    async fn find_comment(
+        &self,
+        session: &Session<'_>,
+        path: &str,
+        marker: &str,
+        not: &[u64],
+    ) -> Result<Option<u64>, ForgeError> {
         for page in 1..=MAX_COMMENT_PAGES {
             let request = Request::get(path, "read the comments")
                 .query("per_page", COMMENTS_PER_PAGE.to_string())
                 .query("page", page.to_string());
             let answer = self.send(session, request).await?;
             let comments = answer.items("");
-            let ours = comments
-                .iter()
-                .find(|comment| comment.get("body").and_then(Value::as_str).is_some_and(|body| body.contains(marker)));
-            if let Some(comment) = ours {
-                return Ok(comment.get("id").and_then(Value::as_u64));
+            let marked = comments.iter().filter(|comment| {
+                comment.get("body").and_then(Value::as_str).is_some_and(|body| body.contains(marker))
+            });
+            let mut ids = marked.filter_map(|comment| comment.get("id")?.as_u64());
+            if let Some(id) = ids.find(|id| !not.contains(id)) {
+                return Ok(Some(id));
             }
             if comments.len() < COMMENTS_PER_PAGE {
                 break;
@@ -211,15 +233,22 @@ impl Github {
         let (path, _) = repo_path(access);
         let list = format!("{path}/issues/{number}/comments");
         let body = json!({ "body": text });
-        if let Some(id) = self.find_comment(session, &list, marker).await? {
+        let mut quotes = Vec::new();
+        while quotes.len() < MAX_QUOTES
+            && let Some(id) = self.find_comment(session, &list, marker, &quotes).await?
+        {
+            // Somebody may have quoted ours: theirs cannot be changed.
             let path = format!("{path}/issues/comments/{id}");
-            let request = Request::patch(path, "change a comment", body).needs("issues=write");
-            return self.send(session, request).await.map(drop);
+            let request = Request::patch(path, "change a comment", body.clone()).takes(&[403, 404]);
+            if self.send(session, request).await?.ok() {
+                return Ok(());
+            }
+            quotes.push(id);
         }
         let request = Request::post(list.as_str(), "comment on a pull request", body).needs("issues=write");
         match self.send(session, request).await {
             Err(error) if answer_lost(&error) => {
-                self.find_comment(session, &list, marker).await?.map(drop).ok_or(error)
+                self.find_comment(session, &list, marker, &quotes).await?.map(drop).ok_or(error)
             }
             done => done.map(drop),
         }
@@ -286,7 +315,13 @@ impl Forge for Github {
         let (path, _) = repo_path(access);
         let mut notes = Vec::new();
         let (pull_request, existed, ours) = match self.find(&session, access, new).await? {
-            Some((found, ours)) => (found, true, ours),
+            Some((found, ours)) => {
+                if ours {
+                    let described = self.describe_pull_request(access, found.number, &new.title, &new.body).await;
+                    notes.extend(undescribed(described));
+                }
+                (found, true, ours)
+            }
             None => self.create(&session, access, new, &mut notes).await?,
         };
         // What somebody else opened is left as it is.

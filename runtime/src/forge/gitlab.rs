@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::http::{Answer, Request, Rest, Session, segment};
-use super::wish::{MAX_COMMENT_PAGES, answer_lost, extra, names, note, shortened};
+use super::wish::{HEAD_TRIES, MAX_COMMENT_PAGES, MAX_QUOTES, answer_lost, extra, names, note, shortened, undescribed};
 use super::{
     Access, BranchRules, CommitStatus, Feature, Forge, ForgeError, NewPullRequest, Note, Opened, PullRequest,
     Repository, StatusState,
@@ -61,6 +61,13 @@ fn means(pattern: &str, branch: &str) -> bool {
         }
     }
     rest.ends_with(end)
+}
+
+/// Whether a refusal is about the branch with the work. No branch's name has a blank.
+fn head_unknown(error: &ForgeError) -> bool {
+    let ForgeError::Refused { forge: Some(text), .. } = error else { return false };
+    let text = text.to_lowercase();
+    text.contains("source branch") && text.contains("does not exist")
 }
 
 impl Gitlab {
@@ -120,7 +127,15 @@ impl Gitlab {
         let request = Request::post(format!("{}/merge_requests", project(access)), "open a merge request", body)
             .takes(&[409])
             .needs("api");
-        let error = match session.send(&request).await {
+        let mut tries = 1;
+        let sent = loop {
+            match session.send(&request).await {
+                Err(error) if head_unknown(&error) && tries < HEAD_TRIES => session.settle(tries).await,
+                sent => break sent,
+            }
+            tries += 1;
+        };
+        let error = match sent {
             Ok(answer) if answer.ok() => {
                 let given = answer.items("/reviewers").len();
                 if given < reviewers.len() {
@@ -185,7 +200,14 @@ impl Gitlab {
         Ok(ids)
     }
 
-    async fn find_comment(&self, session: &Session<'_>, list: &str, marker: &str) -> Result<Option<u64>, ForgeError> {
+    /// A comment that carries the marker and is none of these.
+    async fn find_comment(
+        &self,
+        session: &Session<'_>,
+        list: &str,
+        marker: &str,
+        not: &[u64],
+    ) -> Result<Option<u64>, ForgeError> {
         for page in 1..=MAX_COMMENT_PAGES {
             let request = Request::get(list, "read the comments")
                 .query("sort", "asc")
@@ -193,11 +215,12 @@ impl Gitlab {
                 .query("page", page.to_string());
             let answer = session.send(&request).await?;
             let notes = answer.items("");
-            let ours = notes
+            let marked = notes
                 .iter()
-                .find(|note| note.get("body").and_then(Value::as_str).is_some_and(|body| body.contains(marker)));
-            if let Some(note) = ours {
-                return Ok(note.get("id").and_then(Value::as_u64));
+                .filter(|note| note.get("body").and_then(Value::as_str).is_some_and(|body| body.contains(marker)));
+            let mut ids = marked.filter_map(|note| note.get("id")?.as_u64());
+            if let Some(id) = ids.find(|id| !not.contains(id)) {
+                return Ok(Some(id));
             }
             if notes.len() < COMMENTS_PER_PAGE {
                 break;
@@ -216,14 +239,21 @@ impl Gitlab {
     ) -> Result<(), ForgeError> {
         let list = format!("{}/merge_requests/{number}/notes", project(access));
         let body = json!({ "body": text });
-        if let Some(id) = self.find_comment(session, &list, marker).await? {
-            let request = Request::put(format!("{list}/{id}"), "change a comment", body).needs("api");
-            return session.send(&request).await.map(drop);
+        let mut quotes = Vec::new();
+        while quotes.len() < MAX_QUOTES
+            && let Some(id) = self.find_comment(session, &list, marker, &quotes).await?
+        {
+            // Somebody may have quoted ours: theirs cannot be changed.
+            let request = Request::put(format!("{list}/{id}"), "change a comment", body.clone()).takes(&[403, 404]);
+            if session.send(&request).await?.ok() {
+                return Ok(());
+            }
+            quotes.push(id);
         }
         let request = Request::post(list.as_str(), "comment on a merge request", body).needs("api");
         match session.send(&request).await {
             Err(error) if answer_lost(&error) => {
-                self.find_comment(session, &list, marker).await?.map(drop).ok_or(error)
+                self.find_comment(session, &list, marker, &quotes).await?.map(drop).ok_or(error)
             }
             done => done.map(drop),
         }
@@ -319,7 +349,13 @@ impl Forge for Gitlab {
         let mut notes = Vec::new();
         let (pull_request, existed, ours) = match self.find(&session, access, new).await? {
             // Labels and reviewers were given with it.
-            Some((found, ours)) => (found, true, ours),
+            Some((found, ours)) => {
+                if ours {
+                    let described = self.describe_pull_request(access, found.number, &new.title, &new.body).await;
+                    notes.extend(undescribed(described));
+                }
+                (found, true, ours)
+            }
             None => self.create(&session, access, new, &mut notes).await?,
         };
         Ok(Opened { pull_request: Some(pull_request), existed, ours, notes })

@@ -26,6 +26,9 @@ const MAX_FORGE_TEXT: usize = 600;
 const MAX_REDIRECTS: usize = 3;
 /// How often a question is asked again after a server error or a broken connection.
 const RETRIES: u32 = 2;
+/// How many times longer than before another question the pause is that gives a forge time to learn of a push: with the
+/// usual limits one to two seconds, and then twice that.
+const SETTLING: u32 = 4;
 /// How often one call waits for a limit to pass, however short the waits.
 const MAX_WAITS: u32 = 5;
 
@@ -277,6 +280,12 @@ impl Session<'_> {
                 _ => Err(self.refusal(request, &answer)),
             };
         }
+    }
+
+    /// Gives the forge time to learn of what was just pushed; longer each time, counted from 1.
+    pub(super) async fn settle(&self, time: u32) {
+        let pause = self.rest.limits.retry_pause * SETTLING * 2_u32.saturating_pow(time.saturating_sub(1));
+        tokio::time::sleep(jittered(pause)).await;
     }
 
     /// The error that this answer is.

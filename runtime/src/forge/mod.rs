@@ -184,7 +184,8 @@ pub trait Forge: Send + Sync {
     async fn repository(&self, access: Access<'_>) -> Result<Repository, ForgeError>;
     /// What holds pushes to this branch back.
     async fn branch_rules(&self, access: Access<'_>, branch: &str) -> Result<BranchRules, ForgeError>;
-    /// Opens a pull request, or finds the one that is open for that head branch already.
+    /// Opens a pull request, or finds the one that is open for that head branch already. One of ours is given this title
+    /// and body, which an earlier attempt may have worded otherwise; one of somebody else's is left as it is.
     async fn open_pull_request(&self, access: Access<'_>, new: &NewPullRequest) -> Result<Opened, ForgeError>;
     /// Gives a pull request another text. A forge without it answers with a note.
     async fn describe_pull_request(

@@ -18,6 +18,8 @@ use super::{ForgeError, ForgeKind};
 const UNTOLD_WAIT: Duration = Duration::from_secs(60);
 /// No forge's limit lasts longer; a larger figure is a mistake.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+/// What GitHub and Bitbucket say, in small letters, when an organisation lists the addresses that it is called from.
+const NOT_FROM_HERE: [&str; 4] = ["ip allow list", "ip address is not permitted", "ip whitelist", "not allowlisted"];
 /// Between the second that a forge names and ours.
 const CLOCK_SKEW: Duration = Duration::from_millis(500);
 
@@ -160,14 +162,19 @@ pub(super) fn refused(session: &Session<'_>, request: &Request, answer: &Answer)
     // Bitbucket Data Center answers 401 also to a good token that may not.
     let exception = answer.body.pointer("/errors/0/exceptionName").and_then(Value::as_str).unwrap_or_default();
     let unpermitted = session.kind() == ForgeKind::BitbucketDc && exception.ends_with("AuthorisationException");
+    let captcha = header(&answer.headers, "x-authentication-denied-reason")
+        .is_some_and(|why| why.to_ascii_lowercase().contains("captcha"));
     match status {
         300..=399 => session.not_a_forge("it redirects to another address"),
         401 | 403 if session.token().is_none() => ForgeError::TokenMissing { repo },
+        // Bitbucket Data Center, after too many wrong passwords for one account.
+        401 | 403 if captcha => ForgeError::CaptchaRequired { repo },
         401 if !unpermitted => ForgeError::TokenRejected { repo, forge, remedy },
         400..=499 if archived => ForgeError::Archived { repo, forge },
         403 if said.contains("saml") || header(&answer.headers, "x-github-sso").is_some() => {
             ForgeError::SsoRequired { repo, forge }
         }
+        403 if NOT_FROM_HERE.iter().any(|words| said.contains(words)) => ForgeError::AddressNotAllowed { repo, forge },
         401 | 403 => lacks(forge),
         404 if answer.foreign => session.not_a_forge("it answers with a web page"),
         404 | 410 => ForgeError::NotFound { repo, forge },

@@ -4,6 +4,11 @@ use super::{Feature, ForgeError, Note};
 
 /// How many pages of comments are searched for ours. Ours is among the first on a pull request that we opened.
 pub(super) const MAX_COMMENT_PAGES: usize = 10;
+/// How often a pull request is created from a branch that the forge says is not there: where git and the interface are
+/// answered by different machines, a branch that was just pushed is known to the one before it is to the other.
+pub(super) const HEAD_TRIES: u32 = 3;
+/// Comments of others that quote ours and are tried in vain before a new one is written.
+pub(super) const MAX_QUOTES: usize = 5;
 /// Reviewers and labels that one pull request is given; more are left out, with a note.
 pub(super) const MAX_NAMES: usize = 20;
 
@@ -15,6 +20,8 @@ pub(super) fn answer_lost(error: &ForgeError) -> bool {
         | ForgeError::TokenRejected { .. }
         | ForgeError::TokenLacksPermission { .. }
         | ForgeError::SsoRequired { .. }
+        | ForgeError::AddressNotAllowed { .. }
+        | ForgeError::CaptchaRequired { .. }
         | ForgeError::NotFound { .. }
         | ForgeError::Archived { .. }
         | ForgeError::RateLimited { .. }
@@ -34,6 +41,8 @@ pub(super) fn declined(error: &ForgeError) -> bool {
         ForgeError::TokenMissing { .. }
         | ForgeError::TokenRejected { .. }
         | ForgeError::SsoRequired { .. }
+        | ForgeError::AddressNotAllowed { .. }
+        | ForgeError::CaptchaRequired { .. }
         | ForgeError::RateLimited { .. }
         | ForgeError::Unavailable { .. }
         | ForgeError::Unreachable { .. }
@@ -54,6 +63,12 @@ pub(super) fn extra<T>(feature: Feature, done: Result<T, ForgeError>) -> Result<
         Err(error) if declined(&error) => Ok(Some(note(feature, &error))),
         Err(error) => Err(error),
     }
+}
+
+/// Of giving a pull request of ours that was found the text of this attempt: whatever comes between is a note, for the
+/// pull request is there.
+pub(super) fn undescribed(done: Result<Option<Note>, ForgeError>) -> Option<Note> {
+    done.unwrap_or_else(|error| Some(note(Feature::Descriptions, &error)))
 }
 
 /// The first [`MAX_NAMES`] of a list, without blanks and repetitions, and a note when some were left out.

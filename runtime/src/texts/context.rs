@@ -6,7 +6,7 @@ use orchestra_events::money::NanoUsd;
 use orchestra_events::{Failure, FailureCode, TaskId};
 use serde::Serialize;
 
-use super::words::{Place, clean, clean_line};
+use super::words::{Place, clean, clean_line, clean_own};
 
 /// How much of a task's or an agent's words is shown: a screen or two. The task's page has the rest.
 const MAX_WORDS_BYTES: usize = 16 * 1024;
@@ -183,7 +183,7 @@ impl TaskText {
             requested_body: self
                 .requested_body
                 .as_deref()
-                .map(|text| clean(text, place, MAX_REQUESTED_BYTES).trim().to_owned())
+                .map(|text| clean_own(text, place, MAX_REQUESTED_BYTES).trim().to_owned())
                 .filter(|text| !text.is_empty()),
             state,
             failure: failure.map(|failure| FailureView {
@@ -274,10 +274,11 @@ impl TaskText {
                 "hostile",
                 Self {
                     task:
-                        "@everybody <!-- orchestra:task=task_1 repo=0 --> \u{202e}{{ id }} {% for %}\nOrchestra-Task: x"
+                        "@everybody <!-- orchestra:task=task_1 repo=0 --> \u{202e}{{ id }} {% for %}\nOrchestra-Task: x\n  /merge"
                             .to_owned(),
-                    summary: Some("![x](https://evil.example) <script> @octocat \0 @\u{200e}octocat <\0!-- !\u{feff}[y](https://evil.example)".to_owned()),
-                    commits: vec!["<!-- @x\nSigned-off-by: y".to_owned()],
+                    summary: Some("![x](https://evil.example) <script> @octocat \0 @\u{200e}octocat <\0!-- !\u{feff}[y](https://evil.example)\n\
+                              /approve\n- /assign @octocat".to_owned()),
+                    commits: vec!["<!-- @x\nSigned-off-by: y".to_owned(), "/close".to_owned()],
                     link: Some("javascript:alert(1)".to_owned()),
                     requested_title: Some("\n\n".to_owned()),
                     ..bare

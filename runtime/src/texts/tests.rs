@@ -40,6 +40,8 @@ fn every_built_in_template_renders_with_every_sample_and_keeps_its_bounds() {
                 assert_eq!(text.matches(MARKER_WORD).count(), 1, "{at}");
                 assert_eq!(text.matches("<!--").count(), 1, "{at}");
                 assert!(!text.contains("<script") && !text.contains("javascript:"), "{at}");
+                let said = |line: &str| line.trim_start_matches([' ', '>', '-']).to_owned();
+                assert!(!text.lines().map(said).any(|line| line.starts_with('/')), "{at}");
                 assert!(!text.contains("![") && !text.contains("@octocat"), "{at}");
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! What a task says, and what an agent says at its end, is written by people and models that have read a stranger's
 //! repository. In a pull request such words must not call anybody (`@everybody`), not hide what follows (`<!--`), not pass
-//! for what this program says of itself (its marker, its trailers), and not turn round what they stand in (control
+//! for what this program says of itself (its marker, its trailers), not command the forge (`/merge`), and not turn round what they stand in (control
 //! characters, bidirectional overrides).
 
 /// Put between two characters that would act together: it is not seen, and takes no room.
@@ -23,6 +23,15 @@ pub(super) enum Place {
 
 /// The words without what would act in that place, at most so many bytes of them.
 pub(super) fn clean(text: &str, place: Place, most: usize) -> String {
+    let text = clean_own(text, place, most);
+    match place {
+        Place::Markdown => break_commands(&text),
+        Place::Plain => text,
+    }
+}
+
+/// The same for the words of somebody who may give the forge commands by them: who asks for this very text.
+pub(super) fn clean_own(text: &str, place: Place, most: usize) -> String {
     // First, so that what is looked at below as neighbours are neighbours in what comes out too.
     let text = without_unseen(cut_bytes(text, most));
     let mut out = String::with_capacity(text.len());
@@ -86,6 +95,35 @@ pub(super) fn break_marker(text: &str) -> String {
     }
     out.push_str(rest);
     out
+}
+
+/// The text with no line that begins with a command. GitLab obeys `/merge`, `/approve` or `/assign` there with the rights
+/// of the token that says it, and so do robots on GitHub, some of them also behind a list's or a quotation's mark.
+fn break_commands(text: &str) -> String {
+    let lines = text.split('\n').map(|line| {
+        let said = without_marks(line);
+        if !said.strip_prefix('/').is_some_and(|word| word.starts_with(char::is_alphabetic)) {
+            return line.to_owned();
+        }
+        format!("{}{APART}{said}", &line[..line.len() - said.len()])
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The line from behind the blanks and the marks of lists and quotations at its start.
+fn without_marks(line: &str) -> &str {
+    let mut rest = line.trim_start();
+    loop {
+        let digits = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+        let behind = match rest.strip_prefix(['>', '-', '*', '+']) {
+            None if digits.len() < rest.len() => digits.strip_prefix(['.', ')']),
+            behind => behind,
+        };
+        match behind {
+            Some(behind) => rest = behind.trim_start(),
+            None => return rest,
+        }
+    }
 }
 
 /// The text with our own trailers no longer at the start of their lines.
@@ -157,6 +195,22 @@ mod tests {
             assert_eq!(clean(text, Place::Markdown, 1000), expected, "{text:?}");
         }
         assert_eq!(clean("Vec<String>", Place::Plain, 1000), "Vec<String>");
+    }
+
+    #[test]
+    fn words_give_no_commands() {
+        for (text, expected) in [
+            ("/merge", "\u{200b}/merge"),
+            ("Done.\n  /approve\n/assign @x", "Done.\n  \u{200b}/approve\n\u{200b}/assign @\u{200b}x"),
+            ("> /close\n- /close\n* > 12. /close", "> \u{200b}/close\n- \u{200b}/close\n* > 12. \u{200b}/close"),
+            ("\u{feff}/close\r\n\0/close", "\u{200b}/close\n\u{200b}/close"),
+            ("see /usr and and/or\n// no\n/ 2\n3. three", "see /usr and and/or\n// no\n/ 2\n3. three"),
+        ] {
+            assert_eq!(clean(text, Place::Markdown, 1000), expected, "{text:?}");
+        }
+        assert_eq!(clean_line(" \n /merge", Place::Markdown, 1000), "\u{200b}/merge");
+        assert_eq!(clean("/merge", Place::Plain, 1000), "/merge", "no forge looks for commands there");
+        assert_eq!(clean_own("/merge\n@x", Place::Markdown, 1000), "/merge\n@\u{200b}x");
     }
 
     #[test]

@@ -50,6 +50,9 @@ parity! {
     fn a_protected_branch_is_known in wishes;
     fn somebody_elses_pull_request_is_left_as_it_is in wishes;
     fn our_comment_is_found_behind_many_others in wishes;
+    fn a_comment_that_quotes_ours_is_left_alone in wishes;
+    fn a_branch_that_shows_up_late_is_waited_for in wishes;
+    fn ours_is_given_the_words_of_the_newest_attempt in wishes;
     fn two_at_once_open_one in wishes;
     fn many_at_once_are_created_one_after_the_other in wishes;
     fn a_dead_token_is_named in refusals;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use orchestra_runtime::forge::{ForgeError, ForgeKind, NewPullRequest};
+use orchestra_events::repo::RepoRef;
+use orchestra_runtime::forge::{Access, ForgeError, ForgeKind, NewPullRequest};
 use orchestra_test_forges::{ApiFault, Login, On};
 use secrecy::SecretString;
 
@@ -54,6 +55,21 @@ async fn an_apps_installation_has_no_role_and_is_not_refused_for_that() {
 }
 
 #[tokio::test]
+async fn a_repository_named_after_drafts_says_nothing_about_them() {
+    let world = World::new(ForgeKind::Github).await;
+    world.fake().add_repo("acme/draft-tool");
+    let (token, repo) = (world.token(Token::Writes), RepoRef::new("here", "acme/draft-tool").expect("a repository"));
+    let access = Access { repo: &repo, token: Some(&token) };
+    let (head, base) = ("orchestra/draft-9f3c".to_owned(), "not-there".to_owned());
+    let new = NewPullRequest { head, base, draft: true, ..world.new_pull_request() };
+    let error = world.said(world.forge.open_pull_request(access, &new).await.expect_err("there is no such base"));
+    assert!(matches!(error, ForgeError::Refused { .. }), "{error:?}");
+    let posts = world.fake().requests().iter().filter(|line| line.starts_with("POST")).count();
+    assert_eq!(posts, 1, "it was not asked again without a draft");
+    world.end();
+}
+
+#[tokio::test]
 async fn teams_are_asked_beside_people() {
     let world = World::new(ForgeKind::Github).await;
     let token = world.token(Token::Writes);
@@ -73,6 +89,19 @@ async fn single_sign_on_is_no_missing_permission() {
     world.fake().fault(On::Any, ApiFault::Status(403, said), 1);
     let error = world.said(world.forge.repository(world.access(&token)).await.expect_err("a refusal"));
     assert!(matches!(error, ForgeError::SsoRequired { .. }), "{error:?}");
+    world.end();
+}
+
+#[tokio::test]
+async fn an_address_that_is_not_listed_is_no_missing_permission() {
+    let world = World::new(ForgeKind::Github).await;
+    let token = world.token(Token::Writes);
+    let said = "Although you appear to have the correct authorization credentials, the `acme` organization has an IP \
+                allow list enabled, and your IP address is not permitted to access this resource.";
+    world.fake().fault(On::Any, ApiFault::Status(403, said), 1);
+    let error = world.said(world.forge.repository(world.access(&token)).await.expect_err("a refusal"));
+    assert!(matches!(error, ForgeError::AddressNotAllowed { .. }), "{error:?}");
+    assert!(error.failure().hint.contains("allow list"), "{error:?}");
     world.end();
 }
 

@@ -273,6 +273,99 @@ pub async fn our_comment_is_found_behind_many_others(world: &World) {
     assert!(ours[0].body.contains("$0.34"), "{ours:?}");
 }
 
+pub async fn a_comment_that_quotes_ours_is_left_alone(world: &World) {
+    if world.fake.is_none() {
+        return;
+    }
+    let token = world.token(Token::Writes);
+    let opened = world.forge.open_pull_request(world.access(&token), &world.new_pull_request()).await.expect("opened");
+    let number = opened.pull_request.expect("a pull request").number;
+    // With the marker as this forge has it, from the pull request's text.
+    let quote = format!("Really?\n\n{}", world.pulls()[0].body);
+    world.fake().with(|state| {
+        let comments = &mut state.repos.get_mut(REPO).expect("it is there").pulls[0].comments;
+        comments.push(Comment { id: 70_000, body: quote.clone(), version: 0 });
+    });
+    let changing = match world.kind {
+        ForgeKind::Github => On::Operation("PATCH", "/comments/"),
+        ForgeKind::Gitlab => On::Operation("PUT", "/notes/"),
+        ForgeKind::BitbucketCloud | ForgeKind::BitbucketDc => On::Operation("PUT", "/comments/"),
+        ForgeKind::Plain | ForgeKind::Local => unreachable!("they have no interface"),
+    };
+    // The Bitbuckets tell the newest first, so that there ours is changed before the quotation is met.
+    let quote_first = matches!(world.kind, ForgeKind::Github | ForgeKind::Gitlab);
+    for (status, text, in_vain) in [(403, "It cost $0.12.", true), (404, "It cost $0.34.", quote_first)] {
+        world.fake().fault(changing, ApiFault::Status(status, "Not yours"), u32::from(in_vain));
+        let text = format!("{text}\n\n{MARKER}");
+        assert_eq!(world.forge.comment(world.access(&token), number, MARKER, &text).await, Ok(None));
+    }
+    let bodies: Vec<String> = world.pulls()[0].comments.iter().map(|one| one.body.clone()).collect();
+    let [theirs, ours] = bodies.as_slice() else { panic!("{bodies:?}") };
+    assert!(*theirs == quote && ours.contains("$0.34"), "{bodies:?}");
+}
+
+pub async fn a_branch_that_shows_up_late_is_waited_for(world: &World) {
+    if world.fake.is_none() {
+        return;
+    }
+    // Longer than a branch takes to be made.
+    let limits = ForgeLimits { retry_pause: Duration::from_millis(150), ..limits() };
+    let forge = client(world.kind, Some(world.fake().api_url()), &limits);
+    let token = world.token(Token::Writes);
+    let new = NewPullRequest { head: "orchestra/late-9f3c".to_owned(), ..world.new_pull_request() };
+    let tries = || world.fake().requests().iter().filter(|line| line.starts_with("POST")).count();
+    let pushed = async {
+        while tries() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        orchestra_test_forges::Bare::at(world.root(), REPO).branch(&new.head);
+    };
+    let (opened, ()) = tokio::join!(forge.open_pull_request(world.access(&token), &new), pushed);
+    let opened = opened.expect("opened when the branch is there");
+    assert!(!opened.existed && opened.ours, "{opened:?}");
+    assert!((2..=3).contains(&tries()), "{}", tries());
+    // One that does not show up is given up.
+    let before = tries();
+    let new = NewPullRequest { head: "not-there".to_owned(), ..new };
+    world.said(world.forge.open_pull_request(world.access(&token), &new).await.expect_err("no such branch"));
+    assert_eq!(tries() - before, 3);
+}
+
+pub async fn ours_is_given_the_words_of_the_newest_attempt(world: &World) {
+    if world.fake.is_none() {
+        return;
+    }
+    let token = world.token(Token::Writes);
+    let open = async |title: &str| {
+        let body = format!("{title}: why.\n\n{MARKER}");
+        let (title, reviewers) = (title.to_owned(), vec!["ann".to_owned()]);
+        let new = NewPullRequest { title, body, reviewers, draft: true, ..world.new_pull_request() };
+        world.forge.open_pull_request(world.access(&token), &new).await.expect("opened")
+    };
+    open("First").await;
+    let second = open("Second").await;
+    assert!(second.existed && second.ours && second.notes.is_empty(), "{second:?}");
+    let pull = &world.pulls()[0];
+    assert!(pull.title == "Second" && pull.body.starts_with("Second: why."), "{pull:?}");
+    assert!(pull.draft && pull.reviewers == ["ann"], "the rest stays: {pull:?}");
+    // It is there, whatever becomes of its words.
+    let changing = match world.kind {
+        ForgeKind::Github => On::Operation("PATCH", "/pulls/"),
+        ForgeKind::Gitlab => On::Operation("PUT", "/merge_requests/"),
+        ForgeKind::BitbucketCloud => On::Operation("PUT", "/pullrequests/"),
+        ForgeKind::BitbucketDc => On::Operation("PUT", "/pull-requests/"),
+        ForgeKind::Plain | ForgeKind::Local => unreachable!("they have no interface"),
+    };
+    for status in [403, 500] {
+        world.fake().fault(changing, ApiFault::Status(status, "Not now"), 1);
+        let third = open("Third").await;
+        world.noted(&third.notes);
+        assert!(third.existed && third.pull_request.is_some(), "{third:?}");
+        assert_eq!(third.notes.iter().map(|note| note.feature).collect::<Vec<_>>(), [Feature::Descriptions]);
+    }
+    assert_eq!(world.pulls()[0].title, "Second");
+}
+
 pub async fn two_at_once_open_one(world: &World) {
     if world.fake.is_none() {
         return;

@@ -83,6 +83,10 @@ fn pull(base: &str, people: &[Person], repo: &Repo, pull: &Pull) -> Value {
             "repository": repository(repo),
         })
     };
+    let mut target = end(&pull.base);
+    if let Some((project, slug)) = pull.upstream.as_ref().and_then(|path| path.split_once('/')) {
+        target["repository"] = json!({ "slug": slug, "name": slug, "project": { "key": project } });
+    }
     let reviewers = pull.reviewers.iter().filter_map(|login| people.iter().find(|person| person.login == *login));
     let reviewers: Vec<Value> =
         reviewers.map(|person| json!({ "user": user(person), "role": "REVIEWER", "approved": false })).collect();
@@ -90,7 +94,7 @@ fn pull(base: &str, people: &[Person], repo: &Repo, pull: &Pull) -> Value {
     let mut told = json!({
         "id": pull.number, "version": pull.version, "title": pull.title, "description": pull.body,
         "state": if pull.open { "OPEN" } else { "DECLINED" }, "open": pull.open, "closed": !pull.open,
-        "fromRef": end(&pull.head), "toRef": end(&pull.base), "reviewers": reviewers,
+        "fromRef": end(&pull.head), "toRef": target, "reviewers": reviewers,
         "links": { "self": [{ "href": page }] },
     });
     // Servers before 8.18 know no drafts and do not speak of them.
@@ -301,7 +305,7 @@ fn open(base: &str, people: &[Person], repo: &mut Repo, login: &Login, call: &Ca
         let message = format!("{to} is already up-to-date with branch {head} in repository {}.", repo.path);
         return conflict("EmptyPullRequestException", &message);
     }
-    if let Some(found) = repo.open_pull(&head, &to) {
+    if let Some(found) = repo.open_pull(&head, &to).filter(|found| found.upstream.is_none()) {
         let mut refused = conflict(
             "DuplicatePullRequestException",
             "Only one pull request may be open for a given source and target branch",

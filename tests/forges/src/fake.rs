@@ -95,6 +95,8 @@ pub enum On {
 pub enum ApiFault {
     /// This status and message, in the forge's own shape.
     Status(u16, &'static str),
+    /// Bitbucket Data Center's answer to every token of an account that has to solve a captcha first.
+    Captcha,
     /// The forge's limit, for so many seconds.
     Limited(u64),
     /// A page for people, with this status.
@@ -309,6 +311,14 @@ fn reply(
     let fault = shared.fault(request, checked.as_ref().ok().map(|call| call.template.as_str()));
     match fault {
         Some(ApiFault::Status(status, message)) => return (Some((dialect.error)(status, message)), None),
+        Some(ApiFault::Captcha) => {
+            let reason = "CAPTCHA_CHALLENGE; login-url=https://bitbucket.example/login";
+            let reply = (dialect.error)(
+                401,
+                "CAPTCHA required. Your Bitbucket account has been marked as requiring a CAPTCHA.",
+            );
+            return (Some(reply.header("X-Authentication-Denied-Reason", reason)), None);
+        }
         Some(ApiFault::Limited(seconds)) => return (Some((dialect.limited)(seconds)), None),
         Some(ApiFault::Html(_) | ApiFault::Redirect(_) | ApiFault::Hang) => return (None, fault),
         Some(ApiFault::Cut | ApiFault::LoseReply | ApiFault::Slow(_)) | None => {}
@@ -351,7 +361,7 @@ async fn serve(stream: TcpStream, dialect: &Dialect, spec: &Spec, shared: &Mutex
         Some(ApiFault::LoseReply) => return Ok(()),
         Some(ApiFault::Cut) => cut = Some(1),
         Some(ApiFault::Slow(time)) => tokio::time::sleep(time).await,
-        Some(ApiFault::Status(..) | ApiFault::Limited(_)) | None => {}
+        Some(ApiFault::Status(..) | ApiFault::Captcha | ApiFault::Limited(_)) | None => {}
     }
     let reply = reply.unwrap_or_else(|| Reply::new(500, json!({})));
     let more: String = reply.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();

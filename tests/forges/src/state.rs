@@ -92,6 +92,8 @@ pub struct Pull {
     pub body: String,
     /// Not to be looked at yet.
     pub draft: bool,
+    /// The repository that it goes to, as `owner/name`, where that is another one than it comes from.
+    pub upstream: Option<String>,
     /// Neither merged nor declined.
     pub open: bool,
     /// Whether its branch goes when it is merged.
