@@ -106,7 +106,9 @@ impl Case {
             End::Pushed(files) => pushed(files),
             End::Failed(codes) => assert!(code.is_some_and(|code| codes.contains(&code)), "{word}: {task:#}"),
             End::WholeOr(files, _) if code.is_none() => pushed(files),
-            End::WholeOr(_, codes) | End::Any(codes) => assert!(code.is_none_or(|code| codes.contains(&code)), "{word}: {task:#}"),
+            End::WholeOr(_, codes) | End::Any(codes) => {
+                assert!(code.is_none_or(|code| codes.contains(&code)), "{word}: {task:#}")
+            }
         }
         if code.is_some() {
             let failure = &task["failure"];

@@ -19,7 +19,7 @@ use orchestra_events::campaign::{ChildOutcome, Command, Refusal, Step, child_id,
 use orchestra_events::ledger::Refusal as Refused;
 use orchestra_events::{Actor as Who, CampaignId, StoreError};
 
-use self::children::{Means, Run, until, who};
+use self::children::{Means, Room, Run, until, who};
 use self::journal::{JournalError, Loaded};
 use crate::ledger::LedgerError;
 
@@ -28,6 +28,11 @@ use crate::ledger::LedgerError;
 pub const MAILBOX: usize = 128;
 /// The wait before something is tried again that the store was in the way of.
 const PAUSE: Duration = Duration::from_millis(250);
+/// How often a campaign whose cap is set aside for calls under way looks whether they have left some of it.
+const ROOM_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why a campaign is paused whose cap leaves too little for another task.
+pub(crate) const USED_UP: &str = "the campaign's budget is used up";
 
 /// What a campaign's actor tells its supervisor when it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,30 +179,42 @@ impl CampaignActor {
         self.starting = true;
         let (id, means, campaign) = (self.id, self.means.clone(), Arc::clone(&loaded.campaign));
         let prepared = async move {
-            match means.open_account(id, &campaign).await {
-                Ok(()) => {}
-                Err(LedgerError::Refused(refusal @ (Refused::TooManyCampaigns | Refused::NegativeCap))) => {
-                    return Some(Command::Pause { reason: refusal.to_string() });
+            let room = match means.open_account(id, &campaign).await {
+                // One that is done again may have its work already, and need no model.
+                Ok(()) if campaign.child(index).is_some_and(|child| child.run > 0) => Ok(Room::Free),
+                Ok(()) => means.room(id, &campaign).await,
+                Err(error) => Err(error),
+            };
+            match room {
+                Ok(Room::Free) => {}
+                Ok(Room::Reserved) => return Err(ROOM_PAUSE),
+                // Each that began now would fail at its first call.
+                Ok(Room::UsedUp) => return Ok(Command::Pause { reason: USED_UP.to_owned() }),
+                Err(LedgerError::Refused(
+                    refusal @ (Refused::TooManyCampaigns | Refused::NegativeCap | Refused::NoSuchCampaign(_)),
+                )) => {
+                    return Ok(Command::Pause { reason: refusal.to_string() });
                 }
                 Err(error) => {
-                    tracing::warn!(campaign = %id, %error, "the campaign has no account yet; trying again");
-                    return None;
+                    tracing::warn!(campaign = %id, %error, "the campaign's account does not answer; trying again");
+                    return Err(PAUSE);
                 }
             }
             let task = child_id(id, index);
-            match means.head(task).await {
-                Ok(after) => Some(Command::StartChild { index, task, after }),
-                Err(error) => {
-                    tracing::warn!(campaign = %id, %task, %error, "a task cannot be looked at; trying again");
-                    None
-                }
-            }
+            means.head(task).await.map(|after| Command::StartChild { index, task, after }).map_err(|error| {
+                tracing::warn!(campaign = %id, %task, %error, "a task cannot be looked at; trying again");
+                PAUSE
+            })
         };
         ctx.spawn(prepared.into_actor(self).map(|command, actor, ctx| {
             actor.starting = false;
             match command {
-                Some(command) => ctx.notify(Act(command)),
-                None => drop(ctx.run_later(PAUSE, |actor, ctx| actor.proceed(ctx))),
+                Ok(command) => ctx.notify(Act(command)),
+                Err(pause) => {
+                    if let Some(earlier) = actor.timer.replace(ctx.run_later(pause, |actor, ctx| actor.proceed(ctx))) {
+                        ctx.cancel_future(earlier);
+                    }
+                }
             }
         }));
     }

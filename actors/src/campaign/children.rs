@@ -11,6 +11,8 @@ use actix::prelude::*;
 use jiff::Timestamp;
 use orchestra_events::campaign::event::OpenedPullRequest;
 use orchestra_events::campaign::{Campaign, ChildOutcome, child_id};
+
+use orchestra_events::ledger::{Amount, Cap, Quote, Refusal as Refused, Remaining};
 use orchestra_events::subscription::Subscription;
 use orchestra_events::task::TaskEvent;
 use orchestra_events::task::command::Command as TaskCommand;
@@ -19,8 +21,10 @@ use orchestra_events::{Actor as Who, CampaignId, Direction, Revision, StoreError
 
 use crate::intake::Intake;
 use crate::journal;
-use crate::ledger::{LedgerError, Ledgers};
+use crate::ledger::LedgerError;
 use crate::supervisor::{TaskSupervisor, Tell};
+use crate::workshop::Workshop;
+use crate::workshop::money::opening_quote;
 
 /// The wait before something is tried again that the store or a full queue was in the way of.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -30,10 +34,40 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub(crate) struct Means {
     /// Lets tasks in.
     pub intake: Intake,
-    /// The money.
-    pub ledgers: Ledgers,
+    /// The money, and what models cost.
+    pub workshop: Arc<Workshop>,
     /// The way to tasks that exist.
     pub tasks: Addr<TaskSupervisor>,
+}
+
+/// What is left of a campaign's cap for one more task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Enough for its first call.
+    Free,
+    /// Enough, if the calls that are under way cost less than is set aside for them.
+    Reserved,
+    /// Too little, however those turn out.
+    UsedUp,
+}
+
+impl Room {
+    /// What a cap leaves for a call of this price.
+    pub fn of(quote: &Quote, cap: Cap, spent: Amount, reserved: Amount) -> Self {
+        let fits = |used: Amount| {
+            let left = Remaining {
+                nano_usd: cap.max_nano_usd.map(|cap| cap.saturating_sub(used.nano_usd)),
+                tokens: cap.max_tokens.map(|cap| cap.saturating_sub(used.tokens)),
+            };
+            quote.fit(left).is_some()
+        };
+
+        match (fits(spent + reserved), fits(spent)) {
+            (true, _) => Self::Free,
+            (false, true) => Self::Reserved,
+            (false, false) => Self::UsedUp,
+        }
+    }
 }
 
 /// One run of one task of a campaign.
@@ -72,7 +106,17 @@ impl Means {
             return Ok(());
         }
         let spec = &campaign.spec;
-        self.ledgers.open_campaign(&spec.template.team, id, spec.budget.into()).await
+        self.workshop.ledgers.open_campaign(&spec.template.team, id, spec.budget.into()).await
+    }
+
+    /// Whether one more task may begin: what is left of the shared cap is enough for its first call.
+    pub async fn room(&self, id: CampaignId, campaign: &Campaign) -> Result<Room, LedgerError> {
+        let template = &campaign.spec.template;
+        let account = self.workshop.ledgers.campaign(&template.team, id).await?;
+        let (cap, spent, reserved) = account.ok_or(LedgerError::Refused(Refused::NoSuchCampaign(id)))?;
+        // A model that is not known any more is for the task to say.
+        let Ok(model) = self.workshop.models.resolve(&template.model) else { return Ok(Room::Free) };
+        Ok(Room::of(&opening_quote(&model, template.harness, &template.task), cap, spent, reserved))
     }
 
     /// Sees to it that the run goes on. Answers how it ended, where it had ended before it could begin.
@@ -176,4 +220,36 @@ pub(crate) fn may_need_secrets(task: &Task) -> bool {
 /// How long until a time.
 pub(crate) fn until(time: Timestamp) -> Duration {
     Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use orchestra_events::NanoUsd;
+
+    use super::*;
+
+    #[test]
+    fn a_cap_that_is_spent_is_told_from_one_that_is_only_set_aside() {
+        // A call of 10 tokens of input and 1 to 100 of output, each for a nano-dollar.
+        let quote = Quote {
+            input_tokens: 10,
+            input_picos: 10_000,
+            output_picos: 1_000,
+            replies: 1,
+            wanted_output: 100,
+            least_output: 5,
+        };
+        let amount = |both: u32| Amount { nano_usd: NanoUsd::from_nanos(both.into()), tokens: both.into() };
+        let dollars = Cap { max_nano_usd: Some(NanoUsd::from_nanos(100)), max_tokens: None };
+        let tokens = Cap { max_nano_usd: None, max_tokens: Some(100) };
+        for cap in [dollars, tokens] {
+            let room = |spent, reserved| Room::of(&quote, cap, amount(spent), amount(reserved));
+            assert_eq!(room(0, 0), Room::Free);
+            assert_eq!(room(45, 40), Room::Free);
+            assert_eq!(room(45, 41), Room::Reserved);
+            assert_eq!(room(86, 0), Room::UsedUp, "not the whole cap, but less than a call needs");
+            assert_eq!(room(120, 0), Room::UsedUp);
+        }
+        assert_eq!(Room::of(&quote, Cap::default(), amount(1_000), amount(1_000)), Room::Free);
+    }
 }

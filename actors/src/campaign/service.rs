@@ -12,12 +12,13 @@ use orchestra_events::task::event::Budget;
 use orchestra_events::{Actor as Who, CampaignId};
 use orchestra_runtime::vault::Credentials;
 
-use super::children::may_need_secrets;
+use super::children::{Room, may_need_secrets};
 use super::journal::{self, JournalError};
 use super::supervisor::{TakeUp, Tell};
 use super::{AskError, children};
 use crate::orchestra::{Orchestra, derived_id, kinds};
 use crate::service::{FieldError, NewRepo, NewTask, ServiceError};
+use crate::workshop::money::opening_quote;
 
 /// Most faults of repositories that one answer names.
 const MAX_FAULTS: usize = 64;
@@ -124,6 +125,21 @@ impl Orchestra {
         })
     }
 
+    /// Whether the first call of a first task would fit under the campaign's own cap.
+    fn check_cap(&self, spec: &CampaignSpec) -> Result<(), ServiceError> {
+        let template = &spec.template;
+        let model = self.workshop.models.resolve(&template.model);
+        let model = model.map_err(|error| ServiceError::Internal(error.to_string()))?;
+        let quote = opening_quote(&model, template.harness, &template.task);
+        match Room::of(&quote, spec.budget.into(), Amount::ZERO, Amount::ZERO) {
+            Room::Free => Ok(()),
+            Room::Reserved | Room::UsedUp => {
+                let detail = "is less than the first model call of one task may cost; raise it".to_owned();
+                Err(ServiceError::Invalid(vec![FieldError { pointer: "/budget".to_owned(), detail }]))
+            }
+        }
+    }
+
     fn campaign_repos(&self, id: CampaignId, new: &NewCampaign, errors: &mut Vec<FieldError>) -> Vec<CampaignRepo> {
         let mut repos: Vec<CampaignRepo> = Vec::with_capacity(new.repos.len());
         let mut known = std::collections::HashMap::new();
@@ -162,6 +178,7 @@ impl CampaignService for Orchestra {
                 return Err(ServiceError::Invalid(vec![FieldError { pointer: "/repos".to_owned(), detail }]));
             }
             self.check_budget(&spec.template).await?;
+            self.check_cap(&spec)?;
             // Before the campaign can begin: each of its tasks is given these.
             self.workshop.vault.put(id, new.task.credentials.clone()).map_err(|_| ServiceError::Busy)?;
             let created = journal::create(&*self.store, id, spec, &who).await;
