@@ -101,6 +101,49 @@ impl Orchestra {
         }
     }
 
+    /// Gives a campaign these secrets, and each of its tasks that runs or waits for them.
+    async fn give(&self, id: CampaignId, given: Credentials, who: &Who) -> Result<(), ServiceError> {
+        let supplied = kinds(&given);
+        if supplied.is_empty() {
+            return Ok(());
+        }
+        // First the campaign's own, from which a task that begins meanwhile takes them.
+        self.workshop.vault.put(id, given.clone()).map_err(|_| ServiceError::Busy)?;
+        // Read after that: a task that began in between was given the old ones.
+        let loaded = journal::load(&*self.store, id).await.map_err(journal_error)?;
+        let campaign = loaded.ok_or(ServiceError::NoSuchCampaign)?.campaign;
+        if campaign.finished {
+            // Its last task has ended meanwhile, and its actor has wiped what there was.
+            self.workshop.vault.forget(id);
+            return Ok(());
+        }
+        for (index, ..) in campaign.running() {
+            let task = child_id(id, index);
+            let standing = crate::journal::load(&*self.store, task).await;
+            let standing = standing.map_err(|error| ServiceError::Internal(error.to_string()))?;
+            if !standing.is_some_and(|loaded| may_need_secrets(&loaded.task)) {
+                continue;
+            }
+            self.workshop.vault.put(task, given.clone()).map_err(|_| ServiceError::Busy)?;
+            let command = TaskCommand::SupplyCredentials { supplied: supplied.clone(), now: Timestamp::now() };
+            match self.tell(task, command, who.clone()).await {
+                // It has come to its end meanwhile.
+                Ok(()) | Err(ServiceError::Refused { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Wipes the secrets of a campaign of which no task will ask for them.
+    async fn forget_if_over(&self, id: CampaignId) {
+        if let Ok(Some(loaded)) = journal::load(&*self.store, id).await
+            && loaded.campaign.finished
+        {
+            self.workshop.vault.forget(id);
+        }
+    }
+
     /// Resolves the names in a request.
     fn campaign_spec(&self, id: CampaignId, new: &NewCampaign) -> Result<CampaignSpec, ServiceError> {
         let mut errors = Vec::new();
@@ -163,6 +206,7 @@ impl CampaignService for Orchestra {
     async fn create_campaign(&self, new: NewCampaign, who: Who) -> Result<Accepted, ServiceError> {
         let id = campaign_id(&new);
         let hash = new.task.idempotency.as_ref().map(|idempotency| idempotency.request_hash.clone());
+        let credentials = new.task.credentials.clone();
         let existing = match &hash {
             Some(_) => journal::load(&*self.store, id).await.map_err(journal_error)?,
             None => None,
@@ -193,6 +237,8 @@ impl CampaignService for Orchestra {
             if standing.campaign.spec.request_hash != hash {
                 return Err(ServiceError::IdempotencyKeyReused);
             }
+            // The server may have lost those of the first time.
+            self.give(id, credentials, &who).await?;
         }
         self.campaigns.send(TakeUp(id)).await.map_err(|_| ServiceError::Busy)?;
         Ok(Accepted { id, repeated: !created })
@@ -203,8 +249,16 @@ impl CampaignService for Orchestra {
     }
 
     async fn retry_campaign(&self, id: CampaignId, given: Credentials, who: Who) -> Result<(), ServiceError> {
-        self.workshop.vault.put(id, given).map_err(|_| ServiceError::Busy)?;
-        self.tell_campaign(id, Command::Retry, who).await
+        let loaded = journal::load(&*self.store, id).await.map_err(journal_error)?;
+        loaded.ok_or(ServiceError::NoSuchCampaign)?;
+        // Before it is accepted: what begins again at once is given these.
+        self.workshop.vault.put(id, given.clone()).map_err(|_| ServiceError::Busy)?;
+        if let Err(error) = self.tell_campaign(id, Command::Retry, who.clone()).await {
+            self.forget_if_over(id).await;
+            return Err(error);
+        }
+        // Others may have waited for them all along.
+        self.give(id, given, &who).await
     }
 
     async fn supply_campaign(&self, id: CampaignId, given: Credentials, who: Who) -> Result<(), ServiceError> {
@@ -213,27 +267,7 @@ impl CampaignService for Orchestra {
         if campaign.finished {
             return Err(ServiceError::CampaignRefused(Refusal::Ended("finished")));
         }
-        // First the campaign's own, from which a task that begins meanwhile takes them.
-        self.workshop.vault.put(id, given.clone()).map_err(|_| ServiceError::Busy)?;
-        // Read again: a task that began in between was given the old ones.
-        let loaded = journal::load(&*self.store, id).await.map_err(journal_error)?;
-        let campaign = loaded.ok_or(ServiceError::NoSuchCampaign)?.campaign;
-        for (index, ..) in campaign.running() {
-            let task = child_id(id, index);
-            let standing = crate::journal::load(&*self.store, task).await;
-            let standing = standing.map_err(|error| ServiceError::Internal(error.to_string()))?;
-            if !standing.is_some_and(|loaded| may_need_secrets(&loaded.task)) {
-                continue;
-            }
-            self.workshop.vault.put(task, given.clone()).map_err(|_| ServiceError::Busy)?;
-            let command = TaskCommand::SupplyCredentials { supplied: kinds(&given), now: Timestamp::now() };
-            match self.tell(task, command, who.clone()).await {
-                // It has come to its end meanwhile.
-                Ok(()) | Err(ServiceError::Refused { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        self.give(id, given, &who).await
     }
 
     async fn account(&self, team: &str, id: CampaignId) -> Result<Option<Account>, ServiceError> {

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use orchestra_actors::campaign::service::Account;
 use orchestra_events::TaskId;
-use orchestra_events::campaign::{Progress, child_id};
+use orchestra_events::campaign::{CampaignResource, Progress, child_id};
 use orchestra_events::projections::CampaignRow;
-use orchestra_events::task::TaskResource;
+use orchestra_events::task::{TaskResource, TaskStatus};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -176,6 +176,7 @@ impl CampaignView {
     /// The campaign with its repositories, each with its task, and with what the ledger says.
     pub fn whole(row: CampaignRow, tasks: Vec<TaskResource>, account: Option<Account>) -> Self {
         let (id, repos) = (row.campaign.id, row.spec.repos.clone());
+        let reason = reason(&row.campaign, &tasks);
         let mut tasks: HashMap<TaskId, TaskResource> = tasks.into_iter().map(|task| (task.id, task)).collect();
         let children = (0..).zip(repos).map(|(index, repo)| {
             let task = tasks.remove(&child_id(id, index));
@@ -197,12 +198,24 @@ impl CampaignView {
         });
         let children = children.collect();
         let mut view = Self::from(row);
+        view.reason = reason;
         view.children = Some(children);
         if let Some(account) = account {
             view.usage.reserved_usd = Some(Usd(account.reserved.nano_usd));
             view.usage.tokens = Some(account.spent.tokens);
         }
         view
+    }
+}
+
+/// Why a campaign stands where it does, with what it waits for: a restart of the server loses the secrets of callers.
+pub fn reason(campaign: &CampaignResource, tasks: &[TaskResource]) -> String {
+    let waiting = tasks.iter().filter(|task| task.status == TaskStatus::AwaitingCredentials).count();
+    let (reason, id) = (&campaign.reason, campaign.id);
+    match waiting {
+        0 => reason.clone(),
+        1 => format!("{reason}; 1 task waits for credentials: PUT /v1/campaigns/{id}/credentials"),
+        _ => format!("{reason}; {waiting} tasks wait for credentials: PUT /v1/campaigns/{id}/credentials"),
     }
 }
 

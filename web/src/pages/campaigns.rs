@@ -21,6 +21,7 @@ use super::panels;
 use super::shell::{Shell, Visitor, page};
 use super::timeline::{Link, capitalised};
 use crate::App;
+use crate::api::campaign_resource::reason;
 use crate::fragments::rows::{status_text, title};
 use crate::fragments::{BudgetBar, Fragments};
 use crate::problem::{Field, Problem};
@@ -220,6 +221,7 @@ struct Body {
 impl Body {
     fn new(visitor: &Visitor, fragments: &Fragments, found: &CampaignRow, tasks: Vec<TaskResource>) -> Self {
         let id = found.campaign.id;
+        let reason = capitalised(&reason(&found.campaign, &tasks));
         let mut tasks: HashMap<TaskId, TaskResource> = tasks.into_iter().map(|task| (task.id, task)).collect();
         let children = (0..).zip(&found.spec.repos).map(|(index, repo)| {
             let task = tasks.remove(&child_id(id, index));
@@ -240,7 +242,7 @@ impl Body {
         let failed = found.campaign.progress.failed > 0;
         let status = found.campaign.status;
         Self {
-            row: Row::new(found, fragments),
+            row: Row { reason, ..Row::new(found, fragments) },
             reserved: None,
             children,
             csrf: visitor.csrf.clone(),
