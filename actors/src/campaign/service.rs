@@ -1,5 +1,7 @@
 //! What the outer rooms may ask of campaigns, and how the orchestra answers it.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
 use orchestra_events::campaign::event::{CampaignEvent, CampaignRepo, CampaignSpec, Limits};
@@ -80,6 +82,24 @@ fn campaign_id(new: &NewCampaign) -> CampaignId {
         None => uuid::Uuid::now_v7(),
     };
     CampaignId::from_uuid(uuid)
+}
+
+/// By what two names of one repository are known: forges do not tell upper from lower case.
+fn same_repo(repo: &CampaignRepo) -> String {
+    repo.repo.to_string().to_ascii_lowercase()
+}
+
+/// Why two tasks on the same repository would be in each other's way.
+fn clash(first: u32, earlier: &CampaignRepo, later: &CampaignRepo) -> Option<String> {
+    if earlier.base == later.base {
+        return Some(format!("is the same repository and base as number {first}; name it once"));
+    }
+    if earlier.base.is_none() || later.base.is_none() {
+        // The default branch may be the one that the other names.
+        return Some(format!("is the same repository as number {first}, and one of them names no base; name both"));
+    }
+    (earlier.branch == later.branch)
+        .then(|| format!("would push to the same branch of the same repository as number {first}; give it another"))
 }
 
 fn journal_error(error: JournalError) -> ServiceError {
@@ -185,17 +205,19 @@ impl Orchestra {
 
     fn campaign_repos(&self, id: CampaignId, new: &NewCampaign, errors: &mut Vec<FieldError>) -> Vec<CampaignRepo> {
         let mut repos: Vec<CampaignRepo> = Vec::with_capacity(new.repos.len());
-        let mut known = std::collections::HashMap::new();
+        let mut known: HashMap<String, Vec<(u32, CampaignRepo)>> = HashMap::new();
         for (index, wanted) in (0_u32..).zip(&new.repos) {
             if errors.len() >= MAX_FAULTS {
                 break;
             }
             let Some(target) = self.target(child_id(id, index), &new.task, wanted, errors) else { continue };
-            if let Some(first) = known.insert((target.repo.to_string(), target.base.clone()), index) {
-                let detail = format!("is the same repository and base as number {first}; name it once");
+            let repo = CampaignRepo { repo: target.repo, base: target.base, branch: target.branch };
+            let earlier = known.entry(same_repo(&repo)).or_default();
+            if let Some(detail) = earlier.iter().find_map(|(first, other)| clash(*first, other, &repo)) {
                 errors.push(FieldError { pointer: wanted.pointer.clone(), detail });
             }
-            repos.push(CampaignRepo { repo: target.repo, base: target.base, branch: target.branch });
+            earlier.push((index, repo.clone()));
+            repos.push(repo);
         }
         repos
     }
@@ -279,3 +301,33 @@ impl CampaignService for Orchestra {
 
 /// The means of all campaigns.
 pub(crate) type Means = children::Means;
+
+#[cfg(test)]
+mod tests {
+    use orchestra_events::repo::RepoRef;
+
+    use super::*;
+
+    #[test]
+    fn two_tasks_on_one_repository_need_two_bases_and_two_branches() {
+        let at = |name: &str, base: Option<&str>, branch: &str| CampaignRepo {
+            repo: RepoRef::parse(name, "github").expect("a name"),
+            base: base.map(str::to_owned),
+            branch: branch.to_owned(),
+        };
+        let first = at("acme/api", Some("main"), "a");
+        assert_eq!(same_repo(&first), same_repo(&at("Acme/API", None, "b")));
+        assert_ne!(same_repo(&first), same_repo(&at("gitlab:acme/api", None, "b")));
+        for (later, word) in [
+            (at("acme/api", Some("main"), "b"), "base"),
+            (at("acme/api", Some("next"), "a"), "branch"),
+            (at("acme/api", None, "b"), "names no base"),
+        ] {
+            let detail = clash(0, &first, &later).expect("they clash");
+            assert!(detail.contains(word) && detail.contains("number 0"), "{detail}");
+        }
+        assert!(clash(0, &at("acme/api", None, "a"), &at("acme/api", Some("main"), "b")).is_some());
+        assert!(clash(0, &at("acme/api", None, "a"), &at("acme/api", None, "b")).is_some());
+        assert_eq!(clash(0, &first, &at("acme/api", Some("next"), "b")), None);
+    }
+}
