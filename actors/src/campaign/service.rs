@@ -245,15 +245,16 @@ impl CampaignService for Orchestra {
             }
             self.check_budget(&spec.template).await?;
             self.check_cap(&spec)?;
-            // Before the campaign can begin: each of its tasks is given these.
-            self.workshop.vault.put(id, new.task.credentials.clone()).map_err(|_| ServiceError::Busy)?;
-            let created = journal::create(&*self.store, id, spec, &who).await;
-            if created.is_err() {
-                self.workshop.vault.forget(id);
-            }
-            created.map_err(journal_error)?
+            journal::create(&*self.store, id, spec, &who).await.map_err(journal_error)?
         };
-        if !created {
+        if created {
+            // Nobody has taken it up yet: each of its tasks is given these. Not earlier, because under the same key
+            // there may be a campaign which uses others.
+            if let Err(error) = self.workshop.vault.put(id, credentials) {
+                // Its tasks ask for them again; nothing is lost but the caller's convenience.
+                tracing::warn!(campaign = %id, %error, "the campaign's credentials are not kept");
+            }
+        } else {
             let standing = journal::load(&*self.store, id).await.map_err(journal_error)?;
             let standing = standing.ok_or(ServiceError::NoSuchCampaign)?;
             if standing.campaign.spec.request_hash != hash {
