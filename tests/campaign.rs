@@ -284,7 +284,7 @@ async fn the_tasks_of_a_campaign_spend_no_more_than_its_budget_together() {
     let house = Setup::new(script(turns)).open().await;
     seed(&house, 8);
     let mut asked = payload(names(8));
-    asked["budget"] = json!({ "maxUsd": 0.0000001 });
+    asked["budget"] = json!({ "maxTokens": 5 });
     let (status, problem) = house.api.post("/v1/campaigns", &asked).await;
     assert_eq!((status, &problem["errors"][0]["pointer"]), (422, &json!("/budget")), "{problem:#}");
     asked["budget"] = json!({ "maxUsd": 0.15 });

@@ -66,7 +66,7 @@ pub struct ChildView {
     branch: String,
     /// Its task; `null` before it is begun.
     task: Option<String>,
-    /// The task's status; `waiting` before it is begun.
+    /// The task's status; `waiting` before it is begun or begun again, `cancelled` where the campaign is over first.
     status: &'static str,
     cost_usd: Usd,
     pull_requests: Vec<PullRequestView>,
@@ -176,18 +176,24 @@ impl CampaignView {
     /// The campaign with its repositories, each with its task, and with what the ledger says.
     pub fn whole(row: CampaignRow, tasks: Vec<TaskResource>, account: Option<Account>) -> Self {
         let (id, repos) = (row.campaign.id, row.spec.repos.clone());
-        let reason = reason(&row.campaign, &tasks);
+        let campaign = &row.campaign;
+        let reason = reason(campaign, &tasks);
         let mut tasks: HashMap<TaskId, TaskResource> = tasks.into_iter().map(|task| (task.id, task)).collect();
         let children = (0..).zip(repos).map(|(index, repo)| {
             let task = tasks.remove(&child_id(id, index));
+            // After a retry the task still says how it failed, until it begins again.
+            let instead = campaign.instead_of_its_task(index, task.is_some());
             ChildView {
                 index,
                 repo: repo.repo.to_string(),
                 base: repo.base,
                 branch: repo.branch,
-                status: task.as_ref().map_or("waiting", |task| task.status.as_str()),
+                status: instead.or(task.as_ref().map(|task| task.status.as_str())).unwrap_or("waiting"),
                 cost_usd: Usd(task.as_ref().map_or(orchestra_events::NanoUsd::ZERO, |task| task.cost)),
-                failure: task.as_ref().and_then(|task| Some(task.failure.as_ref()?.0.code.as_str())),
+                failure: task
+                    .as_ref()
+                    .filter(|_| instead.is_none())
+                    .and_then(|task| Some(task.failure.as_ref()?.0.code.as_str())),
                 task: task.as_ref().map(|task| task.id.to_string()),
                 pull_requests: task
                     .into_iter()

@@ -226,13 +226,19 @@ impl Body {
         let children = (0..).zip(&found.spec.repos).map(|(index, repo)| {
             let task = tasks.remove(&child_id(id, index));
             let task = task.as_ref();
+            let instead = found.campaign.instead_of_its_task(index, task.is_some());
+            let (chip, status) = match instead {
+                Some("cancelled") => ("cancelled", "Cancelled"),
+                Some(_) => ("queued", "Waiting"),
+                None => task.map_or(("queued", "Waiting"), |task| (task.status.as_str(), status_text(task.status))),
+            };
             Child {
                 repo: repo.repo.to_string(),
                 branch: repo.branch.clone(),
                 href: task.map(|task| format!("/tasks/{}", task.id)),
-                chip: task.map_or("queued", |task| task.status.as_str()),
-                status: task.map_or("Waiting", |task| status_text(task.status)),
-                note: task.map_or_else(String::new, |task| capitalised(&task.reason)),
+                chip,
+                status,
+                note: task.filter(|_| instead.is_none()).map_or_else(String::new, |task| capitalised(&task.reason)),
                 cost: task.map_or_else(String::new, |task| format::usd(task.cost)),
                 pulls: task.map_or_else(Vec::new, panels::pull_requests),
             }
