@@ -18,6 +18,7 @@ use orchestra_events::campaign::event::OpenedPullRequest;
 use orchestra_events::campaign::{ChildOutcome, Command, Refusal, Step, child_id, decide, next_step};
 use orchestra_events::ledger::Refusal as Refused;
 use orchestra_events::{Actor as Who, CampaignId, StoreError};
+use tokio::sync::watch;
 
 use self::children::{Means, Room, Run, until, who};
 use self::journal::{JournalError, Loaded};
@@ -68,6 +69,8 @@ struct Followed {
     /// Its task exists, and this run of it goes on: only now can it be told to stop.
     begun: bool,
     told_to_stop: bool,
+    /// Tells whoever tries to begin it that the campaign is cancelled.
+    stop: watch::Sender<bool>,
 }
 
 /// Something asked of a campaign.
@@ -223,8 +226,10 @@ impl CampaignActor {
     fn follow(&mut self, run: Run, number: u32, ctx: &mut Context<Self>) {
         let Some(loaded) = &self.loaded else { return };
         let (index, campaign, means) = (run.index, Arc::clone(&loaded.campaign), self.means.clone());
-        self.followed.insert(index, Followed { run: number, opened: Vec::new(), begun: false, told_to_stop: false });
-        let begun = async move { means.begin(run, &campaign).await };
+        let (stop, stopped) = watch::channel(campaign.cancelled);
+        let followed = Followed { run: number, opened: Vec::new(), begun: false, told_to_stop: false, stop };
+        self.followed.insert(index, followed);
+        let begun = async move { means.begin(run, &campaign, stopped).await };
         ctx.spawn(begun.into_actor(self).map(move |ended, actor, ctx| match ended {
             Some(outcome) => actor.ended(run, number, outcome, ctx),
             None => {
@@ -263,6 +268,9 @@ impl CampaignActor {
     fn cancel_all(&mut self, ctx: &mut Context<Self>) {
         let Some(loaded) = &self.loaded else { return };
         let campaign = Arc::clone(&loaded.campaign);
+        for followed in self.followed.values().filter(|followed| !followed.begun) {
+            followed.stop.send_replace(true);
+        }
         for (index, _, after) in campaign.running() {
             let Some(followed) =
                 self.followed.get_mut(&index).filter(|followed| followed.begun && !followed.told_to_stop)
