@@ -113,7 +113,7 @@ impl Row {
             chip: chip(campaign.status, campaign.progress),
             status: status_words(campaign.status),
             reason: capitalised(&campaign.reason),
-            repos: format::count(spec.repos.len() as u64, "repository", "repositories"),
+            repos: format::count(campaign.progress.total().into(), "repository", "repositories"),
             bar: campaign.progress.into(),
             money: fragments.budget_bar(&budget),
             created: format::moment(campaign.created_at),
