@@ -10,7 +10,7 @@ use orchestra_events::task::{TaskResource, TaskStatus};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::openapi::{AttemptsRequest, BudgetRequest, CredentialsRequest};
+use super::openapi::{AttemptsRequest, BudgetRequest, CredentialsRequest, PullRequestRequest};
 use super::resource::{BudgetView, PullRequestView, Usd};
 
 /// How many tasks stand where.
@@ -303,6 +303,7 @@ pub struct CampaignRequest {
     #[schema(minimum = 1, maximum = 86400)]
     timeout_seconds: Option<u64>,
     retry: Option<AttemptsRequest>,
+    pull_request: Option<PullRequestRequest>,
     /// At most 50 entries: texts, numbers, true, false or null.
     #[schema(value_type = Option<Object>)]
     metadata: Option<()>,
