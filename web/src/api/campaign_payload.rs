@@ -97,7 +97,8 @@ fn task(
 ) -> Result<Option<NewTask>, Problem> {
     let internal = |error: serde_json::Error| Problem::internal(error);
     // A campaign without a repository has been told so.
-    let repo = first.map_or("owner/name", |first| first.repo.as_str());
+    let named = first.filter(|first| !first.repo.is_empty());
+    let repo = named.map_or("owner/name", |first| first.repo.as_str());
     let had_repo = members.insert("repo".to_owned(), to_raw_value(repo).map_err(internal)?).is_some();
     if had_repo {
         faults.add("/repo", "is not known here; did you mean `repos`?");
