@@ -82,6 +82,11 @@ impl Client {
         if answer.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_slice(&answer)?) }
     }
 
+    /// PUTs JSON; answers JSON.
+    pub async fn put(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        Ok(serde_json::from_slice(&self.send(self.request(Method::PUT, path).json(body)).await?)?)
+    }
+
     /// Follows a task's events from the first, across broken connections, until `see` says it has seen enough.
     pub async fn follow(&self, id: &str, mut see: impl FnMut(Event) -> bool) -> anyhow::Result<()> {
         let mut last: Option<String> = None;

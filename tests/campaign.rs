@@ -282,15 +282,33 @@ async fn the_tasks_of_a_campaign_spend_no_more_than_its_budget_together() {
         turn["usage"] = json!({ "inputTokens": 10, "outputTokens": 2_000 });
     }
     let house = Setup::new(script(turns)).open().await;
-    seed(&house, 5);
-    let mut asked = payload(names(5));
+    seed(&house, 8);
+    let mut asked = payload(names(8));
+    asked["budget"] = json!({ "maxTokens": 5 });
+    let (status, problem) = house.api.post("/v1/campaigns", &asked).await;
+    assert_eq!((status, &problem["errors"][0]["pointer"]), (422, &json!("/budget")), "{problem:#}");
     asked["budget"] = json!({ "maxUsd": 0.15 });
     asked["concurrency"] = json!(3);
     let id = create(&house, &asked).await;
-    events_of(&house, "campaign-finished", 1).await;
-    let ended = campaign(&house.api, &id).await;
-    let (succeeded, failed) = (&ended["progress"]["succeeded"], &ended["progress"]["failed"]);
-    assert!(succeeded.as_u64().unwrap() >= 1 && failed.as_u64().unwrap() >= 2, "{:#}", ended["progress"]);
+    // Those that are left are not begun only to fail: it pauses, and says why.
+    events_of(&house, "campaign-paused", 1).await;
+    let deadline = Instant::now() + PATIENCE;
+    let ended = loop {
+        let ended = campaign(&house.api, &id).await;
+        if ended["progress"]["running"] == 0 {
+            break ended;
+        }
+        assert!(Instant::now() < deadline, "{ended:#}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    assert_eq!(
+        (&ended["status"], &ended["reason"]),
+        (&json!("paused"), &json!("the campaign's budget is used up")),
+        "{ended:#}"
+    );
+    let count = |name: &str| ended["progress"][name].as_u64().unwrap();
+    assert!(count("succeeded") >= 1 && (1..=3).contains(&count("failed")), "{:#}", ended["progress"]);
+    assert!(count("waiting") >= 3, "{:#}", ended["progress"]);
     assert!(audited(&log(&house).await) <= 150_000_000);
     let over =
         ended["children"].as_array().unwrap().iter().find(|child| child["failure"] == "budget-exceeded").unwrap();
@@ -312,6 +330,7 @@ async fn a_campaign_without_its_secrets_waits_for_them_and_a_cancelled_one_stops
     events_of(&house, "campaign-child-started", 1).await;
     house.kill().await;
     house.restart().await;
+    let puts = format!("2 tasks wait for credentials: PUT /v1/campaigns/{id}/credentials");
     // Whatever runs or begins now has lost its key, until the campaign is given it again.
     let waiting = |campaign: &Value| {
         let children = campaign["children"].as_array().unwrap().clone();
@@ -322,7 +341,10 @@ async fn a_campaign_without_its_secrets_waits_for_them_and_a_cancelled_one_stops
         assert!(Instant::now() < deadline, "{:#}", campaign(&house.api, &id).await);
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    assert_eq!(house.api.put(&format!("/v1/campaigns/{id}/credentials"), &secrets).await.0, 202);
+    let stalled = campaign(&house.api, &id).await;
+    assert!(stalled["reason"].as_str().unwrap().contains(&puts), "{stalled:#}");
+    // Whoever says the same again brings them along.
+    assert_eq!(create(&house, &asked).await, id);
     events_of(&house, "campaign-finished", 1).await;
     assert_eq!(campaign(&house.api, &id).await["progress"]["succeeded"], 3);
     assert_done_once(&house, 0..3);

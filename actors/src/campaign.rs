@@ -18,8 +18,9 @@ use orchestra_events::campaign::event::OpenedPullRequest;
 use orchestra_events::campaign::{ChildOutcome, Command, Refusal, Step, child_id, decide, next_step};
 use orchestra_events::ledger::Refusal as Refused;
 use orchestra_events::{Actor as Who, CampaignId, StoreError};
+use tokio::sync::watch;
 
-use self::children::{Means, Run, until, who};
+use self::children::{Means, Room, Run, until, who};
 use self::journal::{JournalError, Loaded};
 use crate::ledger::LedgerError;
 
@@ -28,6 +29,11 @@ use crate::ledger::LedgerError;
 pub const MAILBOX: usize = 128;
 /// The wait before something is tried again that the store was in the way of.
 const PAUSE: Duration = Duration::from_millis(250);
+/// How often a campaign whose cap is set aside for calls under way looks whether they have left some of it.
+const ROOM_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why a campaign is paused whose cap leaves too little for another task.
+pub(crate) const USED_UP: &str = "the campaign's budget is used up";
 
 /// What a campaign's actor tells its supervisor when it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +69,8 @@ struct Followed {
     /// Its task exists, and this run of it goes on: only now can it be told to stop.
     begun: bool,
     told_to_stop: bool,
+    /// Tells whoever tries to begin it that the campaign is cancelled.
+    stop: watch::Sender<bool>,
 }
 
 /// Something asked of a campaign.
@@ -174,30 +182,42 @@ impl CampaignActor {
         self.starting = true;
         let (id, means, campaign) = (self.id, self.means.clone(), Arc::clone(&loaded.campaign));
         let prepared = async move {
-            match means.open_account(id, &campaign).await {
-                Ok(()) => {}
-                Err(LedgerError::Refused(refusal @ (Refused::TooManyCampaigns | Refused::NegativeCap))) => {
-                    return Some(Command::Pause { reason: refusal.to_string() });
+            let room = match means.open_account(id, &campaign).await {
+                // One that is done again may have its work already, and need no model.
+                Ok(()) if campaign.child(index).is_some_and(|child| child.run > 0) => Ok(Room::Free),
+                Ok(()) => means.room(id, &campaign).await,
+                Err(error) => Err(error),
+            };
+            match room {
+                Ok(Room::Free) => {}
+                Ok(Room::Reserved) => return Err(ROOM_PAUSE),
+                // Each that began now would fail at its first call.
+                Ok(Room::UsedUp) => return Ok(Command::Pause { reason: USED_UP.to_owned() }),
+                Err(LedgerError::Refused(
+                    refusal @ (Refused::TooManyCampaigns | Refused::NegativeCap | Refused::NoSuchCampaign(_)),
+                )) => {
+                    return Ok(Command::Pause { reason: refusal.to_string() });
                 }
                 Err(error) => {
-                    tracing::warn!(campaign = %id, %error, "the campaign has no account yet; trying again");
-                    return None;
+                    tracing::warn!(campaign = %id, %error, "the campaign's account does not answer; trying again");
+                    return Err(PAUSE);
                 }
             }
             let task = child_id(id, index);
-            match means.head(task).await {
-                Ok(after) => Some(Command::StartChild { index, task, after }),
-                Err(error) => {
-                    tracing::warn!(campaign = %id, %task, %error, "a task cannot be looked at; trying again");
-                    None
-                }
-            }
+            means.head(task).await.map(|after| Command::StartChild { index, task, after }).map_err(|error| {
+                tracing::warn!(campaign = %id, %task, %error, "a task cannot be looked at; trying again");
+                PAUSE
+            })
         };
         ctx.spawn(prepared.into_actor(self).map(|command, actor, ctx| {
             actor.starting = false;
             match command {
-                Some(command) => ctx.notify(Act(command)),
-                None => drop(ctx.run_later(PAUSE, |actor, ctx| actor.proceed(ctx))),
+                Ok(command) => ctx.notify(Act(command)),
+                Err(pause) => {
+                    if let Some(earlier) = actor.timer.replace(ctx.run_later(pause, |actor, ctx| actor.proceed(ctx))) {
+                        ctx.cancel_future(earlier);
+                    }
+                }
             }
         }));
     }
@@ -206,8 +226,10 @@ impl CampaignActor {
     fn follow(&mut self, run: Run, number: u32, ctx: &mut Context<Self>) {
         let Some(loaded) = &self.loaded else { return };
         let (index, campaign, means) = (run.index, Arc::clone(&loaded.campaign), self.means.clone());
-        self.followed.insert(index, Followed { run: number, opened: Vec::new(), begun: false, told_to_stop: false });
-        let begun = async move { means.begin(run, &campaign).await };
+        let (stop, stopped) = watch::channel(campaign.cancelled);
+        let followed = Followed { run: number, opened: Vec::new(), begun: false, told_to_stop: false, stop };
+        self.followed.insert(index, followed);
+        let begun = async move { means.begin(run, &campaign, stopped).await };
         ctx.spawn(begun.into_actor(self).map(move |ended, actor, ctx| match ended {
             Some(outcome) => actor.ended(run, number, outcome, ctx),
             None => {
@@ -246,6 +268,9 @@ impl CampaignActor {
     fn cancel_all(&mut self, ctx: &mut Context<Self>) {
         let Some(loaded) = &self.loaded else { return };
         let campaign = Arc::clone(&loaded.campaign);
+        for followed in self.followed.values().filter(|followed| !followed.begun) {
+            followed.stop.send_replace(true);
+        }
         for (index, _, after) in campaign.running() {
             let Some(followed) =
                 self.followed.get_mut(&index).filter(|followed| followed.begun && !followed.told_to_stop)

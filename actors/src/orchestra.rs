@@ -97,8 +97,8 @@ impl Orchestra {
         let intake =
             Intake { store: Arc::clone(&store), vault: Arc::clone(&workshop.vault), scheduler: scheduler.clone() };
         let campaigns = {
-            let (intake, ledgers, tasks) = (intake.clone(), workshop.ledgers.clone(), supervisor.clone());
-            let (means, handle) = (Means { intake, ledgers, tasks }, house.clone());
+            let means = Means { intake: intake.clone(), workshop: Arc::clone(&workshop), tasks: supervisor.clone() };
+            let handle = house.clone();
             CampaignSupervisor::start_in_arbiter(&house, move |_| CampaignSupervisor::new(means, handle))
         };
         let projector = {

@@ -119,6 +119,17 @@ impl Vault {
         Ok(())
     }
 
+    /// Keeps what is given where nothing is kept. What is kept stays as it is.
+    pub fn put_missing(&self, owner: impl Into<Owner>, given: Credentials) -> Result<(), VaultError> {
+        let owner = owner.into();
+        let kept = self.tasks().get(&owner).cloned().unwrap_or_default();
+        let missing = Credentials {
+            model: given.model.filter(|_| kept.model.is_none()),
+            git: given.git.filter(|_| kept.git.is_none()),
+        };
+        self.put(owner, missing)
+    }
+
     /// The task's model key.
     pub fn model(&self, task: TaskId) -> Option<SecretString> {
         self.tasks().get(&task.into())?.model.clone()
@@ -167,6 +178,10 @@ mod tests {
         assert_eq!(read(vault.model(task(1))).as_deref(), Some("three"));
         assert_eq!(read(vault.git(task(1))).as_deref(), Some("two"));
         assert_eq!(vault.has(task(1)), Held { model: true, git: true });
+        vault.put_missing(task(1), Credentials { model: secret("four"), git: None }).expect("room");
+        assert_eq!(read(vault.model(task(1))).as_deref(), Some("three"));
+        vault.put_missing(task(3), Credentials { model: None, git: secret("five") }).expect("room");
+        assert_eq!(vault.has(task(3)), Held { model: false, git: true });
         assert_eq!(vault.has(task(2)), Held::default());
         vault.forget(task(1));
         assert!(vault.model(task(1)).is_none() && vault.git(task(1)).is_none());

@@ -13,7 +13,7 @@ use super::run::secret;
 use super::tasks::{query, text};
 use super::{ServerArguments, say};
 
-/// Start, list, show, cancel and retry campaigns
+/// Start, list, show, cancel and retry campaigns, and give them credentials
 #[derive(Subcommand)]
 pub enum Campaigns {
     /// One sentence, many repositories, a task for each
@@ -49,6 +49,19 @@ pub enum Campaigns {
         /// Why
         #[arg(long)]
         reason: Option<String>,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Replace the secrets of a campaign and of all its tasks, as after a restart of the server
+    Credentials {
+        /// Its id
+        id: String,
+        /// The environment variable with the model key
+        #[arg(long, value_name = "NAME")]
+        model_key_env: Option<String>,
+        /// The environment variable with the git token
+        #[arg(long, value_name = "NAME")]
+        git_token_env: Option<String>,
         #[command(flatten)]
         server: ServerArguments,
     },
@@ -224,6 +237,13 @@ impl Campaigns {
             Self::Cancel { id, reason, server } => {
                 server.client()?.post(&format!("/v1/campaigns/{id}/cancel"), &json!({ "reason": reason })).await?;
                 say(format!("{id} is being cancelled"));
+            }
+            Self::Credentials { id, model_key_env, git_token_env, server } => {
+                let Some(given) = credentials(&model_key_env, &git_token_env)? else {
+                    bail!("name --model-key-env, --git-token-env or both");
+                };
+                server.client()?.put(&format!("/v1/campaigns/{id}/credentials"), &given).await?;
+                say(format!("{id} goes on with them"));
             }
             Self::Retry { id, model_key_env, git_token_env, server } => {
                 let given = credentials(&model_key_env, &git_token_env)?;

@@ -183,14 +183,17 @@ impl Workshop {
         harness: Harness,
         text: &str,
     ) -> Result<(), LedgerError> {
-        let quote = match harness {
-            Harness::Builtin => agent::first_quote(model, text),
-            // What a program asks is not known before it asks.
-            Harness::ClaudeCode | Harness::Codex | Harness::Opencode | Harness::Command => {
-                agent::least_quote(model, text)
-            }
-        };
+        let quote = opening_quote(model, harness, text);
         // The task's own cap is its own affair: it ends the task, and not the submission.
         self.ledgers.check(path, Cap::default(), quote).await.map(|_| ())
+    }
+}
+
+/// The most that the first call of such a task can cost.
+pub(crate) fn opening_quote(model: &ResolvedModel, harness: Harness, text: &str) -> Quote {
+    match harness {
+        Harness::Builtin => agent::first_quote(model, text),
+        // What a program asks is not known before it asks.
+        Harness::ClaudeCode | Harness::Codex | Harness::Opencode | Harness::Command => agent::least_quote(model, text),
     }
 }

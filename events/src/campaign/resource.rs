@@ -81,6 +81,9 @@ pub struct CampaignResource {
     pub reason: String,
     /// How far it is.
     pub progress: Progress,
+    /// The repositories whose tasks are to be done again and have not begun again, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub again: Vec<u32>,
     /// When it was asked for.
     pub created_at: Timestamp,
     /// When its last task ended.
@@ -104,6 +107,7 @@ impl CampaignResource {
                     waiting: u32::try_from(spec.repos.len()).unwrap_or(u32::MAX),
                     ..Progress::default()
                 },
+                again: Vec::new(),
                 created_at: envelope.time,
                 finished_at: None,
                 revision: envelope.revision,
@@ -122,11 +126,19 @@ impl CampaignResource {
         self.finished_at.is_some()
     }
 
+    /// Where the task for a repository stands if its own stream does not say, or says what is over: `waiting` for its
+    /// turn, or `cancelled` with the campaign. `begun`: it has a stream.
+    pub fn instead_of_its_task(&self, index: u32, begun: bool) -> Option<&'static str> {
+        let waits = !begun || self.again.contains(&index);
+        waits.then_some(if self.is_over() { "cancelled" } else { "waiting" })
+    }
+
     fn apply(&mut self, time: Timestamp, event: &CampaignEvent) {
         let progress = &mut self.progress;
         match event {
             CampaignEvent::CampaignCreated(_) => {}
-            CampaignEvent::CampaignChildStarted { repo, .. } => {
+            CampaignEvent::CampaignChildStarted { index, repo, .. } => {
+                self.again.retain(|waiting| waiting != index);
                 Progress::moved(&mut progress.waiting, &mut progress.running, 1);
                 if self.status == CampaignStatus::Running {
                     self.reason = format!("working on {repo}");
@@ -155,6 +167,9 @@ impl CampaignResource {
             CampaignEvent::CampaignRetryRequested { children } => {
                 let count = u32::try_from(children.len()).unwrap_or(u32::MAX);
                 Progress::moved(&mut progress.failed, &mut progress.waiting, count);
+                self.again.extend(children);
+                self.again.sort_unstable();
+                self.again.dedup();
                 self.finished_at = None;
                 if self.status == CampaignStatus::Finished {
                     self.status = CampaignStatus::Running;

@@ -424,6 +424,11 @@ impl Life {
         if !campaign.cancelled {
             assert_eq!(usize::try_from(resource.progress.waiting).unwrap(), waiting);
         }
+        for (index, child) in campaign.indexed() {
+            let word = if campaign.finished { "cancelled" } else { "waiting" };
+            let expected = (child.phase == Phase::Waiting).then_some(word);
+            assert_eq!(resource.instead_of_its_task(index, child.run > 0), expected);
+        }
     }
 }
 

@@ -30,7 +30,7 @@ pub struct CampaignFilter {
 pub struct CampaignRow {
     /// Where it stands.
     pub campaign: CampaignResource,
-    /// What was asked for.
+    /// What was asked for. Its repositories only where the campaign is read alone: they may be a thousand.
     pub spec: CampaignSpec,
     /// What its tasks have cost.
     pub cost: NanoUsd,
@@ -47,11 +47,15 @@ pub struct CampaignPage {
     pub next: Option<Cursor>,
 }
 
-/// The columns of a [`CampaignRow`]. The id in the tasks' rows is text, as everywhere where it is a reference.
-const COLUMNS: &str = "SELECT c.spec, c.document, \
-    (SELECT COALESCE(SUM(t.cost_nano_usd), 0) FROM tasks t WHERE t.campaign = c.document ->> '$.id'), \
-    (SELECT COALESCE(SUM(t.refunded_nano_usd), 0) FROM tasks t WHERE t.campaign = c.document ->> '$.id') \
-    FROM campaigns c";
+/// The columns of a [`CampaignRow`], with what was asked for out of this one. The id in the tasks' rows is text, as everywhere where it is a reference.
+fn columns(spec: &str) -> String {
+    format!(
+        "c.document, c.{spec}, \
+         (SELECT COALESCE(SUM(t.cost_nano_usd), 0) FROM tasks t WHERE t.campaign = c.document ->> '$.id'), \
+         (SELECT COALESCE(SUM(t.refunded_nano_usd), 0) FROM tasks t WHERE t.campaign = c.document ->> '$.id') \
+         FROM campaigns c"
+    )
+}
 
 fn row(row: &Row<'_>) -> Result<CampaignRow, ReadModelError> {
     fn decode<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> Result<T, ReadModelError> {
@@ -60,15 +64,15 @@ fn row(row: &Row<'_>) -> Result<CampaignRow, ReadModelError> {
             .map_err(|error| ReadModelError::Failed(format!("a campaign row does not read: {error}")))
     }
     Ok(CampaignRow {
-        spec: decode(row, 0)?,
-        campaign: decode(row, 1)?,
+        campaign: decode(row, 0)?,
+        spec: decode(row, 1)?,
         cost: NanoUsd::from_nanos(row.get(2)?),
         refunded: NanoUsd::from_nanos(row.get(3)?),
     })
 }
 
 pub(super) fn find(connection: &Connection, id: CampaignId) -> Result<Option<CampaignRow>, ReadModelError> {
-    let mut statement = connection.prepare_cached(&format!("{COLUMNS} WHERE c.id = ?1"))?;
+    let mut statement = connection.prepare_cached(&format!("SELECT {} WHERE c.id = ?1", columns("spec")))?;
     let mut rows = statement.query([id.uuid().as_bytes()])?;
     rows.next()?.map(row).transpose()
 }
@@ -99,7 +103,7 @@ pub(super) fn page(
     limit: usize,
 ) -> Result<CampaignPage, ReadModelError> {
     let limit = limit.clamp(1, MAX_PAGE);
-    let mut sql = format!("{COLUMNS} WHERE 1 = 1");
+    let mut sql = format!("SELECT {} WHERE 1 = 1", columns("summary"));
     let mut values: Vec<Value> = Vec::new();
     let status = filter.status.map(|status| status.as_str().to_owned());
     for (clause, text) in [("c.team", filter.team.clone()), ("c.status", status)] {
@@ -158,14 +162,17 @@ impl OpenCampaigns {
         *current = folded;
         let Some(campaign) = current else { return Ok(Err(Odd::NoTask)) };
         if let CampaignEvent::CampaignCreated(spec) = event {
-            let (spec_text, document) = match (serde_json::to_string(spec), serde_json::to_string(campaign)) {
-                (Ok(spec), Ok(document)) => (spec, document),
-                (Err(error), _) | (_, Err(error)) => return Ok(Err(Odd::Document(error))),
+            let summary = CampaignSpec { repos: Vec::new(), ..(**spec).clone() };
+            let texts = serde_json::to_string(spec)
+                .and_then(|spec| Ok((spec, serde_json::to_string(&summary)?, serde_json::to_string(campaign)?)));
+            let (spec_text, summary, document) = match texts {
+                Ok(texts) => texts,
+                Err(error) => return Ok(Err(Odd::Document(error))),
             };
             transaction
                 .prepare_cached(
-                    "INSERT INTO campaigns (id, created_at, team, status, open, spec, document)
-                     VALUES (?1, ?2, ?3, ?4, 1, ?5, ?6)
+                    "INSERT INTO campaigns (id, created_at, team, status, open, spec, summary, document)
+                     VALUES (?1, ?2, ?3, ?4, 1, ?5, ?6, ?7)
                      ON CONFLICT (id) DO NOTHING",
                 )?
                 .execute((
@@ -174,6 +181,7 @@ impl OpenCampaigns {
                     &spec.template.team,
                     campaign.status.as_str(),
                     spec_text,
+                    summary,
                     document,
                 ))?;
         }

@@ -279,6 +279,7 @@ async fn a_campaign_shows_its_progress_its_tasks_and_what_they_cost() {
     let filter = CampaignFilter { team: Some("platform".to_owned()), status: None };
     let page = read.campaigns(filter.clone(), None, 1).await.expect("a page");
     assert_eq!(page.campaigns.iter().map(|row| row.campaign.id).collect::<Vec<_>>(), [campaign(3)]);
+    assert_eq!((page.campaigns[0].spec.repos.len(), before.spec.repos.len()), (0, 2), "a list leaves them out");
     let page = read.campaigns(filter, page.next, 5).await.expect("a page");
     assert_eq!(page.campaigns.iter().map(|row| row.campaign.id).collect::<Vec<_>>(), [campaign(1)]);
     assert_eq!(page.next, None);

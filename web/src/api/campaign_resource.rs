@@ -4,13 +4,13 @@ use std::collections::HashMap;
 
 use orchestra_actors::campaign::service::Account;
 use orchestra_events::TaskId;
-use orchestra_events::campaign::{Progress, child_id};
+use orchestra_events::campaign::{CampaignResource, Progress, child_id};
 use orchestra_events::projections::CampaignRow;
-use orchestra_events::task::TaskResource;
+use orchestra_events::task::{TaskResource, TaskStatus};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::openapi::{AttemptsRequest, BudgetRequest, CredentialsRequest};
+use super::openapi::{AttemptsRequest, BudgetRequest, CredentialsRequest, PullRequestRequest};
 use super::resource::{BudgetView, PullRequestView, Usd};
 
 /// How many tasks stand where.
@@ -66,7 +66,7 @@ pub struct ChildView {
     branch: String,
     /// Its task; `null` before it is begun.
     task: Option<String>,
-    /// The task's status; `waiting` before it is begun.
+    /// The task's status; `waiting` before it is begun or begun again, `cancelled` where the campaign is over first.
     status: &'static str,
     cost_usd: Usd,
     pull_requests: Vec<PullRequestView>,
@@ -176,17 +176,24 @@ impl CampaignView {
     /// The campaign with its repositories, each with its task, and with what the ledger says.
     pub fn whole(row: CampaignRow, tasks: Vec<TaskResource>, account: Option<Account>) -> Self {
         let (id, repos) = (row.campaign.id, row.spec.repos.clone());
+        let campaign = &row.campaign;
+        let reason = reason(campaign, &tasks);
         let mut tasks: HashMap<TaskId, TaskResource> = tasks.into_iter().map(|task| (task.id, task)).collect();
         let children = (0..).zip(repos).map(|(index, repo)| {
             let task = tasks.remove(&child_id(id, index));
+            // After a retry the task still says how it failed, until it begins again.
+            let instead = campaign.instead_of_its_task(index, task.is_some());
             ChildView {
                 index,
                 repo: repo.repo.to_string(),
                 base: repo.base,
                 branch: repo.branch,
-                status: task.as_ref().map_or("waiting", |task| task.status.as_str()),
+                status: instead.or(task.as_ref().map(|task| task.status.as_str())).unwrap_or("waiting"),
                 cost_usd: Usd(task.as_ref().map_or(orchestra_events::NanoUsd::ZERO, |task| task.cost)),
-                failure: task.as_ref().and_then(|task| Some(task.failure.as_ref()?.0.code.as_str())),
+                failure: task
+                    .as_ref()
+                    .filter(|_| instead.is_none())
+                    .and_then(|task| Some(task.failure.as_ref()?.0.code.as_str())),
                 task: task.as_ref().map(|task| task.id.to_string()),
                 pull_requests: task
                     .into_iter()
@@ -197,12 +204,24 @@ impl CampaignView {
         });
         let children = children.collect();
         let mut view = Self::from(row);
+        view.reason = reason;
         view.children = Some(children);
         if let Some(account) = account {
             view.usage.reserved_usd = Some(Usd(account.reserved.nano_usd));
             view.usage.tokens = Some(account.spent.tokens);
         }
         view
+    }
+}
+
+/// Why a campaign stands where it does, with what it waits for: a restart of the server loses the secrets of callers.
+pub fn reason(campaign: &CampaignResource, tasks: &[TaskResource]) -> String {
+    let waiting = tasks.iter().filter(|task| task.status == TaskStatus::AwaitingCredentials).count();
+    let (reason, id) = (&campaign.reason, campaign.id);
+    match waiting {
+        0 => reason.clone(),
+        1 => format!("{reason}; 1 task waits for credentials: PUT /v1/campaigns/{id}/credentials"),
+        _ => format!("{reason}; {waiting} tasks wait for credentials: PUT /v1/campaigns/{id}/credentials"),
     }
 }
 
@@ -284,6 +303,7 @@ pub struct CampaignRequest {
     #[schema(minimum = 1, maximum = 86400)]
     timeout_seconds: Option<u64>,
     retry: Option<AttemptsRequest>,
+    pull_request: Option<PullRequestRequest>,
     /// At most 50 entries: texts, numbers, true, false or null.
     #[schema(value_type = Option<Object>)]
     metadata: Option<()>,

@@ -21,6 +21,7 @@ use super::panels;
 use super::shell::{Shell, Visitor, page};
 use super::timeline::{Link, capitalised};
 use crate::App;
+use crate::api::campaign_resource::reason;
 use crate::fragments::rows::{status_text, title};
 use crate::fragments::{BudgetBar, Fragments};
 use crate::problem::{Field, Problem};
@@ -112,7 +113,7 @@ impl Row {
             chip: chip(campaign.status, campaign.progress),
             status: status_words(campaign.status),
             reason: capitalised(&campaign.reason),
-            repos: format::count(spec.repos.len() as u64, "repository", "repositories"),
+            repos: format::count(campaign.progress.total().into(), "repository", "repositories"),
             bar: campaign.progress.into(),
             money: fragments.budget_bar(&budget),
             created: format::moment(campaign.created_at),
@@ -220,17 +221,24 @@ struct Body {
 impl Body {
     fn new(visitor: &Visitor, fragments: &Fragments, found: &CampaignRow, tasks: Vec<TaskResource>) -> Self {
         let id = found.campaign.id;
+        let reason = capitalised(&reason(&found.campaign, &tasks));
         let mut tasks: HashMap<TaskId, TaskResource> = tasks.into_iter().map(|task| (task.id, task)).collect();
         let children = (0..).zip(&found.spec.repos).map(|(index, repo)| {
             let task = tasks.remove(&child_id(id, index));
             let task = task.as_ref();
+            let instead = found.campaign.instead_of_its_task(index, task.is_some());
+            let (chip, status) = match instead {
+                Some("cancelled") => ("cancelled", "Cancelled"),
+                Some(_) => ("queued", "Waiting"),
+                None => task.map_or(("queued", "Waiting"), |task| (task.status.as_str(), status_text(task.status))),
+            };
             Child {
                 repo: repo.repo.to_string(),
                 branch: repo.branch.clone(),
                 href: task.map(|task| format!("/tasks/{}", task.id)),
-                chip: task.map_or("queued", |task| task.status.as_str()),
-                status: task.map_or("Waiting", |task| status_text(task.status)),
-                note: task.map_or_else(String::new, |task| capitalised(&task.reason)),
+                chip,
+                status,
+                note: task.filter(|_| instead.is_none()).map_or_else(String::new, |task| capitalised(&task.reason)),
                 cost: task.map_or_else(String::new, |task| format::usd(task.cost)),
                 pulls: task.map_or_else(Vec::new, panels::pull_requests),
             }
@@ -240,7 +248,7 @@ impl Body {
         let failed = found.campaign.progress.failed > 0;
         let status = found.campaign.status;
         Self {
-            row: Row::new(found, fragments),
+            row: Row { reason, ..Row::new(found, fragments) },
             reserved: None,
             children,
             csrf: visitor.csrf.clone(),

@@ -118,6 +118,7 @@ pub fn campaigns() -> Vec<CampaignRow> {
                 status,
                 reason: HOSTILE.to_owned(),
                 progress: Progress { waiting: 1, running: 2, succeeded: 3, failed: 1, cancelled: 0 },
+                again: Vec::new(),
                 created_at: time(),
                 finished_at: (status == CampaignStatus::Finished).then(time),
                 revision: Revision(9),

@@ -33,6 +33,8 @@ struct PanelStream {
     /// The panel as the page has it; `None`: not known.
     shown: Option<Html>,
     looked: Instant,
+    /// When the visitor was last found to be still here, and told so.
+    last_sign: Instant,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -69,7 +71,16 @@ async fn stream(
     let permit =
         app.streams.clone().try_acquire_owned().map_err(|_| Problem::overloaded("Every live stream is taken."))?;
     let bell = app.read.bell();
-    let mut live = PanelStream { app, visitor, panel, bell, shown: None, looked: Instant::now(), _permit: permit };
+    let mut live = PanelStream {
+        app,
+        visitor,
+        panel,
+        bell,
+        shown: None,
+        looked: Instant::now(),
+        last_sign: Instant::now(),
+        _permit: permit,
+    };
     // Also where nothing is to be sent: who may not see it is told so now.
     let now = live.render().await?;
     // What the page shows is known only where nothing has happened since it was rendered.
@@ -95,7 +106,9 @@ impl PanelStream {
             if self.shown.is_some() {
                 tokio::select! {
                     rung = self.bell.changed() => rung.ok()?,
-                    () = tokio::time::sleep(KEEP_ALIVE) => {
+                    // However often it rings for what this page does not show.
+                    () = tokio::time::sleep_until(self.last_sign + KEEP_ALIVE) => {
+                        self.last_sign = Instant::now();
                         return self.visitor.still_here(&self.app).then(super::alive);
                     }
                 }

@@ -57,6 +57,7 @@ pub async fn stream(
         query: query.into_inner(),
         shown: None,
         looked: Instant::now(),
+        last_sign: Instant::now(),
         _permit: permit,
     };
     // What the page shows is known only where nothing has happened since it was rendered.
@@ -83,6 +84,8 @@ struct ListStream {
     /// The rows as the page has them; `None`: not known.
     shown: Option<Rows>,
     looked: Instant,
+    /// When the visitor was last found to be still here, and told so.
+    last_sign: Instant,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -98,7 +101,9 @@ impl ListStream {
             if self.shown.is_some() {
                 tokio::select! {
                     rung = self.bell.changed() => rung.ok()?,
-                    () = tokio::time::sleep(KEEP_ALIVE) => {
+                    // However often it rings for what this page does not show.
+                    () = tokio::time::sleep_until(self.last_sign + KEEP_ALIVE) => {
+                        self.last_sign = Instant::now();
                         return self.visitor.still_here(&self.app).then(super::alive);
                     }
                 }
