@@ -263,3 +263,48 @@ async fn the_pull_requests_of_one_task_name_one_another() {
     assert_eq!(count(&hub.house.events(id).await, "pull-request-linked"), 2);
     hub.end().await;
 }
+
+/// A campaign whose forge loses answers, on a server that is killed in its middle: one pull request in each repository, and
+/// never two.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_campaign_opens_one_pull_request_in_each_repository_whatever_happens() {
+    const REPOS: usize = 6;
+    let mut hub = Hub::open(Kind::Github, work()).await;
+    let names: Vec<String> = (0..REPOS).map(|number| format!("acme/r{number}")).collect();
+    for name in &names {
+        hub.forge.add_repo(name);
+    }
+    hub.forge.fault_in(On::Operation("POST", "/pulls"), ApiFault::LoseReply, 3);
+    let repos: Vec<_> = names.iter().map(|name| format!("hub:{name}")).collect();
+    let credentials = json!({ "git": { "token": hub.token } });
+    let payload = json!({
+        "name": "Six at once", "repos": repos, "task": "Bump the provider", "model": crate::harness::MODEL,
+        "team": "platform", "concurrency": 3, "credentials": credentials,
+    });
+    let (status, campaign) = hub.house.api.post("/v1/campaigns", &payload).await;
+    assert_eq!(status, 202, "{campaign}");
+    let path = format!("/v1/campaigns/{}", campaign["id"].as_str().unwrap());
+    let opened = |hub: &Hub| names.iter().filter(|name| !hub.pulls(name).is_empty()).count();
+    while opened(&hub) < 2 {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    hub.house.kill().await;
+    hub.house.restart().await;
+    let (status, problem) = hub.house.api.put(&format!("{path}/credentials"), &credentials).await;
+    assert_eq!(status, 202, "{problem}");
+    let deadline = std::time::Instant::now() + crate::harness::PATIENCE;
+    let campaign = loop {
+        let (_, campaign) = hub.house.api.get(&path).await;
+        if campaign["status"] == "finished" {
+            break campaign;
+        }
+        assert!(std::time::Instant::now() < deadline, "{campaign:#}");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    };
+    assert_eq!(campaign["progress"]["succeeded"], REPOS, "{campaign:#}");
+    for name in &names {
+        let pulls = hub.pulls(name);
+        assert_eq!((pulls.len(), pulls[0].comments.len()), (1, 1), "{name}: {pulls:?}");
+    }
+    hub.end().await;
+}

@@ -90,6 +90,11 @@ impl TaskSupervisor {
         {
             return live.address.clone();
         }
+        // One that has left and whose farewell is still on its way: from here on nobody listens to it, so its place is given
+        // back now. Otherwise the scheduler would take the task for one that works, and never give it a place again.
+        if self.live.remove(&id).is_some_and(|gone| gone.has_place) {
+            self.tell_scheduler(Leave(id), ctx);
+        }
         self.next_arbiter += 1;
         let number = self.next_arbiter as u64;
         let arbiter = &self.arbiters[self.next_arbiter % self.arbiters.len()];

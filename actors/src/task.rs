@@ -394,6 +394,13 @@ impl Handler<Outcome> for TaskActor {
             self.proceed(ctx);
             return AtomicResponse::new(Box::pin(fut::ready(())));
         };
+        if let Command::RequireCredentials { missing, failure: None } = &command
+            && self.workshop.holds(self.id, missing)
+        {
+            // They came while their absence was on its way here, and nobody would send them twice.
+            self.proceed(ctx);
+            return AtomicResponse::new(Box::pin(fut::ready(())));
+        }
         let recorded = Self::record(command.clone(), Who::system("task"));
         AtomicResponse::new(Box::pin(recorded.map(move |result, actor, ctx| match result {
             Ok(_) => {

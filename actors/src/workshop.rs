@@ -243,6 +243,15 @@ impl Workshop {
         (!missing.is_empty()).then_some(missing)
     }
 
+    /// Whether the vault has all of these.
+    pub(crate) fn holds(&self, id: TaskId, kinds: &[CredentialKind]) -> bool {
+        let held = self.vault.has(id);
+        kinds.iter().all(|kind| match kind {
+            CredentialKind::Model => held.model,
+            CredentialKind::Git => held.git,
+        })
+    }
+
     /// The limits of this task's sandbox.
     fn limits(&self, task: &Task) -> Limits {
         Limits { timeout: Duration::from_secs(task.spec.timeout_seconds), ..self.limits.clone() }
