@@ -6,7 +6,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -117,7 +116,8 @@ struct House {
     actors: Mutex<HashMap<PathBuf, Addr<MirrorActor>>>,
     /// What the last process of this server has left half-made; taken once.
     leftovers: Mutex<Vec<PathBuf>>,
-    trimming: AtomicBool,
+    /// Whose turn it is to make room: one pass at a time.
+    trimming: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Drop for House {
@@ -140,7 +140,7 @@ impl Mirrors {
         let cache = CacheDir::open(dir)?;
         let leftovers = Mutex::new(cache.leftovers());
         let (holds, arbiter, actors) = (Holds::default(), Arbiter::new(), Mutex::default());
-        let trimming = AtomicBool::new(false);
+        let trimming = Arc::default();
         let house = House { git, sandboxes, cache, limits, holds, arbiter, actors, leftovers, trimming };
         Ok(Self { house: Arc::new(house) })
     }
@@ -215,18 +215,17 @@ impl Mirrors {
             std::mem::take(&mut *leftovers)
         };
         let cleared = if leftovers.is_empty() { 0 } else { self.house.git.clear(leftovers).await.unwrap_or(0) };
+        let _turn = self.house.trimming.lock().await;
         cleared + self.trim().await
     }
 
     /// Makes room while the task goes on. One such pass at a time is enough.
     fn trim_beside(&self) {
-        if self.house.trimming.swap(true, Ordering::SeqCst) {
-            return;
-        }
+        let Ok(turn) = Arc::clone(&self.house.trimming).try_lock_owned() else { return };
         let mirrors = self.clone();
         drop(tokio::spawn(async move {
             mirrors.trim().await;
-            mirrors.house.trimming.store(false, Ordering::SeqCst);
+            drop(turn);
         }));
     }
 
