@@ -6,9 +6,11 @@ use actix_web::http::header;
 use actix_web::web::{Bytes, BytesMut, Payload};
 use actix_web::{HttpMessage, HttpRequest};
 use futures_util::StreamExt as _;
+use orchestra_actors::Credentials;
 use serde_json::value::RawValue;
 
 use super::fields::{self, Faults, Object};
+use super::{payload as read_payload, rules};
 use crate::problem::{Code, Problem};
 
 /// The largest body any path takes. The longest task text, escaped character by character, fits with room to spare.
@@ -72,4 +74,44 @@ pub async fn optional_object(
     }
     check_type(request)?;
     Ok(Object::read(&fields::json(&body)?, "", faults))
+}
+
+/// Why somebody cancels, where they say it.
+pub async fn reason(request: &HttpRequest, payload: Payload) -> Result<Option<String>, Problem> {
+    let mut faults = Faults::default();
+    let reason = optional_object(request, payload, &mut faults).await?.and_then(|mut object| {
+        let reason = object.text("reason", rules::reason, &mut faults);
+        object.finish(&mut faults);
+        reason
+    });
+    faults.none()?;
+    Ok(reason)
+}
+
+/// The secrets that may come along with a retry.
+pub async fn optional_credentials(request: &HttpRequest, payload: Payload) -> Result<Credentials, Problem> {
+    let mut faults = Faults::default();
+    let given = match optional_object(request, payload, &mut faults).await? {
+        Some(mut object) => {
+            let given = object.object("credentials", &mut faults);
+            object.finish(&mut faults);
+            given.map_or_else(Credentials::default, |given| read_payload::credentials(given, &mut faults))
+        }
+        None => Credentials::default(),
+    };
+    faults.none()?;
+    Ok(given)
+}
+
+/// Secrets in place of those that are there: at least one.
+pub async fn credentials(request: &HttpRequest, payload: Payload) -> Result<Credentials, Problem> {
+    let raw = json(request, payload).await?;
+    let mut faults = Faults::default();
+    let given = Object::read(&raw, "", &mut faults)
+        .map_or_else(Credentials::default, |object| read_payload::credentials(object, &mut faults));
+    if given.model.is_none() && given.git.is_none() && faults.count() == 0 {
+        faults.add("", "expected `model`, `git` or both");
+    }
+    faults.none()?;
+    Ok(given)
 }

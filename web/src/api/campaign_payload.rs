@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 
 use orchestra_actors::campaign::service::NewCampaign;
 use orchestra_actors::{NewRepo, NewTask};
-use orchestra_events::NanoUsd;
 use orchestra_events::campaign::Limits;
 use orchestra_events::campaign::event::{
     DEFAULT_CONCURRENCY, MAX_CONCURRENCY, MAX_NAME, MAX_PULL_REQUESTS_PER_HOUR, MAX_REPOS,
 };
-use orchestra_events::task::event::Budget;
 use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
 use sha2::{Digest, Sha256};
@@ -28,24 +26,6 @@ fn name(text: &str) -> Result<(), String> {
         return Err(format!("expected 1 to {MAX_NAME} bytes without line breaks"));
     }
     Ok(())
-}
-
-fn budget(object: &mut Object, faults: &mut Faults) -> Budget {
-    let Some(mut budget) = object.object("budget", faults) else { return Budget::default() };
-    let max_nano_usd = budget.take("maxUsd", faults).and_then(|raw| match NanoUsd::parse_decimal(raw.get()) {
-        Ok(amount) if amount > NanoUsd::ZERO => Some(amount),
-        Ok(_) => {
-            faults.add("/budget/maxUsd", "expected more than 0");
-            None
-        }
-        Err(error) => {
-            faults.add("/budget/maxUsd", error.to_string());
-            None
-        }
-    });
-    let max_tokens = budget.whole("maxTokens", 1, payload::MAX_BUDGET_TOKENS, faults);
-    budget.finish(faults);
-    Budget { max_nano_usd, max_tokens }
 }
 
 fn repos(body: &mut Object, faults: &mut Faults) -> Vec<NewRepo> {
@@ -140,7 +120,7 @@ pub fn new_campaign(raw: &RawValue, caller: &Caller) -> Result<NewCampaign, Prob
         faults.add("/name", "is required: what do you call it?");
     }
     let repos = repos(&mut body, &mut faults);
-    let budget = budget(&mut body, &mut faults);
+    let budget = payload::budget(&mut body, &mut faults);
     let concurrency = body.whole("concurrency", 1, MAX_CONCURRENCY.into(), &mut faults);
     let per_hour = body.whole("pullRequestsPerHour", 1, MAX_PULL_REQUESTS_PER_HOUR.into(), &mut faults);
     let stop_after_failures = stop_after(&mut body, repos.len(), &mut faults);

@@ -2,7 +2,6 @@
 
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
-use orchestra_actors::Credentials;
 use orchestra_actors::service::Idempotency;
 use orchestra_events::campaign::CampaignStatus;
 use orchestra_events::key::Scope;
@@ -10,10 +9,9 @@ use orchestra_events::projections::tasks::MAX_PAGE;
 use orchestra_events::projections::{CampaignFilter, CampaignRow, Cursor};
 
 use super::campaign_resource::{CampaignList, CampaignRequest, CampaignView};
-use super::fields::{Faults, Object};
 use super::query::Parameters;
 use super::tasks::{DEFAULT_PAGE, idempotency_key};
-use super::{body, campaign_payload, payload, rules};
+use super::{body, campaign_payload};
 use crate::App;
 use crate::auth::Caller;
 use crate::problem::{Problem, ProblemBody};
@@ -137,13 +135,7 @@ pub async fn cancel(
 ) -> Result<HttpResponse, Problem> {
     caller.require(Scope::CampaignsCancel)?;
     let row = visible(&app, &caller, &id).await?;
-    let mut faults = Faults::default();
-    let reason = body::optional_object(&request, payload, &mut faults).await?.and_then(|mut object| {
-        let reason = object.text("reason", rules::reason, &mut faults);
-        object.finish(&mut faults);
-        reason
-    });
-    faults.none()?;
+    let reason = body::reason(&request, payload).await?;
     let actor = caller.actor_for(&row.spec.template.team);
     app.campaigns.cancel_campaign(row.campaign.id, reason, actor).await?;
     as_it_stands(&app, &caller, &id).await
@@ -163,16 +155,7 @@ pub async fn retry(
 ) -> Result<HttpResponse, Problem> {
     caller.require(Scope::CampaignsCreate)?;
     let row = visible(&app, &caller, &id).await?;
-    let mut faults = Faults::default();
-    let given = match body::optional_object(&request, payload, &mut faults).await? {
-        Some(mut object) => {
-            let given = object.object("credentials", &mut faults);
-            object.finish(&mut faults);
-            given.map_or_else(Credentials::default, |given| payload::credentials(given, &mut faults))
-        }
-        None => Credentials::default(),
-    };
-    faults.none()?;
+    let given = body::optional_credentials(&request, payload).await?;
     let actor = caller.actor_for(&row.spec.template.team);
     app.campaigns.retry_campaign(row.campaign.id, given, actor).await?;
     as_it_stands(&app, &caller, &id).await
@@ -192,14 +175,7 @@ pub async fn credentials(
 ) -> Result<HttpResponse, Problem> {
     caller.require(Scope::CampaignsCreate)?;
     let row = visible(&app, &caller, &id).await?;
-    let raw = body::json(&request, payload).await?;
-    let mut faults = Faults::default();
-    let given = Object::read(&raw, "", &mut faults)
-        .map_or_else(Credentials::default, |object| payload::credentials(object, &mut faults));
-    if given.model.is_none() && given.git.is_none() && faults.count() == 0 {
-        faults.add("", "expected `model`, `git` or both");
-    }
-    faults.none()?;
+    let given = body::credentials(&request, payload).await?;
     let actor = caller.actor_for(&row.spec.template.team);
     app.campaigns.supply_campaign(row.campaign.id, given, actor).await?;
     as_it_stands(&app, &caller, &id).await

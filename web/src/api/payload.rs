@@ -41,7 +41,8 @@ pub const MAX_PEOPLE: usize = 20;
 /// Longest name of a reviewer or a label, in bytes.
 pub const MAX_PERSON: usize = 100;
 
-fn budget(body: &mut Object, faults: &mut Faults) -> Budget {
+/// What something may cost.
+pub(super) fn budget(body: &mut Object, faults: &mut Faults) -> Budget {
     let Some(mut object) = body.object("budget", faults) else { return Budget::default() };
     let max_nano_usd = object.take("maxUsd", faults).and_then(|raw| match NanoUsd::parse_decimal(raw.get()) {
         Ok(amount) if amount > NanoUsd::ZERO => Some(amount),

@@ -1,13 +1,12 @@
 //! What can be asked of a task that exists: cancel, retry, steer, new credentials, its diff.
 
 use actix_web::{HttpRequest, HttpResponse, web};
-use orchestra_actors::Credentials;
 use orchestra_events::key::Scope;
 
 use super::fields::{Faults, Object};
 use super::resource::TaskView;
 use super::tasks::visible;
-use super::{body, payload, rules};
+use super::{body, rules};
 use crate::App;
 use crate::auth::Caller;
 use crate::problem::{Problem, ProblemBody};
@@ -30,13 +29,7 @@ pub async fn cancel(
 ) -> Result<HttpResponse, Problem> {
     caller.require(Scope::TasksCancel)?;
     let task = visible(&app, &caller, &id).await?;
-    let mut faults = Faults::default();
-    let reason = body::optional_object(&request, payload, &mut faults).await?.and_then(|mut object| {
-        let reason = object.text("reason", rules::reason, &mut faults);
-        object.finish(&mut faults);
-        reason
-    });
-    faults.none()?;
+    let reason = body::reason(&request, payload).await?;
     app.tasks.cancel(task.id, reason, caller.actor_for(&task.spec.team)).await?;
     as_it_stands(&app, &caller, &id).await
 }
@@ -55,16 +48,7 @@ pub async fn retry(
 ) -> Result<HttpResponse, Problem> {
     caller.require(Scope::TasksCreate)?;
     let task = visible(&app, &caller, &id).await?;
-    let mut faults = Faults::default();
-    let given = match body::optional_object(&request, payload, &mut faults).await? {
-        Some(mut object) => {
-            let given = object.object("credentials", &mut faults);
-            object.finish(&mut faults);
-            given.map_or_else(Credentials::default, |given| payload::credentials(given, &mut faults))
-        }
-        None => Credentials::default(),
-    };
-    faults.none()?;
+    let given = body::optional_credentials(&request, payload).await?;
     app.tasks.retry(task.id, given, caller.actor_for(&task.spec.team)).await?;
     as_it_stands(&app, &caller, &id).await
 }
@@ -114,14 +98,7 @@ pub async fn credentials(
 ) -> Result<HttpResponse, Problem> {
     caller.require(Scope::TasksCreate)?;
     let task = visible(&app, &caller, &id).await?;
-    let raw = body::json(&request, payload).await?;
-    let mut faults = Faults::default();
-    let given = Object::read(&raw, "", &mut faults)
-        .map_or_else(Credentials::default, |object| payload::credentials(object, &mut faults));
-    if given.model.is_none() && given.git.is_none() && faults.count() == 0 {
-        faults.add("", "expected `model`, `git` or both");
-    }
-    faults.none()?;
+    let given = body::credentials(&request, payload).await?;
     app.tasks.supply_credentials(task.id, given, caller.actor_for(&task.spec.team)).await?;
     as_it_stands(&app, &caller, &id).await
 }

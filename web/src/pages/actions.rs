@@ -50,8 +50,13 @@ pub struct Secrets {
 }
 
 impl Secrets {
+    /// The token of the form.
+    pub fn csrf(&self) -> &str {
+        &self.csrf
+    }
+
     /// What was filled in.
-    fn into_credentials(self) -> Credentials {
+    pub fn into_credentials(self) -> Credentials {
         let given = |text: String| {
             let text = text.trim();
             (!text.is_empty()).then(|| SecretString::from(text))

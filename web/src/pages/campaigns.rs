@@ -5,15 +5,14 @@ use std::collections::HashMap;
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, web};
 use askama::Template;
-use orchestra_actors::Credentials;
 use orchestra_events::campaign::{CampaignStatus, Progress, child_id};
 use orchestra_events::key::Scope;
 use orchestra_events::projections::{CampaignFilter, CampaignPage as Found, CampaignRow, Cursor};
 use orchestra_events::task::TaskResource;
-use orchestra_events::{CampaignId, TaskId};
+use orchestra_events::{Actor, CampaignId, TaskId};
 use serde::Deserialize;
 
-use super::actions::Plain;
+use super::actions::{Plain, Secrets};
 use super::error::PageError;
 use super::format;
 use super::html::Html;
@@ -268,17 +267,34 @@ pub struct CampaignPage {
     name: String,
     live: String,
     body: Html,
+    id: CampaignId,
+    csrf: String,
+    /// Outside what is shown anew while it is looked at, so that nobody's typing is lost.
+    may_supply: bool,
 }
 
 impl CampaignPage {
+    fn new(visitor: &Visitor, row: &CampaignRow, body: Html, position: u64) -> Self {
+        let id = row.campaign.id;
+        Self {
+            shell: Shell::of(visitor),
+            name: title(&row.spec.name),
+            live: format!("/campaigns/{id}/live?position={position}"),
+            body,
+            id,
+            csrf: visitor.csrf.clone(),
+            may_supply: visitor.caller.may(Scope::CampaignsCreate)
+                && row.campaign.status != CampaignStatus::Cancelled
+                && (!row.campaign.is_over() || row.campaign.progress.failed > 0),
+        }
+    }
+
     /// Campaigns at every stage.
     pub fn samples() -> Vec<Self> {
         let (visitor, fragments) = (Visitor::sample(), Fragments::embedded());
-        let page = |row: CampaignRow| Self {
-            shell: Shell::of(&visitor),
-            name: row.spec.name.clone(),
-            live: "/campaigns/x/live?position=7".to_owned(),
-            body: panels::render(&Body::new(&visitor, &fragments, &row, super::sample::children(&row))),
+        let page = |row: CampaignRow| {
+            let body = panels::render(&Body::new(&visitor, &fragments, &row, super::sample::children(&row)));
+            Self::new(&visitor, &row, body, 7)
         };
         super::sample::campaigns().into_iter().map(page).collect()
     }
@@ -309,17 +325,30 @@ async fn body(app: &App, visitor: &Visitor, row: &CampaignRow) -> Result<Html, P
 pub async fn show_one(app: web::Data<App>, visitor: Visitor, id: web::Path<String>) -> Result<HttpResponse, PageError> {
     let position = app.read.checkpoint().0;
     let row = visible(&app, &visitor, &id).await?;
-    let campaign = CampaignPage {
-        shell: Shell::of(&visitor),
-        name: title(&row.spec.name),
-        live: format!("/campaigns/{}/live?position={position}", row.campaign.id),
-        body: body(&app, &visitor, &row).await?,
-    };
-    Ok(page(StatusCode::OK, &campaign))
+    let body = body(&app, &visitor, &row).await?;
+    Ok(page(StatusCode::OK, &CampaignPage::new(&visitor, &row, body, position)))
 }
 
 fn back(id: CampaignId) -> HttpResponse {
     HttpResponse::SeeOther().insert_header((header::LOCATION, format!("/campaigns/{id}"))).finish()
+}
+
+/// The campaign of a form, once the visitor has shown that the form is theirs and that they may, and who they are to its team.
+async fn admitted(
+    app: &App,
+    visitor: &Visitor,
+    id: &str,
+    csrf: &str,
+    scope: Scope,
+) -> Result<(CampaignId, Actor), PageError> {
+    visitor.check_form(csrf)?;
+    visitor.caller.require(scope)?;
+    let row = visible(app, visitor, id).await?;
+    Ok((row.campaign.id, visitor.caller.actor_for(&row.spec.template.team)))
+}
+
+fn with_way_back<E: Into<PageError>>(id: CampaignId) -> impl Fn(E) -> PageError {
+    move |error| error.into().back_to(format!("/campaigns/{id}"), "Back to the campaign")
 }
 
 /// `POST /campaigns/{id}/cancel`.
@@ -329,12 +358,9 @@ pub async fn cancel(
     id: web::Path<String>,
     form: web::Form<Plain>,
 ) -> Result<HttpResponse, PageError> {
-    visitor.check_form(form.csrf())?;
-    visitor.caller.require(Scope::CampaignsCancel)?;
-    let row = visible(&app, &visitor, &id).await?;
-    let actor = visitor.caller.actor_for(&row.spec.template.team);
-    app.campaigns.cancel_campaign(row.campaign.id, None, actor).await.map_err(Problem::from)?;
-    Ok(back(row.campaign.id))
+    let (id, actor) = admitted(&app, &visitor, &id, form.csrf(), Scope::CampaignsCancel).await?;
+    app.campaigns.cancel_campaign(id, None, actor).await.map_err(with_way_back(id))?;
+    Ok(back(id))
 }
 
 /// `POST /campaigns/{id}/retry`.
@@ -342,13 +368,23 @@ pub async fn retry(
     app: web::Data<App>,
     visitor: Visitor,
     id: web::Path<String>,
-    form: web::Form<Plain>,
+    form: web::Form<Secrets>,
 ) -> Result<HttpResponse, PageError> {
-    visitor.check_form(form.csrf())?;
-    visitor.caller.require(Scope::CampaignsCreate)?;
-    let row = visible(&app, &visitor, &id).await?;
-    let actor = visitor.caller.actor_for(&row.spec.template.team);
-    let retried = app.campaigns.retry_campaign(row.campaign.id, Credentials::default(), actor).await;
-    retried.map_err(Problem::from)?;
-    Ok(back(row.campaign.id))
+    let (id, actor) = admitted(&app, &visitor, &id, form.csrf(), Scope::CampaignsCreate).await?;
+    let given = form.into_inner().into_credentials();
+    app.campaigns.retry_campaign(id, given, actor).await.map_err(with_way_back(id))?;
+    Ok(back(id))
+}
+
+/// `POST /campaigns/{id}/credentials`.
+pub async fn credentials(
+    app: web::Data<App>,
+    visitor: Visitor,
+    id: web::Path<String>,
+    form: web::Form<Secrets>,
+) -> Result<HttpResponse, PageError> {
+    let (id, actor) = admitted(&app, &visitor, &id, form.csrf(), Scope::CampaignsCreate).await?;
+    let given = form.into_inner().into_credentials();
+    app.campaigns.supply_campaign(id, given, actor).await.map_err(with_way_back(id))?;
+    Ok(back(id))
 }

@@ -77,6 +77,7 @@ pub fn configure(cfg: &mut web::ServiceConfig) {
             .route("/{id}/live", web::get().to(live::campaigns::one))
             .route("/{id}/cancel", web::post().to(campaigns::cancel))
             .route("/{id}/retry", web::post().to(campaigns::retry))
+            .route("/{id}/credentials", web::post().to(campaigns::credentials))
             .default_service(web::route().to(nothing_here)),
     );
     cfg.service(web::resource("/live/campaigns").app_data(query.clone()).route(web::get().to(live::campaigns::list)));

@@ -6,11 +6,10 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use futures_util::stream;
 use orchestra_events::Position;
-use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::Instant;
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::list::{Known, PACE};
-use super::{KEEP_ALIVE, Message, Swap};
+use super::list::Known;
+use super::{Message, Swap, Watch, Woken};
 use crate::App;
 use crate::pages::campaigns::{self, Query};
 use crate::pages::error::PageError;
@@ -29,12 +28,9 @@ struct PanelStream {
     app: web::Data<App>,
     visitor: Visitor,
     panel: Panel,
-    bell: watch::Receiver<Position>,
+    watch: Watch,
     /// The panel as the page has it; `None`: not known.
     shown: Option<Html>,
-    looked: Instant,
-    /// When the visitor was last found to be still here, and told so.
-    last_sign: Instant,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -70,21 +66,12 @@ async fn stream(
 ) -> Result<HttpResponse, PageError> {
     let permit =
         app.streams.clone().try_acquire_owned().map_err(|_| Problem::overloaded("Every live stream is taken."))?;
-    let bell = app.read.bell();
-    let mut live = PanelStream {
-        app,
-        visitor,
-        panel,
-        bell,
-        shown: None,
-        looked: Instant::now(),
-        last_sign: Instant::now(),
-        _permit: permit,
-    };
+    let watch = Watch::new(app.read.bell());
+    let mut live = PanelStream { app, visitor, panel, watch, shown: None, _permit: permit };
     // Also where nothing is to be sent: who may not see it is told so now.
     let now = live.render().await?;
     // What the page shows is known only where nothing has happened since it was rendered.
-    if seen == Some(*live.bell.borrow()) {
+    if seen == Some(live.watch.position()) {
         live.shown = Some(now);
     }
     Ok(super::respond(stream::unfold(live, |mut live| async move {
@@ -104,19 +91,12 @@ impl PanelStream {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if self.shown.is_some() {
-                tokio::select! {
-                    rung = self.bell.changed() => rung.ok()?,
-                    // However often it rings for what this page does not show.
-                    () = tokio::time::sleep_until(self.last_sign + KEEP_ALIVE) => {
-                        self.last_sign = Instant::now();
-                        return self.visitor.still_here(&self.app).then(super::alive);
-                    }
+                match self.watch.wait().await? {
+                    Woken::ByTime => return self.visitor.still_here(&self.app).then(super::alive),
+                    Woken::ByEvents => {}
                 }
-                tokio::time::sleep_until(self.looked + PACE).await;
             }
-            // Heard before the panel is made: what happens in between rings again.
-            let position = *self.bell.borrow_and_update();
-            self.looked = Instant::now();
+            let position = self.watch.look();
             let html = match self.render().await {
                 Ok(html) => html,
                 Err(error) => {

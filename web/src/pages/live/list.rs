@@ -2,17 +2,15 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::time::Duration;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use futures_util::stream;
 use orchestra_events::{Position, TaskId};
 use serde::Deserialize;
-use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::Instant;
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::{KEEP_ALIVE, Message, Swap};
+use super::{Message, Swap, Watch, Woken};
 use crate::App;
 use crate::fragments::TaskRow;
 use crate::pages::error::PageError;
@@ -21,9 +19,6 @@ use crate::pages::panels;
 use crate::pages::shell::{StreamVisitor, Visitor};
 use crate::pages::tasks::{self, Query, TaskList};
 use crate::problem::Problem;
-
-/// The shortest pause between two looks at the list. A busy server has a hundred events a second; a reader has two eyes.
-pub const PACE: Duration = Duration::from_millis(500);
 
 /// What the page knows already.
 #[derive(Debug, Deserialize)]
@@ -51,19 +46,17 @@ pub async fn stream(
     let seen = super::left_off(&request, known.position).map(Position);
     let visitor = visitor.into_inner();
     let mut live = ListStream {
-        bell: app.read.bell(),
+        watch: Watch::new(app.read.bell()),
         app,
         visitor,
         query: query.into_inner(),
         shown: None,
-        looked: Instant::now(),
-        last_sign: Instant::now(),
         _permit: permit,
     };
     // What the page shows is known only where nothing has happened since it was rendered.
-    if seen == Some(*live.bell.borrow()) {
+    if seen == Some(live.watch.position()) {
         live.shown = Some(live.rows().await?);
-        if seen != Some(*live.bell.borrow()) {
+        if seen != Some(live.watch.position()) {
             live.shown = None;
         }
     }
@@ -80,12 +73,9 @@ struct ListStream {
     app: web::Data<App>,
     visitor: Visitor,
     query: Query,
-    bell: watch::Receiver<Position>,
+    watch: Watch,
     /// The rows as the page has them; `None`: not known.
     shown: Option<Rows>,
-    looked: Instant,
-    /// When the visitor was last found to be still here, and told so.
-    last_sign: Instant,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -99,19 +89,12 @@ impl ListStream {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if self.shown.is_some() {
-                tokio::select! {
-                    rung = self.bell.changed() => rung.ok()?,
-                    // However often it rings for what this page does not show.
-                    () = tokio::time::sleep_until(self.last_sign + KEEP_ALIVE) => {
-                        self.last_sign = Instant::now();
-                        return self.visitor.still_here(&self.app).then(super::alive);
-                    }
+                match self.watch.wait().await? {
+                    Woken::ByTime => return self.visitor.still_here(&self.app).then(super::alive),
+                    Woken::ByEvents => {}
                 }
-                tokio::time::sleep_until(self.looked + PACE).await;
             }
-            // Heard before the list is read: what happens in between rings again.
-            let position = *self.bell.borrow_and_update();
-            self.looked = Instant::now();
+            let position = self.watch.look();
             let rows = match self.rows().await {
                 Ok(rows) => rows,
                 Err(error) => {

@@ -14,6 +14,9 @@ use actix_web::HttpResponse;
 use actix_web::http::header;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
+use orchestra_events::Position;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::html::Html;
 
@@ -38,6 +41,60 @@ impl Swap {
             Self::Morph => "outerMorph",
             Self::Fill => "innerHTML",
         }
+    }
+}
+
+/// The shortest pause between two looks at what a page shows. A busy server has a hundred events a second; a reader has two
+/// eyes.
+pub const PACE: Duration = Duration::from_millis(500);
+
+/// When a page that shows several things is looked at again.
+pub struct Watch {
+    bell: watch::Receiver<Position>,
+    looked: Instant,
+    /// When the visitor was last found to be still here, and told so.
+    last_sign: Instant,
+}
+
+/// What ended a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Woken {
+    /// Something has happened, perhaps to what the page shows.
+    ByEvents,
+    /// It is time to look whether the reader may still read, and to say that the stream is alive.
+    ByTime,
+}
+
+impl Watch {
+    /// A watch that has not looked yet.
+    pub fn new(bell: watch::Receiver<Position>) -> Self {
+        Self { bell, looked: Instant::now(), last_sign: Instant::now() }
+    }
+
+    /// How far the read models are.
+    pub fn position(&self) -> Position {
+        *self.bell.borrow()
+    }
+
+    /// Waits until there is something to look at. `None`: the server is ending.
+    pub async fn wait(&mut self) -> Option<Woken> {
+        tokio::select! {
+            // First: however often it rings for what this page does not show.
+            biased;
+            () = tokio::time::sleep_until(self.last_sign + KEEP_ALIVE) => {
+                self.last_sign = Instant::now();
+                return Some(Woken::ByTime);
+            }
+            rung = self.bell.changed() => rung.ok()?,
+        }
+        tokio::time::sleep_until(self.looked + PACE).await;
+        Some(Woken::ByEvents)
+    }
+
+    /// Begins a look. Heard before it: what happens in between rings again.
+    pub fn look(&mut self) -> Position {
+        self.looked = Instant::now();
+        *self.bell.borrow_and_update()
     }
 }
 
