@@ -9,3 +9,4 @@ mod leftovers;
 mod life;
 mod limits;
 mod work_tree;
+mod zygote;
