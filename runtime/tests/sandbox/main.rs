@@ -8,4 +8,5 @@ mod layers;
 mod leftovers;
 mod life;
 mod limits;
+mod streams;
 mod work_tree;
