@@ -17,7 +17,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use orchestra_events::SandboxId;
 use orchestra_runtime::image::ImageStore;
 use orchestra_runtime::sandbox::{
-    Containers, Exec, Limits, SandboxConfig, SandboxSpec, Sandboxes, container_description, seccomp_profile,
+    Containers, Exec, IdRange, Limits, SandboxConfig, SandboxSpec, Sandboxes, container_description, seccomp_profile,
 };
 use serde_json::{Value, json};
 
@@ -74,7 +74,7 @@ async fn ours(sandboxes: &Containers, execs: &mut Vec<Duration>) -> Duration {
 /// The same container for crun: paths of its own, the command instead of our first process, the filter's source.
 fn description(name: &str, rootfs: &Path, volume: &Path, init: &Path) -> Value {
     let id = SandboxId::from_uuid(uuid::Uuid::nil());
-    let mut container = container_description(&spec(id), &format!("/{name}"));
+    let mut container = container_description(&spec(id), &format!("/{name}"), IdRange::SHARED);
     container["linux"]["seccomp"] = seccomp_profile();
     container["root"]["path"] = json!(rootfs);
     // The second wall behind the filter, which crun does not know.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod host;
+mod ids;
 mod isolation;
 mod layers;
 mod leftovers;
