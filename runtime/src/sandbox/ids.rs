@@ -44,14 +44,18 @@ pub struct HostIds {
 }
 
 impl Default for HostIds {
-    /// Above what systemd gives to containers and users (up to 1,879,048,191), below its foreign ids (from 2,147,352,576),
-    /// by its table of ids, <https://systemd.io/UIDS-GIDS>; and more ranges than a host has room for sandboxes.
     fn default() -> Self {
-        Self { first: 0x7000_0000, ranges: 1024, claims: PathBuf::from("/run/orchestra/ids") }
+        Self { first: Self::FIRST, ranges: Self::RANGES, claims: PathBuf::from("/run/orchestra/ids") }
     }
 }
 
 impl HostIds {
+    /// The first id when nobody says another one: above what systemd gives to containers and users (up to 1,879,048,191), below
+    /// its foreign ids (from 2,147,352,576), by its table of ids, <https://systemd.io/UIDS-GIDS>.
+    pub const FIRST: u32 = 0x7000_0000;
+    /// Ranges when nobody says another number: more than a host has room for sandboxes.
+    pub const RANGES: u32 = 1024;
+
     /// `ranges` ranges of 65,536 ids from `first` on. All servers of a host name their ranges by the same grid, so `first` is
     /// on it.
     ///
