@@ -17,6 +17,8 @@ mod container;
 mod containers;
 mod error;
 mod helper;
+mod idmap;
+mod ids;
 mod layers;
 mod layout;
 mod network;
@@ -46,6 +48,7 @@ pub use client::PipedExec;
 pub use containers::Containers;
 pub use error::SandboxError;
 pub use helper::{HELPER_ARG, helper_main};
+pub use ids::{HostIds, IdRange};
 pub use layers::MAX_LAYERS;
 pub use network::listen_inside;
 pub use orchestra_init::{Listed, Window};
@@ -55,10 +58,10 @@ pub use streams::{INPUT_CHUNKS, Piece, StreamedExec};
 pub use volume::Volume;
 pub use zygote::{ZYGOTE_ARG, zygote_main};
 
-/// Owner of the work tree as the host sees it: user 1000 of the sandbox.
-pub const WORKSPACE_UID: u32 = spec::FIRST_HOST_ID + spec::AGENT_ID;
-/// Group of the work tree as the host sees it.
-pub const WORKSPACE_GID: u32 = spec::FIRST_HOST_ID + spec::AGENT_ID;
+/// Owner of the work tree on disk: user 1000 of the sandbox, whichever ids of the host that runs with.
+pub const WORKSPACE_UID: u32 = ids::ON_DISK + spec::AGENT_ID;
+/// Group of the work tree on disk.
+pub const WORKSPACE_GID: u32 = ids::ON_DISK + spec::AGENT_ID;
 
 /// What a sandbox may use.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,12 +4,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::ids::{self, IdRange};
 use super::{Limits, SandboxSpec, stage};
 
-/// The host's id for user 0 of a sandbox.
-pub const FIRST_HOST_ID: u32 = 100_000;
-/// How many users a sandbox has.
-const HOST_IDS: u32 = 65_536;
 /// The user and group that everything in a sandbox runs as.
 pub const AGENT_ID: u32 = 1_000;
 /// Where the user's own files are.
@@ -142,11 +139,12 @@ fn open_files() -> u64 {
         .map_or(1024, |(_, hard)| hard.min(MAX_OPEN_FILES))
 }
 
-/// The container's description in OCI form, with the paths of the helper's stage; `cgroup` is the path of its control group.
+/// The container's description in OCI form, with the paths of the helper's stage; `cgroup` is the path of its control group,
+/// and `range` the host's ids for its users.
 /// There is no system call filter in it, because the helper puts on the one that the server has compiled.
-pub fn container(spec: &SandboxSpec, cgroup: &str) -> Value {
+pub fn container(spec: &SandboxSpec, cgroup: &str, range: IdRange) -> Value {
     let limits = &spec.limits;
-    let id_map = json!([{ "containerID": 0, "hostID": FIRST_HOST_ID, "size": HOST_IDS }]);
+    let id_map = json!([{ "containerID": 0, "hostID": range.first, "size": ids::RANGE }]);
     let none: [&str; 0] = [];
     let processes = limits.pids.saturating_sub(RESERVED_PIDS).max(1);
     let open_files = open_files();

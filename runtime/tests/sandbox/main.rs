@@ -4,6 +4,7 @@
 
 mod escape;
 mod host;
+mod ids;
 mod isolation;
 mod layers;
 mod leftovers;
