@@ -655,7 +655,7 @@ async fn a_campaigns_page_shows_its_progress_keeps_up_and_can_stop_it() {
     let token = csrf(&page);
     let forged = call_service(&server, send("cancel", "another")).await;
     assert!(forged.status().is_client_error(), "{}", forged.status());
-    for (to, words) in [("retry", "2 waiting"), ("cancel", "2 cancelled")] {
+    for (to, words) in [("retry", "2 waiting"), ("credentials", "2 waiting"), ("cancel", "2 cancelled")] {
         let done = call_service(&server, send(to, &token)).await;
         assert_eq!((done.status(), location(&done)), (StatusCode::SEE_OTHER, &*path));
         world.caught_up().await;

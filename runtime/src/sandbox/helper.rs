@@ -1,4 +1,5 @@
-//! The one process that runs libcontainer: re-executed per sandbox, single-threaded, and independent of the server.
+//! The one process that runs libcontainer: one per sandbox, single-threaded, and independent of the server. It is forked from
+//! the zygote, or, where there is none, the program started again.
 //!
 //! It builds and starts the container, says so on standard output, and from then on needs nobody: it waits for the
 //! sandbox's end, enforces its time limit, writes down how it ended and clears the container away.
@@ -42,8 +43,9 @@ const LOCK_FD: i32 = 20;
 /// Runs the helper. Call it before any thread is started, with what follows [`HELPER_ARG`].
 pub fn helper_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let Some(dir) = arguments.next().map(PathBuf::from) else { return ExitCode::from(2) };
-    match stand_alone().and_then(|()| run(&dir)) {
-        Ok(()) => ExitCode::SUCCESS,
+    match stand_alone() {
+        Ok(()) if serve(&dir) => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
         Err(error) => {
             report(&HelperReport::Failed(error.to_string()));
             ExitCode::FAILURE
@@ -51,8 +53,13 @@ pub fn helper_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Cuts every tie to the process that started this one.
-fn stand_alone() -> io::Result<()> {
+/// Starts the sandbox in this directory and stays with it to its end. Whether all went well; what did not, was reported.
+pub fn serve(dir: &Path) -> bool {
+    run(dir).inspect_err(|error| report(&HelperReport::Failed(error.to_string()))).is_ok()
+}
+
+/// Cuts every tie to the process that started this one, or that it was forked from.
+pub fn stand_alone() -> io::Result<()> {
     // SAFETY: nothing of this young process owns a descriptor above standard error.
     unsafe { libc::close_range(3, u32::MAX, 0) };
     for number in [Signal::SIGPIPE, Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
@@ -132,7 +139,7 @@ fn whole_story(error: &dyn std::error::Error) -> String {
 }
 
 fn run(dir: &Path) -> io::Result<()> {
-    let cgroups = Hierarchy::detect()?;
+    let cgroups = Hierarchy::for_user(dir.parent().unwrap_or(dir))?;
     let layout = Layout::at(dir.to_owned(), String::new());
     let _lock = lock(&layout)?;
     // Read after the lock is held: who removes a sandbox takes the order away first, so a late helper finds nothing.
@@ -144,7 +151,7 @@ fn run(dir: &Path) -> io::Result<()> {
     stage::enter(&layout, order.ids, &order.lower, &order.layers, &order.init)?;
     fs::write(Path::new(stage::BUNDLE).join("config.json"), serde_json::to_vec(&order.description)?)?;
     let layout = Layout::at(stage::SANDBOX.into(), order.cgroup);
-    let started = create_and_start(&layout, filter);
+    let started = create_and_start(&layout, &cgroups, filter);
     // The sandbox has its own copy; with this one open, a dead sandbox would seem to accept connections.
     drop(listener);
     match started {
@@ -186,7 +193,7 @@ impl Executor for Filtered {
     }
 }
 
-fn create_and_start(layout: &Layout, filter: Filter) -> io::Result<(Container, Pid)> {
+fn create_and_start(layout: &Layout, cgroups: &Hierarchy, filter: Filter) -> io::Result<(Container, Pid)> {
     let failed = |error: libcontainer::error::LibcontainerError| io::Error::other(whole_story(&error));
     let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
     let mut container = ContainerBuilder::new(layout.cgroup().to_owned(), SyscallType::default())
@@ -206,6 +213,7 @@ fn create_and_start(layout: &Layout, filter: Filter) -> io::Result<(Container, P
         .map_err(failed)?;
     let pid = container.pid().ok_or_else(|| io::Error::other("the container has no process"))?;
     let pid = Pid::from_raw(pid.as_raw());
+    cgroups.join_for_killing(layout.cgroup(), pid);
     let started = write_whole(&layout.first_process(), pid.to_string().as_bytes(), 0o600)
         .and_then(|()| network::raise_loopback_of(pid.as_raw()))
         .and_then(|()| container.start().map_err(failed));

@@ -2,6 +2,7 @@
 //! behind. Every test here runs real containers and needs root and an image named `default`.
 #![allow(clippy::unwrap_used)]
 
+mod control_groups;
 mod host;
 mod ids;
 mod isolation;
@@ -10,3 +11,4 @@ mod leftovers;
 mod life;
 mod limits;
 mod work_tree;
+mod zygote;
