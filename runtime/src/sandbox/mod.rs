@@ -25,6 +25,7 @@ mod network;
 mod seccomp;
 mod spec;
 mod stage;
+mod streams;
 mod teardown;
 mod volume;
 mod zygote;
@@ -50,8 +51,10 @@ pub use helper::{HELPER_ARG, helper_main};
 pub use ids::{HostIds, IdRange};
 pub use layers::MAX_LAYERS;
 pub use network::listen_inside;
+pub use orchestra_init::{Listed, Window};
 pub use seccomp::profile as seccomp_profile;
 pub use spec::container as container_description;
+pub use streams::{INPUT_CHUNKS, Piece, StreamedExec};
 pub use volume::Volume;
 pub use zygote::{ZYGOTE_ARG, zygote_main};
 
@@ -222,7 +225,17 @@ pub trait Sandbox: Send + Sync {
     async fn exec(&self, request: Exec, live: Option<mpsc::Sender<Bytes>>) -> Result<ExecOutcome, SandboxError>;
     /// Runs a command whose standard output is read as a stream, however long. Dropping the stream kills it.
     async fn exec_piped(&self, request: Exec) -> Result<PipedExec, SandboxError>;
-    /// Kills a running command and everything in its session. Whether there was one.
+    /// Runs a command whose two outputs are read as streams of their own, or, with a window, one on a terminal that is
+    /// opened inside. Its input comes through [`StreamedExec::input`]. Dropping the streams kills it.
+    async fn exec_streamed(&self, request: Exec, window: Option<Window>) -> Result<StreamedExec, SandboxError>;
+    /// Sends a signal to every process in a running command's session. Whether there was one.
+    async fn signal_exec(&self, exec: &str, signal: i32) -> Result<bool, SandboxError>;
+    /// Tells a command's terminal how large it is. Whether there was one.
+    async fn resize_exec(&self, exec: &str, window: Window) -> Result<bool, SandboxError>;
+    /// The commands that run now. The sandbox says so, so it may be told wrong.
+    async fn running(&self) -> Result<Vec<Listed>, SandboxError>;
+    /// Kills a running command and every process that belongs to it: its session, what descends from it, and what bears
+    /// its mark (docs/security.md says what can still slip away until the sandbox ends). Whether there was one.
     async fn kill_exec(&self, exec: &str) -> Result<bool, SandboxError>;
     /// Frees a kept result; from then on the same id would run again.
     async fn forget(&self, exec: &str) -> Result<(), SandboxError>;

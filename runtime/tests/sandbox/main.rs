@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod control_groups;
+mod escape;
 mod host;
 mod ids;
 mod isolation;
@@ -10,5 +11,6 @@ mod layers;
 mod leftovers;
 mod life;
 mod limits;
+mod streams;
 mod work_tree;
 mod zygote;
