@@ -40,6 +40,17 @@ pub fn first_process(layout: &Layout, cgroups: &Hierarchy) -> Option<i32> {
     cgroups.holds(layout.cgroup(), pid).then_some(pid)
 }
 
+/// Whether this is how a connection fails when nobody is there, or whoever was there ends just now.
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::NotFound
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+    )
+}
+
 impl Running {
     pub fn new(id: SandboxId, layout: Layout, cgroups: Arc<Hierarchy>) -> Self {
         Self { id, layout, cgroups }
@@ -69,9 +80,7 @@ impl Running {
     async fn connect(&self) -> Result<Connection, SandboxError> {
         match Connection::open(&self.layout).await {
             Ok(connection) => Ok(connection),
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {
-                Err(self.ended().await)
-            }
+            Err(error) if is_end(&error) => Err(self.ended().await),
             Err(error) => Err(SandboxError::host(format!("connecting to sandbox {}", self.id))(error)),
         }
     }

@@ -72,14 +72,15 @@ impl Containers {
     pub fn with_host_ids(config: SandboxConfig, ids: HostIds) -> Result<Self, SandboxError> {
         let at = config.state_dir.display();
         let state = State::open(&config.state_dir).map_err(SandboxError::host(format!("opening {at}")))?;
-        let cgroups = Hierarchy::detect().map_err(SandboxError::host("looking for control groups"))?;
+        let cgroups =
+            Hierarchy::for_user(&state.sandboxes()).map_err(SandboxError::host("looking for control groups"))?;
         cgroups.prepare().map_err(SandboxError::host("moving the server into a control group of its own"))?;
         let init = state.init_program().map_err(SandboxError::host("writing the sandboxes' first process"))?;
         let filter = seccomp::compile().and_then(|program| state.filter(&program));
         let filter = filter.map_err(SandboxError::host("compiling the system call filter"))?;
         let images = ImageStore::new(config.images.clone());
-        let zygote = Zygote::new(config.helper.clone());
         let ranges = Ranges::open(ids, &state);
+        let zygote = Zygote::new(config.helper.clone());
         let cgroups = Arc::new(cgroups);
         let inner = Inner { config, state, cgroups, ranges, images, zygote, init, filter, busy: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
@@ -130,8 +131,13 @@ impl Inner {
         let cgroup = self.cgroups.spec_path(layout.cgroup());
         let layers = layers::read(&layout).map_err(preparing())?;
         let ids = self.ranges.claim(&layout, &layers, &self.cgroups).map_err(|error| error.of(id))?;
+        let mut description = spec::container(spec, &cgroup, ids);
+        if self.cgroups.limits_by_itself() {
+            description["linux"]["resources"] = serde_json::json!({});
+            self.cgroups.furnish(layout.cgroup(), &spec.limits).map_err(preparing())?;
+        }
         let order = HelperOrder {
-            description: spec::container(spec, &cgroup, ids),
+            description,
             lower,
             layers,
             ids,

@@ -21,7 +21,7 @@ pub const RESERVED_PIDS: u32 = 16;
 /// Open files per process: what build tools need, and few enough that one sandbox cannot eat the host's table.
 const MAX_OPEN_FILES: u64 = 65_536;
 /// Microseconds of the scheduler's accounting period.
-const CPU_PERIOD: u64 = 100_000;
+pub const CPU_PERIOD: u64 = 100_000;
 /// Largest `/tmp`. It counts as memory, so it is never more than a quarter of that: a full one must be an error for who
 /// writes, not the end of every process.
 const MAX_TMP_BYTES: u64 = 512 << 20;
@@ -120,6 +120,12 @@ fn counts_swap() -> bool {
         || (Path::new("/sys/fs/cgroup/cgroup.controllers").exists() && Path::new("/proc/swaps").exists())
 }
 
+/// Microseconds of processor time in each period.
+pub fn cpu_quota(limits: &Limits) -> i64 {
+    (limits.cpus.max(0.01) * CPU_PERIOD as f64) as i64
+}
+
+/// What version 1 is to limit, in the names that the container library has for it.
 fn resources(limits: &Limits) -> Value {
     let mut memory = json!({ "limit": limits.memory_bytes });
     if counts_swap() {
@@ -129,7 +135,7 @@ fn resources(limits: &Limits) -> Value {
     json!({
         "memory": memory,
         "pids": { "limit": limits.pids },
-        "cpu": { "period": CPU_PERIOD, "quota": (limits.cpus.max(0.01) * CPU_PERIOD as f64) as i64 },
+        "cpu": { "period": CPU_PERIOD, "quota": cpu_quota(limits) },
     })
 }
 

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -47,16 +47,18 @@ fn bind(from: &Path, to: &Path, recursive: bool) -> io::Result<()> {
 
 /// Shows the library only the control group trees that limit something. On version 1 it would otherwise join every tree there
 /// is, one after the other, and joining is the slowest thing a start does: the kernel waits for all processors each time.
-fn bind_cgroups(at: &impl Fn(&str) -> PathBuf) -> io::Result<()> {
+fn bind_cgroups(stage: &Path) -> io::Result<()> {
     const ALL: &str = "/sys/fs/cgroup";
-    let trees = cgroup::limiting_trees(&fs::read_to_string("/proc/self/mountinfo")?);
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut trees = cgroup::limiting_trees(&mounts);
     if trees.is_empty() {
-        return bind(Path::new(ALL), &at(ALL), true);
+        return bind(Path::new(ALL), &stage.join("sys/fs/cgroup"), true);
     }
+    trees.extend(cgroup::unified_tree(&mounts));
     for tree in trees {
-        let to = at(&tree);
+        let to = stage.join(tree.strip_prefix("/").unwrap_or(&tree));
         fs::create_dir_all(&to)?;
-        bind(Path::new(&tree), &to, false)?;
+        bind(&tree, &to, false)?;
     }
     Ok(())
 }
@@ -75,7 +77,7 @@ pub fn enter(layout: &Layout, range: IdRange, lower: &Path, layers: &[Layer], in
     for dir in ["/proc", "/dev"] {
         bind(Path::new(dir), &at(dir), true)?;
     }
-    bind_cgroups(&at)?;
+    bind_cgroups(&stage)?;
     // Not recursive: the disk that is mounted in the sandbox's directory stays outside.
     bind(layout.dir(), &at(SANDBOX), false)?;
     let mut owners = Owners::of(range, at(SHELF))?;
