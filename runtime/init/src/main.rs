@@ -3,6 +3,7 @@
 
 mod capture;
 mod job;
+mod landlock;
 mod session;
 mod supervisor;
 mod tool;
