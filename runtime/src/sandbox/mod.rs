@@ -197,6 +197,20 @@ pub struct Usage {
     pub oom_kills: u64,
 }
 
+/// What stands between a running sandbox and the host beside its namespaces, as found now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Walls {
+    /// Whether the first process, and so every command, is behind a system call filter.
+    pub filter: bool,
+    /// Whether no program can lend it privileges.
+    pub no_new_privileges: bool,
+    /// Capabilities that a program could still give it, as the kernel's bits.
+    pub capabilities: u64,
+    /// The version of Landlock that it is restricted by; 0 is none: the host's kernel does not have it, or only the first
+    /// version, which allows no renames between folders.
+    pub landlock: u32,
+}
+
 /// Starts, finds and removes sandboxes.
 #[async_trait]
 pub trait Sandboxes: Send + Sync {
@@ -242,6 +256,8 @@ pub trait Sandbox: Send + Sync {
     /// Binds a listener on the sandbox's own loopback, served by this process. Bind before the first command runs, so
     /// that nothing in the sandbox can have taken the port.
     async fn listen(&self, port: u16) -> Result<std::net::TcpListener, SandboxError>;
+    /// What keeps it in.
+    async fn walls(&self) -> Result<Walls, SandboxError>;
     /// What it uses now.
     async fn usage(&self) -> Result<Usage, SandboxError>;
     /// Kills everything in it at once. Its disk stays until it is destroyed.
