@@ -19,7 +19,8 @@ use super::container::Running;
 use super::helper::HELPER_ARG;
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
 use super::{
-    Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, layers, seccomp, spec, teardown, volume,
+    Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, inspect, layers, seccomp, spec,
+    teardown, volume,
 };
 use crate::image::ImageStore;
 
@@ -121,6 +122,7 @@ impl Inner {
         };
         let write = || {
             make_dir(&layout.stage())?;
+            inspect::About::of(spec, &cgroup).write(&layout)?;
             write_whole(&layout.order(), &serde_json::to_vec(&order)?, 0o600)
         };
         write().map_err(preparing())?;
@@ -215,6 +217,16 @@ impl Sandboxes for Containers {
         let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
         let looking = SandboxError::host("looking for what lies under the sandboxes' work trees");
         self.inner.blocking(nobody, |this| layers::lowers(&this.state).map(HashSet::from_iter).map_err(looking)).await
+    }
+
+    async fn entries(&self, id: SandboxId) -> Result<Vec<Entry>, SandboxError> {
+        let reading = SandboxError::host(format!("reading who has entered sandbox {id}"));
+        self.inner.blocking(id, move |this| inspect::entries(&this.state.layout(id)).map_err(reading)).await
+    }
+
+    async fn forget_entry(&self, id: SandboxId, entry: uuid::Uuid) -> Result<(), SandboxError> {
+        let doing = SandboxError::host(format!("taking down who has entered sandbox {id}"));
+        self.inner.blocking(id, move |this| inspect::forget_entry(&this.state.layout(id), entry).map_err(doing)).await
     }
 
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError> {
