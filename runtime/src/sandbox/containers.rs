@@ -23,7 +23,8 @@ use super::ids::{HostIds, Ranges};
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
 use super::zygote::Zygote;
 use super::{
-    Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, layers, seccomp, spec, teardown, volume,
+    Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, inspect, layers, seccomp, spec,
+    teardown, volume,
 };
 use crate::image::ImageStore;
 
@@ -148,6 +149,7 @@ impl Inner {
         };
         let write = || {
             make_dir(&layout.stage())?;
+            inspect::About::of(spec, &cgroup).write(&layout)?;
             write_whole(&layout.order(), &serde_json::to_vec(&order)?, 0o600)
         };
         write().map_err(preparing())?;
@@ -280,6 +282,16 @@ impl Sandboxes for Containers {
         let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
         let looking = SandboxError::host("looking for what lies under the sandboxes' work trees");
         self.inner.blocking(nobody, |this| layers::lowers(&this.state).map(HashSet::from_iter).map_err(looking)).await
+    }
+
+    async fn entries(&self, id: SandboxId) -> Result<Vec<Entry>, SandboxError> {
+        let reading = SandboxError::host(format!("reading who has entered sandbox {id}"));
+        self.inner.blocking(id, move |this| inspect::entries(&this.state.layout(id)).map_err(reading)).await
+    }
+
+    async fn forget_entry(&self, id: SandboxId, entry: uuid::Uuid) -> Result<(), SandboxError> {
+        let doing = SandboxError::host(format!("taking down who has entered sandbox {id}"));
+        self.inner.blocking(id, move |this| inspect::forget_entry(&this.state.layout(id), entry).map_err(doing)).await
     }
 
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError> {
