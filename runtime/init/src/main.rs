@@ -4,8 +4,10 @@
 mod capture;
 mod job;
 mod landlock;
+mod lineage;
 mod session;
 mod supervisor;
+mod terminal;
 mod tool;
 
 use std::process::ExitCode;

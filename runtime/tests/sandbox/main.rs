@@ -9,4 +9,6 @@ mod layers;
 mod leftovers;
 mod life;
 mod limits;
+mod streams;
 mod work_tree;
+mod zygote;
