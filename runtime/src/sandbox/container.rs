@@ -40,6 +40,17 @@ pub fn first_process(layout: &Layout, cgroups: &Hierarchy) -> Option<i32> {
     cgroups.holds(layout.cgroup(), pid).then_some(pid)
 }
 
+/// Whether this is how a connection fails when nobody is there, or whoever was there ends just now.
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::NotFound
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+    )
+}
+
 /// What the kernel says of a process, out of the text of `/proc/<pid>/status`; what it does not say is taken for the worst.
 fn walls(status: &str, landlock: u32) -> Walls {
     let field = |name: &str| {
@@ -52,6 +63,21 @@ fn walls(status: &str, landlock: u32) -> Walls {
         capabilities: u64::from_str_radix(field("CapBnd"), 16).unwrap_or(u64::MAX),
         landlock,
     }
+}
+
+/// What a sandbox uses now.
+pub fn read_usage(layout: &Layout, cgroups: &Hierarchy) -> io::Result<Usage> {
+    let disk = nix::sys::statvfs::statvfs(&layout.volume())?;
+    let (block, group) = (disk.fragment_size(), layout.cgroup());
+    Ok(Usage {
+        cpu: cgroups.cpu_time(group),
+        memory_bytes: cgroups.memory(group),
+        memory_peak_bytes: cgroups.memory_peak(group),
+        pids: cgroups.tasks(group),
+        disk_used_bytes: (disk.blocks() - disk.blocks_free()) * block,
+        disk_bytes: disk.blocks() * block,
+        oom_kills: cgroups.oom_kills(group),
+    })
 }
 
 impl Running {
@@ -83,9 +109,7 @@ impl Running {
     async fn connect(&self) -> Result<Connection, SandboxError> {
         match Connection::open(&self.layout).await {
             Ok(connection) => Ok(connection),
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {
-                Err(self.ended().await)
-            }
+            Err(error) if is_end(&error) => Err(self.ended().await),
             Err(error) => Err(SandboxError::host(format!("connecting to sandbox {}", self.id))(error)),
         }
     }
@@ -254,7 +278,14 @@ impl Sandbox for Running {
     async fn walls(&self) -> Result<Walls, SandboxError> {
         let landlock = match self.ask(&Request::Ping).await? {
             Reply::Pong(stats) => stats.landlock,
-            _ => return Err(self.unresponsive("it answered something else")),
+            Reply::Output(_)
+            | Reply::Errors(_)
+            | Reply::Outcome(..)
+            | Reply::Done(_)
+            | Reply::Running(_)
+            | Reply::Refused(_) => {
+                return Err(self.unresponsive("it answered something else"));
+            }
         };
         let this = self.clone();
         let read = tokio::task::spawn_blocking(move || {
@@ -268,17 +299,7 @@ impl Sandbox for Running {
 
     async fn usage(&self) -> Result<Usage, SandboxError> {
         let this = self.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let disk = nix::sys::statvfs::statvfs(&this.layout.volume())?;
-            let block = disk.fragment_size();
-            Ok(Usage {
-                memory_bytes: this.cgroups.memory(this.layout.cgroup()),
-                pids: this.cgroups.tasks(this.layout.cgroup()),
-                disk_used_bytes: (disk.blocks() - disk.blocks_free()) * block,
-                disk_bytes: disk.blocks() * block,
-                oom_kills: this.cgroups.oom_kills(this.layout.cgroup()),
-            })
-        });
+        let read = tokio::task::spawn_blocking(move || read_usage(&this.layout, &this.cgroups));
         let read = read.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         read.map_err(SandboxError::host(format!("reading what sandbox {} uses", self.id)))
     }

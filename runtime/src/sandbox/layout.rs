@@ -9,6 +9,7 @@ use orchestra_events::SandboxId;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::ids::IdRange;
 use super::layers::Layer;
 
 /// The program that is the first process of every sandbox.
@@ -31,6 +32,8 @@ pub struct HelperOrder {
     /// What lies under the work tree.
     #[serde(default)]
     pub layers: Vec<Layer>,
+    /// The host's ids for its users.
+    pub ids: IdRange,
     /// The first process's program.
     pub init: PathBuf,
     /// The compiled system call filter.
@@ -106,14 +109,27 @@ fn write(path: &Path, bytes: &[u8], mode: u32, settle: bool) -> io::Result<()> {
 }
 
 impl State {
+    /// The directory of a server that has run.
+    ///
+    /// # Errors
+    /// When no server has kept sandboxes there.
+    pub fn existing(dir: &Path) -> io::Result<Self> {
+        fs::read_dir(dir.join("sandboxes"))?;
+        Self::open(dir)
+    }
+
     /// Opens (and makes) the directory.
     pub fn open(dir: &Path) -> io::Result<Self> {
         make_dir(&dir.join("sandboxes"))?;
         make_dir(&dir.join("volumes"))?;
         let dir = fs::canonicalize(dir)?;
+        Ok(Self::at(dir))
+    }
+
+    fn at(dir: PathBuf) -> Self {
         let digest = Sha256::digest(dir.as_os_str().as_encoded_bytes());
         let tag = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { dir, tag })
+        Self { dir, tag }
     }
 
     /// The directory that holds one directory per sandbox.
@@ -171,6 +187,12 @@ impl Layout {
         Self { dir, cgroup }
     }
 
+    /// Of the sandbox whose directory this is, of whichever server on this host.
+    pub fn by_directory(dir: &Path) -> Option<Self> {
+        let id = dir.file_name()?.to_str()?.parse().ok()?;
+        Some(State::at(dir.parent()?.parent()?.to_owned()).layout(id))
+    }
+
     /// Its own directory.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -214,6 +236,16 @@ impl Layout {
     /// What the helper is told.
     pub fn order(&self) -> PathBuf {
         self.dir.join("helper.json")
+    }
+
+    /// What is to be known about it without asking it.
+    pub fn about(&self) -> PathBuf {
+        self.dir.join("about.json")
+    }
+
+    /// One file for each entry from the host that nobody has taken down yet.
+    pub fn entries(&self) -> PathBuf {
+        self.dir.join("entries")
     }
 
     /// What the helper's own errors go to.

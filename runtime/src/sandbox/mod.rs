@@ -17,6 +17,9 @@ mod container;
 mod containers;
 mod error;
 mod helper;
+mod idmap;
+mod ids;
+mod inspect;
 mod layers;
 mod layout;
 mod network;
@@ -46,6 +49,8 @@ pub use client::PipedExec;
 pub use containers::Containers;
 pub use error::SandboxError;
 pub use helper::{HELPER_ARG, helper_main};
+pub use ids::{HostIds, IdRange};
+pub use inspect::{About, Confinement, Entry, EntryKind, Inspection, MAX_ENTRIES, Process, RunState, Survey};
 pub use layers::MAX_LAYERS;
 pub use network::listen_inside;
 pub use orchestra_init::{Listed, Window};
@@ -55,10 +60,10 @@ pub use streams::{INPUT_CHUNKS, Piece, StreamedExec};
 pub use volume::Volume;
 pub use zygote::{ZYGOTE_ARG, zygote_main};
 
-/// Owner of the work tree as the host sees it: user 1000 of the sandbox.
-pub const WORKSPACE_UID: u32 = spec::FIRST_HOST_ID + spec::AGENT_ID;
-/// Group of the work tree as the host sees it.
-pub const WORKSPACE_GID: u32 = spec::FIRST_HOST_ID + spec::AGENT_ID;
+/// Owner of the work tree on disk: user 1000 of the sandbox, whichever ids of the host that runs with.
+pub const WORKSPACE_UID: u32 = ids::ON_DISK + spec::AGENT_ID;
+/// Group of the work tree on disk.
+pub const WORKSPACE_GID: u32 = ids::ON_DISK + spec::AGENT_ID;
 
 /// What a sandbox may use.
 #[derive(Debug, Clone, PartialEq)]
@@ -182,8 +187,12 @@ pub struct PipedOutcome {
 /// What a sandbox uses now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Usage {
+    /// Processor time of all its processes so far.
+    pub cpu: Duration,
     /// Memory of all its processes and temporary file systems.
     pub memory_bytes: u64,
+    /// The most of it at once; 0 where the kernel does not say.
+    pub memory_peak_bytes: u64,
     /// Processes and threads.
     pub pids: u64,
     /// Bytes used of its disk.
@@ -221,6 +230,10 @@ pub trait Sandboxes: Send + Sync {
     async fn destroy(&self, id: SandboxId) -> Result<(), SandboxError>;
     /// Every directory that lies under the work tree of any sandbox: none of them may be removed or changed.
     async fn lowers(&self) -> Result<HashSet<PathBuf>, SandboxError>;
+    /// Those who have entered a sandbox from the host and are not written down anywhere else yet, oldest first.
+    async fn entries(&self, id: SandboxId) -> Result<Vec<Entry>, SandboxError>;
+    /// Lets an entry go that is written down elsewhere.
+    async fn forget_entry(&self, id: SandboxId, entry: uuid::Uuid) -> Result<(), SandboxError>;
     /// Every sandbox of which anything is left on this host, running or not.
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError>;
 }
