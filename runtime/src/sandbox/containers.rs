@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, PipeReader};
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,9 +17,11 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::cgroup::Hierarchy;
 use super::client::Connection;
-use super::container::Running;
+use super::container::{Running, first_process};
+use super::handover::{self, Ahead};
 use super::helper::HELPER_ARG;
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
+use super::pool::{Pool, Starts};
 use super::zygote::Zygote;
 use super::{
     Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, layers, seccomp, spec, teardown, volume,
@@ -36,13 +38,14 @@ const LOG_QUOTE: usize = 2_000;
 /// Starts, finds and removes sandboxes on this host.
 #[derive(Clone)]
 pub struct Containers {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
+/// What all handles share.
+pub(super) struct Inner {
     config: SandboxConfig,
-    state: State,
-    cgroups: Arc<Hierarchy>,
+    pub(super) state: State,
+    pub(super) cgroups: Arc<Hierarchy>,
     images: ImageStore,
     /// What helpers are forked from.
     zygote: Zygote,
@@ -50,6 +53,9 @@ struct Inner {
     init: PathBuf,
     /// The compiled system call filter of every sandbox.
     filter: PathBuf,
+    /// Sandboxes that are started ahead, if any are to be.
+    pub(super) pool: OnceLock<Arc<Pool>>,
+    pub(super) starts: Starts,
     /// One lock per sandbox that something is being done with.
     busy: Mutex<HashMap<SandboxId, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -70,7 +76,8 @@ impl Containers {
         let images = ImageStore::new(config.images.clone());
         let zygote = Zygote::new(config.helper.clone());
         let cgroups = Arc::new(cgroups);
-        let inner = Inner { config, state, cgroups, images, zygote, init, filter, busy: Mutex::default() };
+        let (pool, starts, busy) = (OnceLock::new(), Starts::default(), Mutex::default());
+        let inner = Inner { config, state, cgroups, images, zygote, init, filter, pool, starts, busy };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -105,33 +112,89 @@ impl Inner {
     async fn find(&self, id: SandboxId) -> Option<Running> {
         let layout = self.state.layout(id);
         Connection::open(&layout).await.ok()?;
-        Some(Running::new(id, layout, Arc::clone(&self.cgroups)))
+        // What was started ahead runs, and is nobody's before it was handed over.
+        handover::ahead(&layout).is_none().then(|| Running::new(id, layout, Arc::clone(&self.cgroups)))
     }
 
-    /// Everything on disk that the helper needs.
-    fn prepare(&self, spec: &SandboxSpec) -> Result<Layout, SandboxError> {
-        let id = spec.id;
-        let layout = self.state.layout(id);
+    /// What the helper of such a sandbox is told.
+    fn order(&self, spec: &SandboxSpec, layout: &Layout, ahead: bool) -> Result<HelperOrder, SandboxError> {
         let lower = self.images.resolve(&spec.image)?;
-        volume::create(&self.state, id, spec.limits.disk_bytes)?;
-        let preparing = || SandboxError::host(format!("preparing sandbox {id}"));
-        teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
-        let cgroup = self.cgroups.spec_path(layout.cgroup());
-        let order = HelperOrder {
-            description: spec::container(spec, &cgroup),
+        let preparing = SandboxError::host(format!("preparing sandbox {}", spec.id));
+        Ok(HelperOrder {
+            ahead,
+            description: spec::container(spec, &self.cgroups.spec_path(layout.cgroup())),
             lower,
-            layers: layers::read(&layout).map_err(preparing())?,
+            layers: layers::read(layout).map_err(preparing)?,
             init: self.init.clone(),
             filter: self.filter.clone(),
             timeout: spec.limits.timeout,
             cgroup: layout.cgroup().to_owned(),
-        };
+        })
+    }
+
+    /// Everything on disk that the helper needs.
+    pub(super) fn prepare(&self, spec: &SandboxSpec, ahead: bool) -> Result<Layout, SandboxError> {
+        let id = spec.id;
+        let layout = self.state.layout(id);
+        let order = self.order(spec, &layout, ahead)?;
+        volume::create(&self.state, id, spec.limits.disk_bytes)?;
         let write = || {
+            teardown::end_run(&layout, &self.cgroups)?;
             make_dir(&layout.stage())?;
+            if ahead {
+                layout.note_first_name(id)?;
+                let noted = Ahead { disk_bytes: spec.limits.disk_bytes };
+                write_whole(&layout.ahead(), &serde_json::to_vec(&noted)?, 0o600)?;
+            }
             write_whole(&layout.order(), &serde_json::to_vec(&order)?, 0o600)
         };
-        write().map_err(preparing())?;
+        write().map_err(SandboxError::host(format!("preparing sandbox {id}")))?;
         Ok(layout)
+    }
+
+    /// Whether the sandbox in this directory was started ahead just as this one would be started now, and runs.
+    pub(super) fn is_ready_for(&self, spec: &SandboxSpec, layout: &Layout) -> bool {
+        let read = || serde_json::from_slice::<HelperOrder>(&fs::read(layout.order()).ok()?).ok();
+        let (Some(noted), Some(was)) = (handover::ahead(layout), read()) else { return false };
+        let Ok(wanted) = self.order(spec, layout, true) else { return false };
+        // What lies under the work tree and how long it may live are told when it is handed over.
+        let was = HelperOrder { layers: wanted.layers.clone(), timeout: wanted.timeout, ..was };
+        noted.disk_bytes == spec.limits.disk_bytes && was == wanted && self.is_alive(layout)
+    }
+
+    /// Whether both the sandbox's helper and its first process are there.
+    pub(super) fn is_alive(&self, layout: &Layout) -> bool {
+        layout.helper_pid().is_some() && first_process(layout, &self.cgroups).is_some()
+    }
+
+    /// Makes the sandbox that was started ahead in this one's directory this one, if there is one.
+    fn take_over(&self, spec: &SandboxSpec) -> Option<Layout> {
+        let layout = self.state.layout(spec.id);
+        handover::ahead(&layout)?;
+        if !self.is_ready_for(spec, &layout) {
+            return None;
+        }
+        let handed =
+            layers::read(&layout).and_then(|layers| handover::hand_over(&layout, &layers, spec.limits.timeout));
+        let handed =
+            handed.inspect_err(|error| tracing::warn!(sandbox = %spec.id, %error, "not handed over; started anew"));
+        handed.ok().map(|()| layout)
+    }
+
+    /// Starts a helper for what is prepared, and waits until the sandbox answers.
+    pub(super) async fn bring_up(self: &Arc<Self>, spec: SandboxSpec, ahead: bool) -> Result<Running, SandboxError> {
+        let id = spec.id;
+        let prepared = self.blocking(id, move |this| {
+            let layout = this.prepare(&spec, ahead)?;
+            let failed = |error: io::Error| SandboxError::StartFailed { id, detail: error.to_string() };
+            let report = this.start_helper(&layout, true).map_err(failed)?;
+            Ok((layout, report))
+        });
+        let (layout, report) = prepared.await?;
+        self.launch(id, &layout, report).await?;
+        let running = Running::new(id, layout, Arc::clone(&self.cgroups));
+        running.ping().await?;
+        Ok(running)
     }
 
     /// Has a helper started for the sandbox, which goes on if this process dies. What it reports can be read from the pipe.
@@ -193,7 +256,7 @@ impl Inner {
     }
 
     /// Runs what waits for the kernel on a thread for that.
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         id: SandboxId,
         work: impl FnOnce(&Self) -> Result<T, SandboxError> + Send + 'static,
@@ -208,19 +271,25 @@ impl Inner {
         if let Some(running) = self.find(id).await {
             return Ok(Arc::new(running));
         }
+        let _start = self.starts.begin();
+        if self.state.layout(id).ahead().exists() {
+            let asked = spec.clone();
+            if let Some(layout) = self.blocking(id, move |this| Ok(this.take_over(&asked))).await? {
+                let running = Running::new(id, layout, Arc::clone(&self.cgroups));
+                match running.ping().await {
+                    Ok(()) => {
+                        tracing::info!(sandbox = %id, "sandbox handed over");
+                        return Ok(Arc::new(running));
+                    }
+                    // It died in our hands. Nobody has used it: a new one is as good.
+                    Err(error) => tracing::warn!(sandbox = %id, %error, "handed over and gone; started anew"),
+                }
+            }
+        }
         let cgroups = Arc::clone(&self.cgroups);
         // Beside everything else, and nobody waits for it.
         drop(tokio::task::spawn_blocking(move || cgroups.ease_next_move()));
-        let prepared = self.blocking(id, move |this| {
-            let layout = this.prepare(&spec)?;
-            let failed = |error: io::Error| SandboxError::StartFailed { id, detail: error.to_string() };
-            let report = this.start_helper(&layout, true).map_err(failed)?;
-            Ok((layout, report))
-        });
-        let (layout, report) = prepared.await?;
-        self.launch(id, &layout, report).await?;
-        let running = Running::new(id, layout, Arc::clone(&self.cgroups));
-        running.ping().await?;
+        let running = self.bring_up(spec, false).await?;
         tracing::info!(sandbox = %id, "sandbox started");
         Ok(Arc::new(running))
     }
@@ -238,6 +307,19 @@ impl Sandboxes for Containers {
             inner.blocking(id, made).await
         };
         self.alone(id, work).await
+    }
+
+    async fn prepare(&self, spec: &SandboxSpec) -> Result<Volume, SandboxError> {
+        let (spec, spec_id) = (spec.clone(), spec.id);
+        let work = move |inner: Arc<Inner>| async move {
+            let made = move |this: &Inner| {
+                this.zygote.wake();
+                this.claim(&spec);
+                volume::create(&this.state, spec.id, spec.limits.disk_bytes)
+            };
+            inner.blocking(spec_id, made).await
+        };
+        self.alone(spec_id, work).await
     }
 
     async fn start(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, SandboxError> {
@@ -264,6 +346,12 @@ impl Sandboxes for Containers {
 
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError> {
         let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
-        self.inner.blocking(nobody, |this| teardown::list(&this.state, &this.cgroups)).await
+        let pooled = || self.inner.pool.get().map(|pool| pool.ids()).unwrap_or_default();
+        // Asked before and after: one that is taken or made meanwhile is in one of the two.
+        let before = pooled();
+        let mut found = self.inner.blocking(nobody, |this| teardown::list(&this.state, &this.cgroups)).await?;
+        let after = pooled();
+        found.retain(|id| !before.contains(id) && !after.contains(id));
+        Ok(found)
     }
 }

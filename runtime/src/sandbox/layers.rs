@@ -65,7 +65,8 @@ fn refused(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, what.to_owned())
 }
 
-fn check_name(directory: &str) -> io::Result<()> {
+/// Whether this can be the name of a folder that has a layer.
+pub fn check_name(directory: &str) -> io::Result<()> {
     // One name: a folder further down could be moved away with what is mounted in it.
     let mut parts = Path::new(directory).components();
     let plain =
@@ -115,11 +116,13 @@ fn make_folder(path: &Path, for_agent: bool) -> io::Result<()> {
     if for_agent { chown(path, Some(WORKSPACE_UID), Some(WORKSPACE_GID)) } else { Ok(()) }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+/// Opens a directory, whatever its name, and follows no link there.
+pub fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path)
 }
 
-fn by_descriptor(file: &File) -> String {
+/// A path to what is open.
+pub fn by_descriptor(file: &File) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
@@ -137,6 +140,12 @@ pub fn mount_overlay(lower: &Path, upper: &Path, work: &Path, at: &Path, options
     );
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
     mount(Some("overlay"), by_descriptor(&at).as_str(), Some("overlay"), flags, Some(&*options)).map_err(failed)
+}
+
+/// Where the layer's changes go, open: the directory of the changes themselves and the one that the kernel works in.
+pub fn changes(layout: &Layout, layer: &Layer) -> io::Result<[File; 2]> {
+    let changes = layer.changes(&layout.volume());
+    Ok([open(&changes.join("upper"))?, open(&changes.join("work"))?])
 }
 
 /// Mounts what lies under the work tree, which is at `workspace` already.

@@ -57,8 +57,9 @@ fn bind_cgroups(at: &impl Fn(&str) -> PathBuf) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the stage and moves into it. For a program with one thread.
-pub fn enter(layout: &Layout, lower: &Path, layers: &[Layer], init: &Path) -> io::Result<()> {
+/// Makes the stage and moves into it. What is mounted in the work tree of a sandbox that is started `ahead` spreads into the
+/// container. For a program with one thread.
+pub fn enter(layout: &Layout, lower: &Path, layers: &[Layer], init: &Path, ahead: bool) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
     let stage = layout.stage();
@@ -75,6 +76,9 @@ pub fn enter(layout: &Layout, lower: &Path, layers: &[Layer], init: &Path) -> io
     // Not recursive: the disk that is mounted in the sandbox's directory stays outside.
     bind(layout.dir(), &at(SANDBOX), false)?;
     bind(&layout.volume().join("workspace"), &at(WORKSPACE), false)?;
+    if ahead {
+        mount(NOTHING, &at(WORKSPACE), NOTHING, MsFlags::MS_SHARED, NOTHING)?;
+    }
     bind(&layout.volume().join("home"), &at(HOME), false)?;
     bind(init, &at(INIT), false)?;
     layers::mount_all(layout, layers, &at(WORKSPACE))?;
