@@ -134,9 +134,9 @@ async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Resul
     let data = &config.data_dir;
     let this_program = std::env::current_exe().context("cannot find this program's own file")?;
     let state_dir = data.join("sandboxes");
+    let host = SandboxConfig { state_dir, images: config.images_dir(), helper: this_program.clone() };
     let containers =
-        Containers::new(SandboxConfig { state_dir, images: config.images_dir(), helper: this_program.clone() })
-            .context("cannot prepare the sandboxes")?;
+        Containers::with_host_ids(host, config.sandbox.host_ids.ids()?).context("cannot prepare the sandboxes")?;
     let limits = limits(config)?;
     // Like those of tasks that name no image.
     let ahead =

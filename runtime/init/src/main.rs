@@ -3,8 +3,11 @@
 
 mod capture;
 mod job;
+mod landlock;
+mod lineage;
 mod session;
 mod supervisor;
+mod terminal;
 mod tool;
 
 use std::process::ExitCode;

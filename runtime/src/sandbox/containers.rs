@@ -20,6 +20,8 @@ use super::client::Connection;
 use super::container::{Running, first_process};
 use super::handover::{self, Ahead};
 use super::helper::HELPER_ARG;
+use super::ids::{HostIds, IdRange, Ranges};
+use super::layers::Layer;
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
 use super::pool::{Pool, Starts};
 use super::zygote::Zygote;
@@ -46,6 +48,7 @@ pub(super) struct Inner {
     config: SandboxConfig,
     pub(super) state: State,
     pub(super) cgroups: Arc<Hierarchy>,
+    pub(super) ranges: Ranges,
     images: ImageStore,
     /// What helpers are forked from.
     zygote: Zygote,
@@ -66,18 +69,28 @@ impl Containers {
     /// # Errors
     /// When it cannot be made, or the host has no control groups.
     pub fn new(config: SandboxConfig) -> Result<Self, SandboxError> {
+        Self::with_host_ids(config, HostIds::default())
+    }
+
+    /// The same, for sandboxes that run with other ids of the host.
+    ///
+    /// # Errors
+    /// As for [`Containers::new`].
+    pub fn with_host_ids(config: SandboxConfig, ids: HostIds) -> Result<Self, SandboxError> {
         let at = config.state_dir.display();
         let state = State::open(&config.state_dir).map_err(SandboxError::host(format!("opening {at}")))?;
-        let cgroups = Hierarchy::detect().map_err(SandboxError::host("looking for control groups"))?;
+        let cgroups =
+            Hierarchy::for_user(&state.sandboxes()).map_err(SandboxError::host("looking for control groups"))?;
         cgroups.prepare().map_err(SandboxError::host("moving the server into a control group of its own"))?;
         let init = state.init_program().map_err(SandboxError::host("writing the sandboxes' first process"))?;
         let filter = seccomp::compile().and_then(|program| state.filter(&program));
         let filter = filter.map_err(SandboxError::host("compiling the system call filter"))?;
         let images = ImageStore::new(config.images.clone());
+        let ranges = Ranges::open(ids, &state);
         let zygote = Zygote::new(config.helper.clone());
         let cgroups = Arc::new(cgroups);
         let (pool, starts, busy) = (OnceLock::new(), Starts::default(), Mutex::default());
-        let inner = Inner { config, state, cgroups, images, zygote, init, filter, pool, starts, busy };
+        let inner = Inner { config, state, cgroups, ranges, images, zygote, init, filter, pool, starts, busy };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -117,14 +130,23 @@ impl Inner {
     }
 
     /// What the helper of such a sandbox is told.
-    fn order(&self, spec: &SandboxSpec, layout: &Layout, ahead: bool) -> Result<HelperOrder, SandboxError> {
-        let lower = self.images.resolve(&spec.image)?;
-        let preparing = SandboxError::host(format!("preparing sandbox {}", spec.id));
+    fn order(
+        &self,
+        spec: &SandboxSpec,
+        layout: &Layout,
+        layers: Vec<Layer>,
+        ids: IdRange,
+    ) -> Result<HelperOrder, SandboxError> {
+        let mut description = spec::container(spec, &self.cgroups.spec_path(layout.cgroup()), ids);
+        if self.cgroups.limits_by_itself() {
+            description["linux"]["resources"] = serde_json::json!({});
+        }
         Ok(HelperOrder {
-            ahead,
-            description: spec::container(spec, &self.cgroups.spec_path(layout.cgroup())),
-            lower,
-            layers: layers::read(layout).map_err(preparing)?,
+            ahead: false,
+            description,
+            lower: self.images.resolve(&spec.image)?,
+            layers,
+            ids,
             init: self.init.clone(),
             filter: self.filter.clone(),
             timeout: spec.limits.timeout,
@@ -133,13 +155,20 @@ impl Inner {
     }
 
     /// Everything on disk that the helper needs.
-    pub(super) fn prepare(&self, spec: &SandboxSpec, ahead: bool) -> Result<Layout, SandboxError> {
+    fn prepare(&self, spec: &SandboxSpec, ahead: bool) -> Result<Layout, SandboxError> {
         let id = spec.id;
         let layout = self.state.layout(id);
-        let order = self.order(spec, &layout, ahead)?;
+        self.images.resolve(&spec.image)?;
         volume::create(&self.state, id, spec.limits.disk_bytes)?;
+        let preparing = || SandboxError::host(format!("preparing sandbox {id}"));
+        teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
+        let layers = layers::read(&layout).map_err(preparing())?;
+        let ids = self.ranges.claim(&layout, &layers, &self.cgroups).map_err(|error| error.of(id))?;
+        let order = HelperOrder { ahead, ..self.order(spec, &layout, layers, ids)? };
         let write = || {
-            teardown::end_run(&layout, &self.cgroups)?;
+            if self.cgroups.limits_by_itself() {
+                self.cgroups.furnish(layout.cgroup(), &spec.limits)?;
+            }
             make_dir(&layout.stage())?;
             if ahead {
                 layout.note_first_name(id)?;
@@ -148,18 +177,22 @@ impl Inner {
             }
             write_whole(&layout.order(), &serde_json::to_vec(&order)?, 0o600)
         };
-        write().map_err(SandboxError::host(format!("preparing sandbox {id}")))?;
+        write().map_err(preparing())?;
         Ok(layout)
     }
 
-    /// Whether the sandbox in this directory was started ahead just as this one would be started now, and runs.
-    pub(super) fn is_ready_for(&self, spec: &SandboxSpec, layout: &Layout) -> bool {
-        let read = || serde_json::from_slice::<HelperOrder>(&fs::read(layout.order()).ok()?).ok();
-        let (Some(noted), Some(was)) = (handover::ahead(layout), read()) else { return false };
-        let Ok(wanted) = self.order(spec, layout, true) else { return false };
+    /// What the helper of the sandbox in this directory was told, if it was started ahead just as this one would be started
+    /// now, and runs.
+    pub(super) fn ready_for(&self, spec: &SandboxSpec, layout: &Layout) -> Option<HelperOrder> {
+        let noted = handover::ahead(layout)?;
+        let was: HelperOrder = serde_json::from_slice(&fs::read(layout.order()).ok()?).ok()?;
+        let layers = layers::read(layout).ok()?;
+        let ids = self.ranges.held(layout, &layers).ok()??;
+        let wanted = HelperOrder { ahead: true, ..self.order(spec, layout, layers, ids).ok()? };
         // What lies under the work tree and how long it may live are told when it is handed over.
         let was = HelperOrder { layers: wanted.layers.clone(), timeout: wanted.timeout, ..was };
-        noted.disk_bytes == spec.limits.disk_bytes && was == wanted && self.is_alive(layout)
+        let stands = noted.disk_bytes == spec.limits.disk_bytes && was == wanted && self.is_alive(layout);
+        stands.then_some(wanted)
     }
 
     /// Whether both the sandbox's helper and its first process are there.
@@ -171,13 +204,10 @@ impl Inner {
     fn take_over(&self, spec: &SandboxSpec) -> Option<Layout> {
         let layout = self.state.layout(spec.id);
         handover::ahead(&layout)?;
-        if !self.is_ready_for(spec, &layout) {
-            return None;
-        }
-        let handed =
-            layers::read(&layout).and_then(|layers| handover::hand_over(&layout, &layers, spec.limits.timeout));
-        let handed =
-            handed.inspect_err(|error| tracing::warn!(sandbox = %spec.id, %error, "not handed over; started anew"));
+        let order = self.ready_for(spec, &layout)?;
+        let handed = handover::hand_over(&layout, &order);
+        let id = spec.id;
+        let handed = handed.inspect_err(|error| tracing::warn!(sandbox = %id, %error, "not handed over; started anew"));
         handed.ok().map(|()| layout)
     }
 
@@ -333,7 +363,7 @@ impl Sandboxes for Containers {
 
     async fn destroy(&self, id: SandboxId) -> Result<(), SandboxError> {
         let work = move |inner: Arc<Inner>| async move {
-            inner.blocking(id, move |this| teardown::destroy(&this.state, &this.cgroups, id)).await
+            inner.blocking(id, move |this| teardown::destroy(&this.state, &this.cgroups, &this.ranges, id)).await
         };
         self.alone(id, work).await.inspect(|()| tracing::info!(sandbox = %id, "sandbox removed"))
     }
@@ -349,7 +379,8 @@ impl Sandboxes for Containers {
         let pooled = || self.inner.pool.get().map(|pool| pool.ids()).unwrap_or_default();
         // Asked before and after: one that is taken or made meanwhile is in one of the two.
         let before = pooled();
-        let mut found = self.inner.blocking(nobody, |this| teardown::list(&this.state, &this.cgroups)).await?;
+        let mut found =
+            self.inner.blocking(nobody, |this| teardown::list(&this.state, &this.cgroups, &this.ranges)).await?;
         let after = pooled();
         found.retain(|id| !before.contains(id) && !after.contains(id));
         Ok(found)

@@ -11,9 +11,12 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use nix::cmsg_space;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
     connect, listen, recvmsg, send, sendmsg, setsockopt, socket, sockopt,
@@ -21,12 +24,14 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 use serde::{Deserialize, Serialize};
 
-use super::layers::{self, Layer, MAX_LAYERS};
-use super::layout::Layout;
+use super::idmap::Owners;
+use super::layers::{self, MAX_LAYERS};
+use super::layout::{HelperOrder, Layout};
 use super::stage;
 
 /// How long one side waits for the other: both only make a few system calls.
 const PATIENCE_SECONDS: i64 = 10;
+const PATIENCE: Duration = Duration::from_secs(PATIENCE_SECONDS as u64);
 /// Longest message: the folders of the most layers there can be.
 const MAX_MESSAGE: usize = 64 * 1024;
 /// What the helper answers when all is done.
@@ -71,13 +76,14 @@ fn address(dir: &File) -> nix::Result<UnixAddr> {
     UnixAddr::new(format!("/proc/self/fd/{}/{}", dir.as_raw_fd(), Layout::HANDOVER).as_str())
 }
 
-/// Hands the sandbox over.
+/// Hands the sandbox over that was started by this order: its layers and its time are what it gets now.
 ///
 /// # Errors
 /// When the helper is gone, does not answer, or cannot hang the mounts in: the sandbox is of no use then.
-pub fn hand_over(layout: &Layout, layers: &[Layer], timeout: Duration) -> io::Result<()> {
-    let mounts = layers.iter().map(|layer| open_overlay(layout, layer)).collect::<io::Result<Vec<_>>>()?;
-    let order = Order { timeout, folders: layers.iter().map(|layer| layer.directory.clone()).collect() };
+pub fn hand_over(layout: &Layout, started: &HelperOrder) -> io::Result<()> {
+    let mounts = open_overlays(layout, started)?;
+    let folders = started.layers.iter().map(|layer| layer.directory.clone()).collect();
+    let order = Order { timeout: started.timeout, folders };
     let order = serde_json::to_vec(&order)?;
     if order.len() > MAX_MESSAGE {
         return Err(io::Error::other("the names of the folders are too long together"));
@@ -111,21 +117,50 @@ fn configure(context: &OwnedFd, command: u32, key: Option<&CStr>, value: Option<
     checked(done).map(drop)
 }
 
-/// An overlay that is mounted nowhere, for the layer's folder.
-fn open_overlay(layout: &Layout, layer: &Layer) -> io::Result<OwnedFd> {
+/// The overlay of each layer, mounted nowhere, with the owners that the sandbox sees.
+fn open_overlays(layout: &Layout, order: &HelperOrder) -> io::Result<Vec<OwnedFd>> {
+    if order.layers.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (layout, ids, layers) = (layout.clone(), order.ids, order.layers.clone());
+    let (send, opened) = mpsc::channel();
+    // A thread that dies after it, in a mount namespace of its own: what has other owners must be mounted somewhere while an
+    // overlay is made of it. Nobody waits for the end of that namespace.
+    std::thread::Builder::new().name("open-overlays".into()).spawn(move || {
+        let open = || {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            let nothing = None::<&str>;
+            mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;
+            let shelf = layout.stage();
+            mount(Some("shelf"), &shelf, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("size=1m"))?;
+            let mut owners = Owners::of(ids, shelf)?;
+            let volume = owners.show(&layout.volume())?;
+            let overlays = layers.iter().map(|layer| {
+                let changes = layer.changes(&volume);
+                open_overlay(&owners.show(&layer.lower)?, &changes.join("upper"), &changes.join("work"))
+            });
+            overlays.collect()
+        };
+        let _ = send.send(open());
+    })?;
+    opened.recv_timeout(PATIENCE).map_err(io::Error::other)?
+}
+
+/// An overlay that is mounted nowhere.
+fn open_overlay(lower: &Path, upper: &Path, work: &Path) -> io::Result<OwnedFd> {
     const SET_STRING: u32 = 1;
     const CREATE: u32 = 6;
     const CLOEXEC: u32 = 1;
     const ATTRIBUTES: u32 = (libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOATIME) as u32;
-    let [upper, work] = layers::changes(layout, layer)?;
-    let lower = layers::open(&layer.lower)?;
     // SAFETY: the name is a constant; the descriptor is checked and owned by nobody else.
     let context = unsafe {
         let fd = checked(libc::syscall(libc::SYS_fsopen, c"overlay".as_ptr(), CLOEXEC))?;
         OwnedFd::from_raw_fd(fd as i32)
     };
-    for (key, directory) in [(c"lowerdir", &lower), (c"upperdir", &upper), (c"workdir", &work)] {
-        let path = CString::new(layers::by_descriptor(directory))?;
+    for (key, directory) in [(c"lowerdir", lower), (c"upperdir", upper), (c"workdir", work)] {
+        // By descriptor, as the helper does it: no link is followed, no character is a separator.
+        let directory = layers::open(directory)?;
+        let path = CString::new(layers::by_descriptor(&directory))?;
         configure(&context, SET_STRING, Some(key), Some(&path))?;
     }
     configure(&context, SET_STRING, Some(c"redirect_dir"), Some(c"on"))?;

@@ -7,12 +7,13 @@ use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Component, Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 use serde::{Deserialize, Serialize};
 
+use super::idmap::Owners;
 use super::layout::{Layout, State, write_settled};
 use super::{WORKSPACE_GID, WORKSPACE_UID};
 
@@ -32,7 +33,7 @@ pub struct Layer {
 
 impl Layer {
     /// Where on the disk, outside of everything the sandbox sees, its changes are.
-    fn changes(&self, volume: &Path) -> PathBuf {
+    pub fn changes(&self, volume: &Path) -> PathBuf {
         let name = if self.directory.is_empty() { "workspace".to_owned() } else { format!("in-{}", self.directory) };
         volume.join("layers").join(name)
     }
@@ -113,7 +114,12 @@ fn make_folder(path: &Path, for_agent: bool) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    if for_agent { chown(path, Some(WORKSPACE_UID), Some(WORKSPACE_GID)) } else { Ok(()) }
+    // A sandbox that has had this disk may have put a link there, to give away what it names.
+    let folder = open(path).map_err(|error| match error.raw_os_error() {
+        Some(libc::ELOOP | libc::ENOTDIR) => refused("what is at its place on the disk is not a folder"),
+        _ => error,
+    })?;
+    if for_agent { fchown(&folder, Some(WORKSPACE_UID), Some(WORKSPACE_GID)) } else { Ok(()) }
 }
 
 /// Opens a directory, whatever its name, and follows no link there.
@@ -142,21 +148,16 @@ pub fn mount_overlay(lower: &Path, upper: &Path, work: &Path, at: &Path, options
     mount(Some("overlay"), by_descriptor(&at).as_str(), Some("overlay"), flags, Some(&*options)).map_err(failed)
 }
 
-/// Where the layer's changes go, open: the directory of the changes themselves and the one that the kernel works in.
-pub fn changes(layout: &Layout, layer: &Layer) -> io::Result<[File; 2]> {
-    let changes = layer.changes(&layout.volume());
-    Ok([open(&changes.join("upper"))?, open(&changes.join("work"))?])
-}
-
-/// Mounts what lies under the work tree, which is at `workspace` already.
-pub fn mount_all(layout: &Layout, layers: &[Layer], workspace: &Path) -> io::Result<()> {
+/// Mounts what lies under the work tree, which is at `workspace` already. `volume` is the disk as the sandbox sees its owners.
+pub fn mount_all(volume: &Path, layers: &[Layer], owners: &mut Owners, workspace: &Path) -> io::Result<()> {
     for layer in layers {
         check_name(&layer.directory)?;
         let at = if layer.directory.is_empty() { workspace.to_owned() } else { workspace.join(&layer.directory) };
-        let changes = layer.changes(&layout.volume());
+        let changes = layer.changes(volume);
+        let lower = owners.show(&layer.lower)?;
         // A folder of the lower directory can be renamed: the kernel notes in an attribute, which no sandbox can write, where
         // its content is.
-        mount_overlay(&layer.lower, &changes.join("upper"), &changes.join("work"), &at, ",redirect_dir=on")
+        mount_overlay(&lower, &changes.join("upper"), &changes.join("work"), &at, ",redirect_dir=on")
             .map_err(|error| io::Error::other(format!("laying files under the work tree: {error}")))?;
     }
     Ok(())

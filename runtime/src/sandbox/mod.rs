@@ -18,6 +18,8 @@ mod containers;
 mod error;
 mod handover;
 mod helper;
+mod idmap;
+mod ids;
 mod layers;
 mod layout;
 mod network;
@@ -25,6 +27,7 @@ mod pool;
 mod seccomp;
 mod spec;
 mod stage;
+mod streams;
 mod teardown;
 mod volume;
 mod zygote;
@@ -47,18 +50,21 @@ pub use client::PipedExec;
 pub use containers::Containers;
 pub use error::SandboxError;
 pub use helper::{HELPER_ARG, helper_main};
+pub use ids::{HostIds, IdRange};
 pub use layers::MAX_LAYERS;
 pub use network::listen_inside;
+pub use orchestra_init::{Listed, Window};
 pub use pool::MAX_READY;
 pub use seccomp::profile as seccomp_profile;
 pub use spec::container as container_description;
+pub use streams::{INPUT_CHUNKS, Piece, StreamedExec};
 pub use volume::Volume;
 pub use zygote::{ZYGOTE_ARG, zygote_main};
 
-/// Owner of the work tree as the host sees it: user 1000 of the sandbox.
-pub const WORKSPACE_UID: u32 = spec::FIRST_HOST_ID + spec::AGENT_ID;
-/// Group of the work tree as the host sees it.
-pub const WORKSPACE_GID: u32 = spec::FIRST_HOST_ID + spec::AGENT_ID;
+/// Owner of the work tree on disk: user 1000 of the sandbox, whichever ids of the host that runs with.
+pub const WORKSPACE_UID: u32 = ids::ON_DISK + spec::AGENT_ID;
+/// Group of the work tree on disk.
+pub const WORKSPACE_GID: u32 = ids::ON_DISK + spec::AGENT_ID;
 
 /// What a sandbox may use.
 #[derive(Debug, Clone, PartialEq)]
@@ -201,6 +207,20 @@ pub struct Usage {
     pub oom_kills: u64,
 }
 
+/// What stands between a running sandbox and the host beside its namespaces, as found now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Walls {
+    /// Whether the first process, and so every command, is behind a system call filter.
+    pub filter: bool,
+    /// Whether no program can lend it privileges.
+    pub no_new_privileges: bool,
+    /// Capabilities that a program could still give it, as the kernel's bits.
+    pub capabilities: u64,
+    /// The version of Landlock that it is restricted by; 0 is none: the host's kernel does not have it, or only the first
+    /// version, which allows no renames between folders.
+    pub landlock: u32,
+}
+
 /// Starts, finds and removes sandboxes.
 #[async_trait]
 pub trait Sandboxes: Send + Sync {
@@ -233,13 +253,25 @@ pub trait Sandbox: Send + Sync {
     async fn exec(&self, request: Exec, live: Option<mpsc::Sender<Bytes>>) -> Result<ExecOutcome, SandboxError>;
     /// Runs a command whose standard output is read as a stream, however long. Dropping the stream kills it.
     async fn exec_piped(&self, request: Exec) -> Result<PipedExec, SandboxError>;
-    /// Kills a running command and everything in its session. Whether there was one.
+    /// Runs a command whose two outputs are read as streams of their own, or, with a window, one on a terminal that is
+    /// opened inside. Its input comes through [`StreamedExec::input`]. Dropping the streams kills it.
+    async fn exec_streamed(&self, request: Exec, window: Option<Window>) -> Result<StreamedExec, SandboxError>;
+    /// Sends a signal to every process in a running command's session. Whether there was one.
+    async fn signal_exec(&self, exec: &str, signal: i32) -> Result<bool, SandboxError>;
+    /// Tells a command's terminal how large it is. Whether there was one.
+    async fn resize_exec(&self, exec: &str, window: Window) -> Result<bool, SandboxError>;
+    /// The commands that run now. The sandbox says so, so it may be told wrong.
+    async fn running(&self) -> Result<Vec<Listed>, SandboxError>;
+    /// Kills a running command and every process that belongs to it: its session, what descends from it, and what bears
+    /// its mark (docs/security.md says what can still slip away until the sandbox ends). Whether there was one.
     async fn kill_exec(&self, exec: &str) -> Result<bool, SandboxError>;
     /// Frees a kept result; from then on the same id would run again.
     async fn forget(&self, exec: &str) -> Result<(), SandboxError>;
     /// Binds a listener on the sandbox's own loopback, served by this process. Bind before the first command runs, so
     /// that nothing in the sandbox can have taken the port.
     async fn listen(&self, port: u16) -> Result<std::net::TcpListener, SandboxError>;
+    /// What keeps it in.
+    async fn walls(&self) -> Result<Walls, SandboxError>;
     /// What it uses now.
     async fn usage(&self) -> Result<Usage, SandboxError>;
     /// Kills everything in it at once. Its disk stays until it is destroyed.

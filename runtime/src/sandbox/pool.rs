@@ -201,7 +201,7 @@ impl Inner {
             let layout = self.state.layout(id);
             // One whose directory has another name already is a task's.
             let is_unclaimed = Layout::first_name(layout.dir()) == Some(id);
-            if pool.missing() > 0 && is_unclaimed && self.is_ready_for(&pool.like(id), &layout) {
+            if pool.missing() > 0 && is_unclaimed && self.ready_for(&pool.like(id), &layout).is_some() {
                 pool.add(id);
             }
         }
@@ -218,8 +218,7 @@ impl Inner {
             && let Some(member) = pool.take()
         {
             let from = self.state.layout(member);
-            let claimed = self.is_ready_for(&pool.like(member), &from)
-                && renameat2(AT_FDCWD, from.dir(), AT_FDCWD, layout.dir(), RenameFlags::RENAME_NOREPLACE).is_ok();
+            let claimed = self.ready_for(&pool.like(member), &from).is_some() && self.rename(&from, &layout);
             pool.taken.notify_one();
             if claimed {
                 pool.end(member);
@@ -231,9 +230,23 @@ impl Inner {
         metrics::counter!("orchestra_sandbox_pool_misses_total").increment(1);
     }
 
+    /// Gives a sandbox's directory another name, and its host user ids to that. The ids first: what a crash between the two
+    /// leaves belongs to nobody, under either name, and nothing of it under both.
+    fn rename(&self, from: &Layout, to: &Layout) -> bool {
+        let renamed = self
+            .ranges
+            .pass_on(from, to)
+            .and_then(|()| Ok(renameat2(AT_FDCWD, from.dir(), AT_FDCWD, to.dir(), RenameFlags::RENAME_NOREPLACE)?));
+        if let Err(error) = &renamed {
+            tracing::warn!(%error, "what was started ahead cannot be given to a task");
+            let _ = self.ranges.release(to);
+        }
+        renamed.is_ok()
+    }
+
     /// Removes one that is of no use, now or with the next look for leftovers.
     fn discard(&self, pool: &Pool, member: SandboxId) {
-        if let Err(error) = teardown::destroy(&self.state, &self.cgroups, member) {
+        if let Err(error) = teardown::destroy(&self.state, &self.cgroups, &self.ranges, member) {
             tracing::warn!(sandbox = %member, %error, "one that was started ahead is left behind");
         }
         pool.end(member);
@@ -246,7 +259,7 @@ impl Inner {
         let looked = self.blocking(nobody, |this| {
             let Some(pool) = this.pool.get() else { return Ok(()) };
             for member in pool.ready() {
-                let stands = this.is_ready_for(&pool.like(member), &this.state.layout(member));
+                let stands = this.ready_for(&pool.like(member), &this.state.layout(member)).is_some();
                 if !stands && pool.withdraw(member) {
                     this.discard(pool, member);
                 }

@@ -4,12 +4,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::ids::{self, IdRange};
 use super::{Limits, SandboxSpec, stage};
 
-/// The host's id for user 0 of a sandbox.
-pub const FIRST_HOST_ID: u32 = 100_000;
-/// How many users a sandbox has.
-const HOST_IDS: u32 = 65_536;
 /// The user and group that everything in a sandbox runs as.
 pub const AGENT_ID: u32 = 1_000;
 /// Where the user's own files are.
@@ -24,19 +21,28 @@ pub const RESERVED_PIDS: u32 = 16;
 /// Open files per process: what build tools need, and few enough that one sandbox cannot eat the host's table.
 const MAX_OPEN_FILES: u64 = 65_536;
 /// Microseconds of the scheduler's accounting period.
-const CPU_PERIOD: u64 = 100_000;
+pub const CPU_PERIOD: u64 = 100_000;
 /// Largest `/tmp`. It counts as memory, so it is never more than a quarter of that: a full one must be an error for who
 /// writes, not the end of every process.
 const MAX_TMP_BYTES: u64 = 512 << 20;
 /// Largest `/dev/shm`; for the same reason never more than an eighth of the memory.
 const MAX_SHM_BYTES: u64 = 64 << 20;
+/// Bytes of a file system in memory for which it may have one more file. Each file costs the kernel about a kilobyte that its
+/// size does not count; without an end of their own, empty files would use up the sandbox's memory, and a full `/tmp` would end
+/// processes instead of being an error.
+const BYTES_PER_FILE: u64 = 4096;
 
+/// What the container engines mask, and what else tells of the host: its disks, its memory, its other work. What runtimes and
+/// build tools read to fit themselves to the machine (`cpuinfo`, `meminfo`, `stat`, `loadavg`, `cgroups`) stays.
 const MASKED: &[&str] = &[
     "/proc/acpi",
     "/proc/asound",
+    "/proc/buddyinfo",
     "/proc/bus",
     "/proc/cmdline",
     "/proc/config.gz",
+    "/proc/consoles",
+    "/proc/diskstats",
     "/proc/interrupts",
     "/proc/iomem",
     "/proc/ioports",
@@ -47,11 +53,17 @@ const MASKED: &[&str] = &[
     "/proc/kmsg",
     "/proc/latency_stats",
     "/proc/modules",
+    "/proc/mtrr",
+    "/proc/partitions",
+    "/proc/pressure",
     "/proc/sched_debug",
+    "/proc/schedstat",
     "/proc/scsi",
+    "/proc/softirqs",
     "/proc/timer_list",
     "/proc/timer_stats",
     "/proc/vmallocinfo",
+    "/proc/zoneinfo",
 ];
 const READ_ONLY: &[&str] = &["/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/proc/driver", "/proc/tty"];
 
@@ -76,7 +88,10 @@ fn environment(spec: &SandboxSpec) -> Vec<String> {
 
 fn mounts(limits: &Limits) -> Vec<Value> {
     let tmpfs = |to: &str, size: u64, mode: &str| {
-        let options = ["nosuid", "nodev", &format!("mode={mode}"), &format!("size={size}")].map(str::to_owned);
+        let files = size / BYTES_PER_FILE;
+        let options =
+            ["nosuid", "nodev", &format!("mode={mode}"), &format!("size={size}"), &format!("nr_inodes={files}")];
+        let options = options.map(str::to_owned);
         json!({ "destination": to, "type": "tmpfs", "source": "tmpfs", "options": options })
     };
     let bind = |from: &str, to: &str, options: &[&str]| json!({ "destination": to, "type": "bind", "source": from, "options": options });
@@ -84,11 +99,15 @@ fn mounts(limits: &Limits) -> Vec<Value> {
         json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] }),
         json!({
             "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
-            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+            "options": ["nosuid", "noexec", "strictatime", "mode=755", "size=64k", "nr_inodes=128"],
         }),
         json!({
             "destination": "/dev/pts", "type": "devpts", "source": "devpts",
             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        }),
+        json!({
+            "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
+            "options": ["nosuid", "noexec", "nodev"],
         }),
         tmpfs("/dev/shm", MAX_SHM_BYTES.min(limits.memory_bytes / 8), "1777"),
         tmpfs("/tmp", MAX_TMP_BYTES.min(limits.memory_bytes / 4), "1777"),
@@ -105,6 +124,12 @@ fn counts_swap() -> bool {
         || (Path::new("/sys/fs/cgroup/cgroup.controllers").exists() && Path::new("/proc/swaps").exists())
 }
 
+/// Microseconds of processor time in each period.
+pub fn cpu_quota(limits: &Limits) -> i64 {
+    (limits.cpus.max(0.01) * CPU_PERIOD as f64) as i64
+}
+
+/// What version 1 is to limit, in the names that the container library has for it.
 fn resources(limits: &Limits) -> Value {
     let mut memory = json!({ "limit": limits.memory_bytes });
     if counts_swap() {
@@ -114,7 +139,7 @@ fn resources(limits: &Limits) -> Value {
     json!({
         "memory": memory,
         "pids": { "limit": limits.pids },
-        "cpu": { "period": CPU_PERIOD, "quota": (limits.cpus.max(0.01) * CPU_PERIOD as f64) as i64 },
+        "cpu": { "period": CPU_PERIOD, "quota": cpu_quota(limits) },
     })
 }
 
@@ -124,11 +149,12 @@ fn open_files() -> u64 {
         .map_or(1024, |(_, hard)| hard.min(MAX_OPEN_FILES))
 }
 
-/// The container's description in OCI form, with the paths of the helper's stage; `cgroup` is the path of its control group.
+/// The container's description in OCI form, with the paths of the helper's stage; `cgroup` is the path of its control group,
+/// and `range` the host's ids for its users.
 /// There is no system call filter in it, because the helper puts on the one that the server has compiled.
-pub fn container(spec: &SandboxSpec, cgroup: &str) -> Value {
+pub fn container(spec: &SandboxSpec, cgroup: &str, range: IdRange) -> Value {
     let limits = &spec.limits;
-    let id_map = json!([{ "containerID": 0, "hostID": FIRST_HOST_ID, "size": HOST_IDS }]);
+    let id_map = json!([{ "containerID": 0, "hostID": range.first, "size": ids::RANGE }]);
     let none: [&str; 0] = [];
     let processes = limits.pids.saturating_sub(RESERVED_PIDS).max(1);
     let open_files = open_files();

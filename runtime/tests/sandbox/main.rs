@@ -3,11 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod ahead;
+mod control_groups;
+mod escape;
 mod host;
+mod ids;
 mod isolation;
 mod layers;
 mod leftovers;
 mod life;
 mod limits;
+mod streams;
 mod work_tree;
 mod zygote;
