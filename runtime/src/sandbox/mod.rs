@@ -2,8 +2,9 @@
 //!
 //! [`Containers`] is the implementation on libcontainer. What keeps it standing:
 //!
-//! - libcontainer runs only in a re-executed, single-threaded helper ([`helper_main`]). In a program with threads it
-//!   deadlocks, and it changes the working directory of everyone.
+//! - libcontainer runs only in a single-threaded helper ([`helper_main`]), which is forked from a process that the server
+//!   starts for this ([`zygote_main`]). In a program with threads it deadlocks, and it changes the working directory of
+//!   everyone.
 //! - The helper is in a session of its own and holds nothing of the server's. It waits for the sandbox, enforces its
 //!   wall-clock limit and clears it away, so a sandbox outlives the server, and a new server finds it by its socket.
 //! - Commands never enter through libcontainer, whose way in leaves the user namespace and the seccomp filter behind.
@@ -26,6 +27,7 @@ mod stage;
 mod streams;
 mod teardown;
 mod volume;
+mod zygote;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -53,6 +55,7 @@ pub use seccomp::profile as seccomp_profile;
 pub use spec::container as container_description;
 pub use streams::{INPUT_CHUNKS, Piece, StreamedExec};
 pub use volume::Volume;
+pub use zygote::{ZYGOTE_ARG, zygote_main};
 
 /// Owner of the work tree as the host sees it: user 1000 of the sandbox.
 pub const WORKSPACE_UID: u32 = spec::FIRST_HOST_ID + spec::AGENT_ID;
@@ -108,7 +111,7 @@ pub struct SandboxConfig {
     pub state_dir: PathBuf,
     /// The image store's directory.
     pub images: PathBuf,
-    /// The program that is started with [`HELPER_ARG`]; normally this very program.
+    /// The program that is started with [`ZYGOTE_ARG`] or [`HELPER_ARG`]; normally this very program.
     pub helper: PathBuf,
 }
 

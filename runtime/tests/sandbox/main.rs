@@ -2,6 +2,7 @@
 //! behind. Every test here runs real containers and needs root and an image named `default`.
 #![allow(clippy::unwrap_used)]
 
+mod escape;
 mod host;
 mod isolation;
 mod layers;
@@ -10,3 +11,4 @@ mod life;
 mod limits;
 mod streams;
 mod work_tree;
+mod zygote;
