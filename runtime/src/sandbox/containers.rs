@@ -22,8 +22,8 @@ use super::helper::HELPER_ARG;
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
 use super::zygote::Zygote;
 use super::{
-    Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, inspect, layers, seccomp, spec,
-    teardown, volume,
+    Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, inspect, layers, leftovers, seccomp,
+    spec, teardown, volume,
 };
 use crate::image::ImageStore;
 
@@ -63,6 +63,7 @@ impl Containers {
     pub fn new(config: SandboxConfig) -> Result<Self, SandboxError> {
         let at = config.state_dir.display();
         let state = State::open(&config.state_dir).map_err(SandboxError::host(format!("opening {at}")))?;
+        leftovers::sweep(&config.state_dir);
         let cgroups = Hierarchy::detect().map_err(SandboxError::host("looking for control groups"))?;
         cgroups.prepare().map_err(SandboxError::host("moving the server into a control group of its own"))?;
         let init = state.init_program().map_err(SandboxError::host("writing the sandboxes' first process"))?;

@@ -20,6 +20,7 @@ mod helper;
 mod inspect;
 mod layers;
 mod layout;
+mod leftovers;
 mod network;
 mod seccomp;
 mod spec;

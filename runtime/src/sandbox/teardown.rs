@@ -12,12 +12,12 @@ use orchestra_events::SandboxId;
 
 use super::cgroup::Hierarchy;
 use super::layout::{Layout, State};
-use super::{SandboxError, volume};
+use super::{SandboxError, leftovers, volume};
 
 /// How long a helper may take to clear its container away before it is killed and its work is done here.
 const HELPER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Every sandbox that has a directory, a control group or a mount.
+/// Every sandbox that has a directory, a control group, a mount or a loop device.
 pub fn list(state: &State, cgroups: &Hierarchy) -> Result<Vec<SandboxId>, SandboxError> {
     let sandboxes = state.sandboxes();
     let looking = || SandboxError::host(format!("looking for sandboxes in {}", sandboxes.display()));
@@ -31,6 +31,7 @@ pub fn list(state: &State, cgroups: &Hierarchy) -> Result<Vec<SandboxId>, Sandbo
     found.extend(groups.iter().filter_map(|name| name.strip_prefix(&prefix)?.parse::<SandboxId>().ok()));
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(looking())?;
     found.extend(mounts_below(&mounts, &sandboxes));
+    found.extend(leftovers::loop_devices(&sandboxes).into_iter().map(|(id, _)| id));
     Ok(found.into_iter().collect())
 }
 
@@ -96,6 +97,7 @@ pub fn destroy(state: &State, cgroups: &Hierarchy, id: SandboxId) -> Result<(), 
         // An unmounted mount point is an empty directory, or this fails: nothing that the sandbox wrote is walked.
         remove_mount_point(&layout.stage())?;
         remove_mount_point(&layout.volume())?;
+        leftovers::detach(&state.sandboxes(), id)?;
         match fs::remove_dir_all(layout.dir()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
