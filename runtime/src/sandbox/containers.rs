@@ -26,8 +26,8 @@ use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_wh
 use super::pool::{Pool, Starts};
 use super::zygote::Zygote;
 use super::{
-    Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, inspect, layers, seccomp, spec,
-    teardown, volume,
+    Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, inspect, layers, leftovers, seccomp,
+    spec, teardown, volume,
 };
 use crate::image::ImageStore;
 
@@ -80,6 +80,7 @@ impl Containers {
     pub fn with_host_ids(config: SandboxConfig, ids: HostIds) -> Result<Self, SandboxError> {
         let at = config.state_dir.display();
         let state = State::open(&config.state_dir).map_err(SandboxError::host(format!("opening {at}")))?;
+        leftovers::sweep(&config.state_dir);
         let cgroups =
             Hierarchy::for_user(&state.sandboxes()).map_err(SandboxError::host("looking for control groups"))?;
         cgroups.prepare().map_err(SandboxError::host("moving the server into a control group of its own"))?;

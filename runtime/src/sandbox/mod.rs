@@ -23,6 +23,7 @@ mod ids;
 mod inspect;
 mod layers;
 mod layout;
+mod leftovers;
 mod network;
 mod pool;
 mod seccomp;
