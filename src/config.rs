@@ -4,6 +4,7 @@
 //! command line. [`Loaded`] remembers which layer each value came from, for `orchestra serve --print-config`.
 
 mod commits;
+mod images;
 mod layers;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 pub use commits::CommitsSection;
+pub use images::ImagesSection;
 pub use layers::{Loaded, load};
 
 /// Every key. `*` stands for a name of the operator's choosing.
@@ -65,6 +67,13 @@ pub const KEYS: &[&str] = &[
     "cache.max_size",
     "cache.max_age",
     "cache.lowers",
+    "images.allow",
+    "images.keep",
+    "images.max_size",
+    "images.docker_config",
+    "images.*.reference",
+    "images.*.username",
+    "images.*.password_env",
     "sandbox.image",
     "sandbox.images_dir",
     "sandbox.memory",
@@ -91,6 +100,8 @@ pub const KEYS: &[&str] = &[
     "prices_file",
     "billing.refund_failed",
     "teams.*.models",
+    "teams.*.image",
+    "teams.*.images",
     "teams.*.branches.bases",
     "teams.*.branches.template",
     "teams.*.branches.names",
@@ -137,6 +148,8 @@ pub struct Config {
     pub branches: BranchSettings,
     /// How much of what was fetched is kept.
     pub cache: CacheSection,
+    /// Where images come from.
+    pub images: ImagesSection,
     /// What a sandbox may use.
     pub sandbox: SandboxSection,
     /// How much runs at once.
@@ -288,6 +301,12 @@ pub struct TeamSection {
     /// The models it may use, as patterns; all that have a price when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<String>>,
+    /// The image of its tasks that name none; `sandbox.image` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The images its tasks may name, as patterns; all that are there when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<Vec<String>>,
     /// Its own rules about branches, over those of `branches`.
     #[serde(default)]
     pub branches: BranchOverrides,
@@ -342,6 +361,7 @@ impl Default for Config {
             commits: CommitsSection::default(),
             branches: BranchSettings::default(),
             cache: CacheSection { max_size: "20GiB".to_owned(), max_age: "168h".to_owned(), lowers: 8 },
+            images: ImagesSection::default(),
             sandbox: SandboxSection {
                 image: "default".to_owned(),
                 images_dir: None,
@@ -426,6 +446,7 @@ impl Config {
         self.allowed_models()?;
         self.commits.rules()?;
         self.branch_policies()?;
+        self.check_images()?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
         refuse(self.cache.lowers == 0, "cache.lowers is at least 1")?;

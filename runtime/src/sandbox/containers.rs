@@ -21,7 +21,7 @@ use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_wh
 use super::{
     Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, layers, seccomp, spec, teardown, volume,
 };
-use crate::image::ImageStore;
+use crate::image::{ImageStore, Lease};
 
 /// How long a container may take to come up on a host that is very busy.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -102,17 +102,19 @@ impl Inner {
     }
 
     /// Everything on disk that the helper needs.
-    fn prepare(&self, spec: &SandboxSpec) -> Result<Layout, SandboxError> {
+    fn prepare(&self, mut spec: SandboxSpec) -> Result<(Layout, Lease), SandboxError> {
         let id = spec.id;
         let layout = self.state.layout(id);
-        let lower = self.images.resolve(&spec.image)?;
+        // Held until the helper holds it.
+        let lease = self.images.lease(&spec.image)?;
+        spec.take_variables(&lease.image.manifest.env);
         volume::create(&self.state, id, spec.limits.disk_bytes)?;
         let preparing = || SandboxError::host(format!("preparing sandbox {id}"));
         teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
         let cgroup = self.cgroups.spec_path(layout.cgroup());
         let order = HelperOrder {
-            description: spec::container(spec, &cgroup),
-            lower,
+            description: spec::container(&spec, &cgroup),
+            lower: lease.image.rootfs.clone(),
             layers: layers::read(&layout).map_err(preparing())?,
             init: self.init.clone(),
             filter: self.filter.clone(),
@@ -124,7 +126,7 @@ impl Inner {
             write_whole(&layout.order(), &serde_json::to_vec(&order)?, 0o600)
         };
         write().map_err(preparing())?;
-        Ok(layout)
+        Ok((layout, lease))
     }
 
     /// Starts the helper and waits for what it says. It goes on if this is dropped or this process dies.
@@ -177,7 +179,7 @@ impl Inner {
         let cgroups = Arc::clone(&self.cgroups);
         // Beside everything else, and nobody waits for it.
         drop(tokio::task::spawn_blocking(move || cgroups.ease_next_move()));
-        let layout = self.blocking(id, move |this| this.prepare(&spec)).await?;
+        let (layout, _lease) = self.blocking(id, move |this| this.prepare(spec)).await?;
         self.launch(id, &layout).await?;
         let running = Running::new(id, layout, Arc::clone(&self.cgroups));
         running.ping().await?;
@@ -213,8 +215,13 @@ impl Sandboxes for Containers {
 
     async fn lowers(&self) -> Result<HashSet<PathBuf>, SandboxError> {
         let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
-        let looking = SandboxError::host("looking for what lies under the sandboxes' work trees");
-        self.inner.blocking(nobody, |this| layers::lowers(&this.state).map(HashSet::from_iter).map_err(looking)).await
+        let looking = SandboxError::host("looking for what lies under the sandboxes");
+        let work = |this: &Inner| {
+            let mut lowers = HashSet::from_iter(layers::lowers(&this.state).map_err(looking)?);
+            lowers.extend(layers::images(&this.state));
+            Ok(lowers)
+        };
+        self.inner.blocking(nobody, work).await
     }
 
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError> {

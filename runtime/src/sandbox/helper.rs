@@ -30,6 +30,7 @@ use super::cgroup::Hierarchy;
 use super::layout::{Cause, Ending, HelperOrder, HelperReport, Layout, whole_file_lock, write_whole};
 use super::seccomp::Filter;
 use super::{network, stage};
+use crate::image;
 
 /// The first argument of a program that is to be a sandbox's helper; the sandbox's directory follows.
 pub const HELPER_ARG: &str = "sandbox-helper";
@@ -141,6 +142,8 @@ fn run(dir: &Path) -> io::Result<()> {
     let deadline = Instant::now().checked_add(order.timeout);
     let listener = hand_over_socket(&layout)?;
     let filter = Filter::read(&order.filter)?;
+    // For as long as this process lives, nobody removes what the sandbox stands on.
+    let _image = image::hold(&order.lower)?;
     stage::enter(&layout, &order.lower, &order.layers, &order.init)?;
     fs::write(Path::new(stage::BUNDLE).join("config.json"), serde_json::to_vec(&order.description)?)?;
     let layout = Layout::at(stage::SANDBOX.into(), order.cgroup);

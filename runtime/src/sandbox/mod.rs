@@ -25,7 +25,7 @@ mod stage;
 mod teardown;
 mod volume;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -94,6 +94,18 @@ pub struct SandboxSpec {
     pub env: Vec<(String, String)>,
     /// What it calls itself.
     pub hostname: String,
+}
+
+impl SandboxSpec {
+    /// Takes an image's own variables, as far as nothing is said of them already. Its path comes after the user's own.
+    fn take_variables(&mut self, image: &BTreeMap<String, String>) {
+        for (name, value) in image {
+            if !self.env.iter().any(|(given, _)| given == name) {
+                let value = if name == "PATH" { format!("{}/.local/bin:{value}", spec::HOME) } else { value.clone() };
+                self.env.push((name.clone(), value));
+            }
+        }
+    }
 }
 
 /// Where sandboxes live on this host.
@@ -199,7 +211,7 @@ pub trait Sandboxes: Send + Sync {
     async fn attach(&self, id: SandboxId) -> Result<Option<Arc<dyn Sandbox>>, SandboxError>;
     /// Kills everything in a sandbox and removes all that it had on this host. Doing so again changes nothing.
     async fn destroy(&self, id: SandboxId) -> Result<(), SandboxError>;
-    /// Every directory that lies under the work tree of any sandbox: none of them may be removed or changed.
+    /// Every directory that lies under the work tree of any sandbox, or under its root: none of them may be removed or changed.
     async fn lowers(&self) -> Result<HashSet<PathBuf>, SandboxError>;
     /// Every sandbox of which anything is left on this host, running or not.
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError>;
