@@ -131,7 +131,8 @@ impl ImageRules {
         usable.truncate(NEAREST);
         let usable: Vec<String> = usable.into_iter().map(|name| format!("{name:?}")).collect();
         Some(if usable.is_empty() {
-            "is not there, and neither is any other image: the server's operator makes one with `orchestra image build`".into()
+            "is not there, and neither is any other image: the server's operator makes one with `orchestra image build`"
+                .into()
         } else {
             format!("is no image of this server; the nearest are {}", usable.join(", "))
         })
@@ -161,7 +162,10 @@ mod tests {
     fn rules() -> ImageRules {
         let list = |patterns: &[&str]| Some(patterns.iter().map(|&pattern| pattern.to_owned()).collect());
         let teams = BTreeMap::from([
-            ("web".to_owned(), TeamImages { default: Some("web-tools".into()), allowed: list(&["web-*", "other.example/web/*"]) }),
+            (
+                "web".to_owned(),
+                TeamImages { default: Some("web-tools".into()), allowed: list(&["web-*", "other.example/web/*"]) },
+            ),
             ("closed".to_owned(), TeamImages { default: None, allowed: list(&[]) }),
         ]);
         ImageRules::new("default".into(), &["registry.example/tools/*".to_owned()], teams).expect("patterns")

@@ -17,7 +17,7 @@ use orchestra_runtime::image::{
 use secrecy::SecretString;
 
 use super::{ConfigArguments, say};
-use crate::config::{Config, parse_bytes, parse_duration};
+use crate::config::Config;
 
 /// Make, fetch, list and remove sandbox images
 #[derive(Subcommand)]
@@ -259,14 +259,13 @@ fn list(store: &ImageStore) -> anyhow::Result<()> {
     }
     let holders = store.holders();
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::NOTHING);
+    table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
     table.set_header(["NAME", "SIZE", "AGE", "DIGEST", "AGENTS", "USED BY", "FROM"]);
     for image in images {
         let manifest = &image.manifest;
         let identity = manifest.identity();
         let (kind, hex) = identity.split_once(':').unwrap_or(("", &identity));
-        let agents: Vec<String> =
-            manifest.agents.iter().map(|(agent, version)| format!("{agent}@{version}")).collect();
+        let agents: Vec<String> = manifest.agents.iter().map(|(agent, version)| format!("{agent}@{version}")).collect();
         let used = match holders.get(&image.rootfs).copied().unwrap_or(0) {
             0 => "-".to_owned(),
             1 => "1 sandbox".to_owned(),

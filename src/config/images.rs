@@ -117,7 +117,8 @@ impl Config {
             }
         }
         // A password's variable is the server's: other verbs load the same file without it.
-        let broken = self.images.named.iter().find_map(|(name, image)| Some((name, Supply::fault_of(&image.reference)?)));
+        let broken =
+            self.images.named.iter().find_map(|(name, image)| Some((name, Supply::fault_of(&image.reference)?)));
         match broken {
             Some((name, fault)) => bail!("images.{name}.reference: {fault}"),
             None => Ok(()),

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::agents::AgentVersion;
-use super::debian::{self, Sources};
 use super::authorities::Authorities;
+use super::debian::{self, Sources};
 use super::packages::{self, NpmPackage};
 use super::store::About;
 use super::{Image, ImageError, ImageStore, Progress, check_name, derive, npm, unpack};

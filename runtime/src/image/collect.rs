@@ -83,7 +83,8 @@ impl ImageStore {
         let mut layers_in_use = BTreeSet::new();
         for name in names_in(&store)? {
             let home = store.join(&name);
-            let leftover = [".partial-", ".fetch-", ".load-", ".layers-", ".gone-"].iter().any(|kind| name.starts_with(kind));
+            let leftover =
+                [".partial-", ".fetch-", ".load-", ".layers-", ".gone-"].iter().any(|kind| name.starts_with(kind));
             if leftover {
                 gone.push(home);
                 continue;
@@ -92,7 +93,8 @@ impl ImageStore {
                 continue;
             }
             let manifest = Self::manifest(&home, &name).ok();
-            let spared = wanted.contains(&name) || standing.contains(&home.join("rootfs")) || !self.take(&home, &mut gone)?;
+            let spared =
+                wanted.contains(&name) || standing.contains(&home.join("rootfs")) || !self.take(&home, &mut gone)?;
             match manifest {
                 Some(Manifest { layers, .. }) if spared => layers_in_use.extend(layers),
                 Some(Manifest { source, .. }) => collected.images.push(source),

@@ -104,7 +104,8 @@ fn from_file(path: &Path, hosts: &[&str]) -> Result<RegistryAuth, ImageError> {
     }
     if config.helpers.keys().any(|key| is_meant(key)) || config.store.is_some() {
         // Silence would become a refusal by the registry that nobody understands.
-        let detail = "it leaves them to a credential helper, and none is run; log in with a config.json that holds them";
+        let detail =
+            "it leaves them to a credential helper, and none is run; log in with a config.json that holds them";
         return Err(refused(detail.into()));
     }
     Ok(RegistryAuth::Anonymous)

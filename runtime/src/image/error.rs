@@ -91,8 +91,10 @@ pub enum PullFault {
     #[error("the registry has no such image, or shows it only to who has logged in")]
     NotFound,
     /// It wants to know who asks, or refuses whom it knows.
-    #[error("the registry refuses: it wants a login, or this one may not read the image. Give one with --username, or name a \
-             docker config.json in images.docker_config")]
+    #[error(
+        "the registry refuses: it wants a login, or this one may not read the image. Give one with --username, or name a \
+             docker config.json in images.docker_config"
+    )]
     Unauthorized,
     /// Too many requests.
     #[error("the registry asks for a pause{}", .retry_after.map_or(String::new(), |wait| format!(" of {} s", wait.as_secs())))]

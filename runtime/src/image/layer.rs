@@ -194,7 +194,9 @@ impl Layers {
         fs::create_dir_all(partial.join("files"))?;
         let (said, found) = take_apart(unpacked(archive)?, &partial.join("files"))?;
         if found != diff_id {
-            let detail = format!("a layer's content is not what the image says: sha256:{diff_id} was expected, sha256:{found} came");
+            let detail = format!(
+                "a layer's content is not what the image says: sha256:{diff_id} was expected, sha256:{found} came"
+            );
             return Err(io::Error::other(detail));
         }
         write_list(&partial.join("list"), &said)?;
@@ -344,7 +346,9 @@ fn read_entry(
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
             let size = io::copy(entry, &mut file)?;
             // The interpreters of some languages compare it with what they noted when they compiled the file.
-            if let Some(modified) = modified.and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))) {
+            if let Some(modified) =
+                modified.and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)))
+            {
                 // A time that this file system cannot hold.
                 let _ = file.set_modified(modified);
             }
@@ -407,9 +411,8 @@ fn read_list(path: &Path) -> io::Result<Vec<Said>> {
         let mut fixed = [0; 12];
         fixed.copy_from_slice(take(12)?);
         let number = u32::from_le_bytes([fixed[0], fixed[1], fixed[2], fixed[3]]);
-        let size = u64::from_le_bytes([
-            fixed[4], fixed[5], fixed[6], fixed[7], fixed[8], fixed[9], fixed[10], fixed[11],
-        ]);
+        let size =
+            u64::from_le_bytes([fixed[4], fixed[5], fixed[6], fixed[7], fixed[8], fixed[9], fixed[10], fixed[11]]);
         let mut text = || {
             let mut length = [0; 4];
             length.copy_from_slice(take(4)?);

@@ -75,7 +75,10 @@ impl Layout {
         };
         let name = |entry: &Descriptor| {
             let name = entry.annotations.get(NAME).or_else(|| entry.annotations.get("io.containerd.image.name"));
-            name.map_or_else(|| "(unnamed)".to_owned(), |name| name.chars().filter(|letter| !letter.is_control()).take(200).collect())
+            name.map_or_else(
+                || "(unnamed)".to_owned(),
+                |name| name.chars().filter(|letter| !letter.is_control()).take(200).collect(),
+            )
         };
         let is_meant = |entry: &&Descriptor| {
             tag.is_none_or(|tag| {
@@ -88,7 +91,9 @@ impl Layout {
             [only] => Ok((*only).clone()),
             [] | [_, ..] => match oci::for_this_machine(&entries) {
                 // One image for several platforms, without an index of its own.
-                Ok(entry) if tag.is_none() && entries.iter().all(|other| name(other) == name(entry)) => Ok(entry.clone()),
+                Ok(entry) if tag.is_none() && entries.iter().all(|other| name(other) == name(entry)) => {
+                    Ok(entry.clone())
+                }
                 _ => {
                     let names: Vec<String> = entries.iter().map(name).take(MAX_NAMES).collect();
                     let detail = format!("it has the images {}; say with --tag which one", names.join(", "));
@@ -214,7 +219,8 @@ impl ImageStore {
         let named = |image: &&Saved| tag.is_none_or(|tag| image.repo_tags.iter().flatten().any(|name| name == tag));
         let meant: Vec<&Saved> = images.iter().filter(named).collect();
         let [image] = meant.as_slice() else {
-            let names: Vec<&str> = images.iter().flat_map(|image| image.repo_tags.iter().flatten()).map(String::as_str).collect();
+            let names: Vec<&str> =
+                images.iter().flat_map(|image| image.repo_tags.iter().flatten()).map(String::as_str).collect();
             let names = names[..names.len().min(MAX_NAMES)].join(", ");
             return Err(PullFault::Invalid(format!("it has the images {names}; say with --tag which one")));
         };

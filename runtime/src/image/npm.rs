@@ -34,9 +34,8 @@ pub fn cpu() -> &'static str {
 
 /// Runs the client to its end.
 pub fn run(command: &mut Command, doing: &str) -> Result<Output, ImageError> {
-    let output = command
-        .output()
-        .map_err(|error| failed(format!("it cannot be run ({error}); install npm, then try again")))?;
+    let output =
+        command.output().map_err(|error| failed(format!("it cannot be run ({error}); install npm, then try again")))?;
     if output.status.success() {
         return Ok(output);
     }

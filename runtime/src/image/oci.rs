@@ -153,7 +153,10 @@ fn architecture() -> &'static str {
 pub fn for_this_machine(entries: &[Descriptor]) -> Result<&Descriptor, PullFault> {
     let entries = &entries[..entries.len().min(MAX_PLATFORMS)];
     let fits = |entry: &&Descriptor| {
-        entry.platform.as_ref().is_some_and(|platform| platform.os == "linux" && platform.architecture == architecture())
+        entry
+            .platform
+            .as_ref()
+            .is_some_and(|platform| platform.os == "linux" && platform.architecture == architecture())
     };
     // One that asks for no special processor goes first.
     let plain = |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|platform| platform.variant.is_none());
@@ -163,7 +166,8 @@ pub fn for_this_machine(entries: &[Descriptor]) -> Result<&Descriptor, PullFault
         _ => None,
     };
     found.or_else(alone).ok_or_else(|| {
-        let mut there: Vec<String> = entries.iter().filter_map(|entry| Some(entry.platform.as_ref()?.to_string())).collect();
+        let mut there: Vec<String> =
+            entries.iter().filter_map(|entry| Some(entry.platform.as_ref()?.to_string())).collect();
         there.retain(|platform| platform != "unknown/unknown");
         there.dedup();
         there.truncate(20);
@@ -266,7 +270,8 @@ mod tests {
             entry('4', "linux", here, ""),
             entry('5', "unknown", "unknown", ""),
         ];
-        let chosen = |entries: &[String]| for_this_machine(&index(&entries.join(","))).map(|entry| entry.digest.clone());
+        let chosen =
+            |entries: &[String]| for_this_machine(&index(&entries.join(","))).map(|entry| entry.digest.clone());
         assert!(chosen(&all).expect("there").ends_with('4'));
         assert!(chosen(&all[..3]).expect("there").ends_with('3'));
         let refused = chosen(&[all[0].clone(), all[1].clone(), all[4].clone()]).expect_err("none").to_string();
@@ -275,7 +280,16 @@ mod tests {
 
     #[test]
     fn variables_of_an_image_do_not_override_what_a_sandbox_says() {
-        let env = ["PATH=/opt/bin:/bin", "HOME=/root", "https_proxy=http://x", "LD_PRELOAD=/x", "1A=b", "A-B=c", "EMPTY=", "no"];
+        let env = [
+            "PATH=/opt/bin:/bin",
+            "HOME=/root",
+            "https_proxy=http://x",
+            "LD_PRELOAD=/x",
+            "1A=b",
+            "A-B=c",
+            "EMPTY=",
+            "no",
+        ];
         let taken = variables(&env.map(str::to_owned));
         let expected = [("PATH", "/opt/bin:/bin"), ("EMPTY", "")];
         assert_eq!(taken, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
@@ -288,7 +302,8 @@ mod tests {
     fn what_is_no_digest_is_refused() {
         let whole = format!("sha256:{}", "0".repeat(64));
         assert!(whole.parse::<Digest>().is_ok());
-        for text in ["", "sha256:", "sha512:00", &whole.to_uppercase(), &whole.replace('0', "/"), &format!("{whole}0")] {
+        for text in ["", "sha256:", "sha512:00", &whole.to_uppercase(), &whole.replace('0', "/"), &format!("{whole}0")]
+        {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
     }

@@ -71,7 +71,15 @@ pub fn install(packages: &[NpmPackage], rootfs: &Path, work: &Path) -> Result<()
     let prefix = work.join("npm-prefix");
     fs::create_dir(&prefix).map_err(ImageError::io("making", &prefix))?;
     let mut command = Command::new("npm");
-    command.args(["install", "--global", "--ignore-scripts", "--no-audit", "--no-fund", "--no-progress", "--loglevel=error"]);
+    command.args([
+        "install",
+        "--global",
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "--no-progress",
+        "--loglevel=error",
+    ]);
     command.args(["--fetch-retries=1", "--os=linux", "--libc=glibc"]);
     command.arg(format!("--cpu={}", npm::cpu())).arg("--prefix").arg(&prefix);
     command.args(packages.iter().map(NpmPackage::to_string));
@@ -121,8 +129,20 @@ mod tests {
             assert_eq!(good.parse::<NpmPackage>().map(|package| package.to_string()), Ok(good.to_owned()));
         }
         for bad in [
-            "", "typescript", "typescript@latest", "typescript@^5.0.0", "typescript@5", "@scope@1.0.0", "@scope/@1.0.0",
-            "--registry=x@1.0.0", "../x@1.0.0", "a b@1.0.0", "file:x@1.0.0", "x@1.0.0 --registry=y", "X@1.0.0", "x@1.2.x",
+            "",
+            "typescript",
+            "typescript@latest",
+            "typescript@^5.0.0",
+            "typescript@5",
+            "@scope@1.0.0",
+            "@scope/@1.0.0",
+            "--registry=x@1.0.0",
+            "../x@1.0.0",
+            "a b@1.0.0",
+            "file:x@1.0.0",
+            "x@1.0.0 --registry=y",
+            "X@1.0.0",
+            "x@1.2.x",
         ] {
             assert!(bad.parse::<NpmPackage>().is_err(), "{bad}");
         }

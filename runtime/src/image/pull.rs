@@ -141,7 +141,9 @@ impl ImageStore {
         }
         // Whoever pulls the same at this moment, in this process or another, is waited for.
         let lock = self.lock_of(&inputs)?;
-        let _alone = blocking(move || lock.lock().map(|()| lock).map_err(ImageError::io("locking", Path::new("a pull")))).await?;
+        let _alone =
+            blocking(move || lock.lock().map(|()| lock).map_err(ImageError::io("locking", Path::new("a pull"))))
+                .await?;
         if let Some(stored) = self.known(&inputs) {
             return Ok(stored);
         }
@@ -153,7 +155,11 @@ impl ImageStore {
         }
         let layers = Layers::of(&self.store());
         self.fetch_layers(source, &manifest, &config, &layers, failed, progress).await?;
-        progress(Progress::new("putting the layers together", LAYERS_SHARE, format!("{} layers", config.diff_ids.len())));
+        progress(Progress::new(
+            "putting the layers together",
+            LAYERS_SHARE,
+            format!("{} layers", config.diff_ids.len()),
+        ));
         let about = About {
             source: said,
             inputs,

@@ -78,8 +78,7 @@ impl Registry {
     pub fn new(reference: Reference, auth: RegistryAuth) -> Result<Self, PullFault> {
         let host = reference.resolve_registry().to_owned();
         let plain = is_loopback(&host);
-        let protocol =
-            if plain { ClientProtocol::HttpsExcept(vec![host.clone()]) } else { ClientProtocol::Https };
+        let protocol = if plain { ClientProtocol::HttpsExcept(vec![host.clone()]) } else { ClientProtocol::Https };
         let agent = concat!("orchestra/", env!("CARGO_PKG_VERSION"));
         let logins = Client::new(ClientConfig {
             protocol,
@@ -172,7 +171,9 @@ impl Registry {
             let chunk = chunk.map_err(|error| broken(&error))?;
             so_far += chunk.len() as u64;
             if so_far > size {
-                return Err(PullFault::Invalid(format!("a layer is longer than the {size} bytes it was announced with")));
+                return Err(PullFault::Invalid(format!(
+                    "a layer is longer than the {size} bytes it was announced with"
+                )));
             }
             digest.update(&chunk);
             // A local file: the write is a copy into memory that the kernel writes out later.

@@ -132,8 +132,20 @@ impl ImageStore {
         let created = jiff::Timestamp::now().to_string();
         let registries = registries::read_and_keep(&home, &rootfs, &env)?;
         let format = FORMAT;
-        let manifest =
-            Manifest { format, source, inputs, digest, reference, created, bytes, entries, agents, env, layers, registries };
+        let manifest = Manifest {
+            format,
+            source,
+            inputs,
+            digest,
+            reference,
+            created,
+            bytes,
+            entries,
+            agents,
+            env,
+            layers,
+            registries,
+        };
         let text = serde_json::to_vec_pretty(&manifest).expect("a manifest has string keys");
         let file = home.join("manifest.json");
         fs::write(&file, text).map_err(ImageError::io("writing", &file))?;

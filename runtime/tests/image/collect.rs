@@ -38,7 +38,11 @@ async fn an_old_version_goes_when_nothing_stands_on_it_any_more() {
     assert_eq!(collect(&other).count(), 0);
     assert!(old.rootfs.join("file").exists());
     drop(lease);
-    assert_eq!(other.collect(&NOTHING, &HashSet::from([old.rootfs.clone()])).unwrap().count(), 0, "it is known to be in use");
+    assert_eq!(
+        other.collect(&NOTHING, &HashSet::from([old.rootfs.clone()])).unwrap().count(),
+        0,
+        "it is known to be in use"
+    );
     let collected = collect(&other);
     assert_eq!((collected.images.len(), collected.layers), (1, 1), "{collected:?}");
     assert!(!old.rootfs.exists() && new.rootfs.join("file").exists() && new.rootfs.join("shared").exists());

@@ -44,9 +44,10 @@ async fn no_archive_reaches_outside() {
     }
 }
 
-
 /// Pulls an image of this one layer.
-async fn pull_layer(layer: Layer) -> (Result<orchestra_runtime::image::Image, ImageError>, Vec<String>, tempfile::TempDir) {
+async fn pull_layer(
+    layer: Layer,
+) -> (Result<orchestra_runtime::image::Image, ImageError>, Vec<String>, tempfile::TempDir) {
     let (dir, store) = store();
     let pulled = pull(&store, &Registry::start().publish("latest", &Image::of(vec![layer])), "evil").await;
     let left = leftovers(&store);
@@ -180,7 +181,10 @@ async fn two_images_with_a_layer_in_common_cannot_change_each_other() {
     let above = || Layer::new().file("shared", "mine").put(EntryType::Link, "alias", "other").file("other", "mine");
     let plain = pull(&store, &registry.publish("plain", &Image::of(vec![shared()])), "plain").await.unwrap();
     let more = pull(&store, &registry.publish("more", &Image::of(vec![shared(), above()])), "more").await.unwrap();
-    assert_eq!((read(plain.rootfs.join("shared")), read(plain.rootfs.join("other"))), ("shared".into(), "other".into()));
+    assert_eq!(
+        (read(plain.rootfs.join("shared")), read(plain.rootfs.join("other"))),
+        ("shared".into(), "other".into())
+    );
     assert_eq!((read(more.rootfs.join("shared")), read(more.rootfs.join("other"))), ("mine".into(), "mine".into()));
     assert_eq!(read(more.rootfs.join("alias")), "other");
     // One file, not a copy.
@@ -197,7 +201,10 @@ async fn a_layer_is_checked_packed_and_unpacked() {
     let reference = registry.publish("packed", &image);
     registry.tamper(&image.layers[0], &gzip(&Layer::new().file("a", "b").tar()));
     let error = pull(&store, &reference, "base").await.unwrap_err();
-    assert!(matches!(&error, ImageError::Pull { fault: PullFault::Digest { .. } | PullFault::Invalid(_), .. }), "{error}");
+    assert!(
+        matches!(&error, ImageError::Pull { fault: PullFault::Digest { .. } | PullFault::Invalid(_), .. }),
+        "{error}"
+    );
     assert!(error.to_string().contains(&reference), "{error}");
 
     // The registry serves what its manifest says, but the image says something else of it.

@@ -47,7 +47,10 @@ async fn a_layout_is_loaded_from_a_folder_and_from_an_archive() {
         let error = store.load(path, None, "base", &|_| ()).await.unwrap_err().to_string();
         assert!(error.contains("one, repository/name:two") && error.contains("--tag"), "{error}");
         let image = store.load(path, Some("two"), "base", &|_| ()).await.unwrap();
-        assert_eq!((read(image.rootfs.join("file")), read(image.rootfs.join("below"))), ("other".into(), "below".into()));
+        assert_eq!(
+            (read(image.rootfs.join("file")), read(image.rootfs.join("below"))),
+            ("other".into(), "below".into())
+        );
         assert_eq!(image.manifest.digest, Some(other.digest()));
     }
     let image = store.load(&file, Some("one"), "one", &|_| ()).await.unwrap();

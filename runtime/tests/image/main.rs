@@ -75,7 +75,7 @@ async fn layers_are_put_over_each_other_and_what_they_remove_is_gone() {
     let reference = registry.publish("latest", &image);
     let pinned = image.digest();
     let seen = Mutex::new(Vec::<Progress>::new());
-    let image = 
+    let image =
         store.pull(&reference, "base", &Credentials::Anonymous, &|step| seen.lock().unwrap().push(step)).await.unwrap();
     let at = |path: &str| image.rootfs.join(path);
     assert_eq!((read(at("etc/kept")), read(at("etc/replaced"))), ("kept".into(), "new".into()));

@@ -31,7 +31,10 @@ async fn every_no_of_a_registry_is_told_for_what_it_is() {
     for (refusal, expected) in [
         ("401 Unauthorized", PullFault::Unauthorized),
         ("403 Forbidden", PullFault::Unauthorized),
-        ("429 Too Many Requests\r\nRetry-After: 17", PullFault::RateLimited { retry_after: Some(Duration::from_secs(17)) }),
+        (
+            "429 Too Many Requests\r\nRetry-After: 17",
+            PullFault::RateLimited { retry_after: Some(Duration::from_secs(17)) },
+        ),
         ("429 Too Many Requests", PullFault::RateLimited { retry_after: None }),
     ] {
         registry.refuse("/here", refusal);
@@ -90,7 +93,8 @@ async fn of_several_platforms_this_machines_is_taken() {
     assert!(pulled.manifest.source.ends_with(&digest(&index)));
     assert_eq!(pulled.manifest.digest, Some(ours.digest()));
 
-    let index = json!({ "schemaVersion": 2, "manifests": [entry(&theirs, "linux", "s390x"), entry(&theirs, "windows", here)] });
+    let index =
+        json!({ "schemaVersion": 2, "manifests": [entry(&theirs, "linux", "s390x"), entry(&theirs, "windows", here)] });
     let reference = registry.document("foreign", INDEX, &serde_json::to_vec(&index).unwrap());
     let error = fault(pull(&store, &reference, "base").await.unwrap_err());
     let expected = vec!["linux/s390x".to_owned(), format!("windows/{here}")];
@@ -133,7 +137,8 @@ async fn a_login_opens_what_is_closed_and_is_kept_nowhere() {
 async fn a_pull_that_broke_goes_on_with_the_layers_that_are_missing() {
     let (_dir, store) = store();
     let registry = Registry::start();
-    let image = Image::of(vec![Layer::new().file("one", "1"), Layer::new().file("two", "2"), Layer::new().file("three", "3")]);
+    let image =
+        Image::of(vec![Layer::new().file("one", "1"), Layer::new().file("two", "2"), Layer::new().file("three", "3")]);
     let reference = registry.publish("latest", &image);
     registry.breaks(&image.layers[2], true);
     let error = pull(&store, &reference, "base").await.unwrap_err();
@@ -149,7 +154,8 @@ async fn a_pull_that_broke_goes_on_with_the_layers_that_are_missing() {
     assert_eq!(registry.asked(&image.layers[2]), 4, "three times while it broke, once after");
     assert_eq!(seen.into_inner().unwrap().len(), 1, "progress is told of the layer that was missing");
     // Another image with the same layers fetches none of them.
-    let more = Image::of(vec![Layer::new().file("one", "1"), Layer::new().file("two", "2"), Layer::new().file("new", "4")]);
+    let more =
+        Image::of(vec![Layer::new().file("one", "1"), Layer::new().file("two", "2"), Layer::new().file("new", "4")]);
     pull(&store, &registry.publish("more", &more), "more").await.unwrap();
     assert_eq!(registry.asked(&image.layers[0]), 1);
 }

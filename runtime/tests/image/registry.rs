@@ -205,7 +205,8 @@ impl Registry {
     pub fn wait_for_waiting(&self, count: usize) {
         let (state, changed) = &*self.state;
         let patience = std::time::Duration::from_secs(30);
-        let waited = changed.wait_timeout_while(state.lock().unwrap(), patience, |state| state.waiting < count).unwrap();
+        let waited =
+            changed.wait_timeout_while(state.lock().unwrap(), patience, |state| state.waiting < count).unwrap();
         assert!(!waited.1.timed_out(), "nobody asked for a blob");
     }
 

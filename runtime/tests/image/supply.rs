@@ -87,7 +87,8 @@ async fn a_configured_name_is_pulled_when_it_is_first_wanted_and_when_it_is_conf
 async fn of_what_tasks_have_named_the_latest_are_kept_within_bounds() {
     let (_dir, store) = store();
     let registry = Registry::start();
-    let references: Vec<String> = (0..3).map(|number| registry.publish(&format!("v{number}"), &one(&"x".repeat(1_000 + number)))).collect();
+    let references: Vec<String> =
+        (0..3).map(|number| registry.publish(&format!("v{number}"), &one(&"x".repeat(1_000 + number)))).collect();
     let filling = supply(&store, &[], KEEP);
     for reference in &references {
         filling.provide(reference).await.unwrap();
@@ -97,7 +98,10 @@ async fn of_what_tasks_have_named_the_latest_are_kept_within_bounds() {
     let bytes = store.find(&references[2]).unwrap().manifest.bytes;
     for entry in fs::read_dir(store.dir().join(".store/refs")).unwrap() {
         let path = entry.unwrap().path();
-        let number = references.iter().position(|reference| fs::read_to_string(&path).unwrap().contains(reference.as_str())).unwrap();
+        let number = references
+            .iter()
+            .position(|reference| fs::read_to_string(&path).unwrap().contains(reference.as_str()))
+            .unwrap();
         let used = SystemTime::now() - Duration::from_secs(600 - 100 * number as u64);
         File::options().append(true).open(path).unwrap().set_modified(used).unwrap();
     }

@@ -73,7 +73,9 @@ impl Question {
             Self::Npm(_) => answer.dist.into_iter().filter_map(|dist| dist.url).collect(),
             Self::Pip(_) => answer.files.into_iter().filter_map(|file| file.url).collect(),
             // The address is a template; its host is not.
-            Self::Cargo(_) => answer.dl.into_iter().map(|dl| dl.split('{').next().unwrap_or_default().to_owned()).collect(),
+            Self::Cargo(_) => {
+                answer.dl.into_iter().map(|dl| dl.split('{').next().unwrap_or_default().to_owned()).collect()
+            }
         };
         Some(addresses.iter().filter_map(|address| host(base.join(address).ok()?.as_str())).collect())
     }

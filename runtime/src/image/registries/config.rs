@@ -87,7 +87,10 @@ pub fn stanza_addresses(text: &str) -> Vec<String> {
             let Some((field, value)) = line.split_once(':') else { continue };
             in_addresses = field.trim().eq_ignore_ascii_case("uris");
             if field.trim().eq_ignore_ascii_case("enabled") {
-                enabled = !matches!(value.trim().to_ascii_lowercase().as_str(), "no" | "false" | "off" | "0" | "without" | "disable");
+                enabled = !matches!(
+                    value.trim().to_ascii_lowercase().as_str(),
+                    "no" | "false" | "off" | "0" | "without" | "disable"
+                );
             }
             if in_addresses { value } else { continue }
         };

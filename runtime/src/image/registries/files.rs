@@ -109,7 +109,8 @@ impl Files {
             let header = place.checked_sub(HEADER).filter(|_| window == inside.as_bytes())?;
             wheel[header..].starts_with(b"PK\x03\x04").then_some(header)
         })?;
-        let number = |at: usize| Some(usize::from(u16::from_le_bytes([*wheel.get(place + at)?, *wheel.get(place + at + 1)?])));
+        let number =
+            |at: usize| Some(usize::from(u16::from_le_bytes([*wheel.get(place + at)?, *wheel.get(place + at + 1)?])));
         let content = wheel.get(place + HEADER + inside.len() + number(28)?..)?;
         let mut text = Vec::new();
         match number(8)? {

@@ -139,7 +139,8 @@ impl<'env> Variables<'env> {
 
 static NPM_DEFAULT: LazyLock<Regex> = LazyLock::new(|| {
     // `registry: 'https://…'` in the options' defaults; `'registry', { default: …` in the definitions.
-    Regex::new(r#"(?:\bregistry:\s*|['"]registry['"],\s*\{\s*default:\s*)['"`](https?://[^'"`\s]+)"#).expect("a constant")
+    Regex::new(r#"(?:\bregistry:\s*|['"]registry['"],\s*\{\s*default:\s*)['"`](https?://[^'"`\s]+)"#)
+        .expect("a constant")
 });
 
 /// The folders that npm may be installed in.
@@ -202,8 +203,10 @@ fn npm(files: &Files, env: Variables<'_>, found: &mut Found) {
 }
 
 static PIP_DEFAULT: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r#"(?m)^PyPI\s*=\s*PackageIndex\(\s*['"](https?://[^'"]+)['"](?:,\s*file_storage_domain=['"]([^'"]+)['"])?"#)
-        .expect("a constant")
+    Regex::new(
+        r#"(?m)^PyPI\s*=\s*PackageIndex\(\s*['"](https?://[^'"]+)['"](?:,\s*file_storage_domain=['"]([^'"]+)['"])?"#,
+    )
+    .expect("a constant")
 });
 
 /// The folders that Python packages may be installed in.
@@ -274,7 +277,9 @@ fn uv(files: &Files, env: Variables<'_>, found: &mut Found) {
     let Some(program) = programs.iter().find(|path| files.is_there(path)) else { return };
     let mut replaced = false;
     for Setting { key, value, section } in settings(&files.text("etc/uv/uv.toml")) {
-        if matches!(key.as_str(), "index-url" | "extra-index-url" | "default-index") || (key == "url" && section == "index") {
+        if matches!(key.as_str(), "index-url" | "extra-index-url" | "default-index")
+            || (key == "url" && section == "index")
+        {
             value.split(|letter: char| letter.is_whitespace() || "[]\",".contains(letter)).for_each(|address| {
                 found.index(address, Question::Pip);
             });
@@ -300,9 +305,7 @@ static GIT_INDEX: LazyLock<regex::bytes::Regex> = LazyLock::new(|| {
 });
 
 fn cargo(files: &Files, env: &BTreeMap<String, String>, found: &mut Found) {
-    let inside = |name: &str, default: &str| {
-        env.get(name).map_or(default, String::as_str).trim_matches('/').to_owned()
-    };
+    let inside = |name: &str, default: &str| env.get(name).map_or(default, String::as_str).trim_matches('/').to_owned();
     let (home, rustup) = (inside("CARGO_HOME", "usr/local/cargo"), inside("RUSTUP_HOME", "usr/local/rustup"));
     let mut programs = vec!["usr/bin/cargo".to_owned(), "usr/local/bin/cargo".to_owned(), format!("{home}/bin/cargo")];
     for rustup in [rustup.as_str(), "root/.rustup"] {

@@ -29,9 +29,17 @@ fn npms_default_is_read_from_its_code_unless_it_is_configured_away() {
         "const definitions = {\n  registry: new Definition('registry', {\n    default: 'https://npm.example/',\n",
     );
     assert_eq!(hosts(root, &[]), ["npm.example"]);
-    put(root, &format!("{home}/node_modules/npm-registry-fetch/lib/default-opts.js"), "  registry: 'https://fetch.example/',");
+    put(
+        root,
+        &format!("{home}/node_modules/npm-registry-fetch/lib/default-opts.js"),
+        "  registry: 'https://fetch.example/',",
+    );
     assert_eq!(hosts(root, &[]), ["fetch.example"]);
-    put(root, "root/.npmrc", "@own:registry=https://own.example/npm/\nregistry = \"https://user.example\"\n//x/:_authToken=secret\n");
+    put(
+        root,
+        "root/.npmrc",
+        "@own:registry=https://own.example/npm/\nregistry = \"https://user.example\"\n//x/:_authToken=secret\n",
+    );
     assert_eq!(hosts(root, &[]), ["fetch.example", "own.example", "user.example"]);
     put(root, "usr/local/etc/npmrc", "; comment\nregistry=http://mirror.example:4873/ # ours\n");
     assert_eq!(hosts(root, &[]), ["mirror.example:4873", "own.example", "user.example"]);
@@ -50,9 +58,16 @@ fn pips_default_has_its_files_elsewhere_and_a_configured_index_replaces_both() {
     assert_eq!(hosts(root, &[]), ["files.example", "index.example"]);
     let questions = read(root, &BTreeMap::new()).expect("reads").questions;
     assert_eq!(questions, [Question::Pip("https://index.example/simple".to_owned())]);
-    put(root, "etc/pip.conf", "[global]\nextra-index-url =\n    https://one.example/simple\n    https://two.example/simple\n");
+    put(
+        root,
+        "etc/pip.conf",
+        "[global]\nextra-index-url =\n    https://one.example/simple\n    https://two.example/simple\n",
+    );
     assert_eq!(hosts(root, &[]), ["files.example", "index.example", "one.example", "two.example"]);
-    assert_eq!(hosts(root, &[("PIP_INDEX_URL", "https://own.example/simple")]), ["one.example", "own.example", "two.example"]);
+    assert_eq!(
+        hosts(root, &[("PIP_INDEX_URL", "https://own.example/simple")]),
+        ["one.example", "own.example", "two.example"]
+    );
 }
 
 #[test]
@@ -108,7 +123,8 @@ fn apts_two_formats_are_both_read() {
         "Types: deb\nURIs: http://four.example/debian\n https://five.example:8443/\nSuites: x\n\nTypes: deb\nURIs: http://no.example\nEnabled: no\n",
     );
     put(root, "etc/apt/sources.list.d/y.sources.bak", "URIs: http://no.example\n");
-    let expected = ["five.example:8443", "four.example", "mirror.example", "one.example", "three.example", "two.example"];
+    let expected =
+        ["five.example:8443", "four.example", "mirror.example", "one.example", "three.example", "two.example"];
     assert_eq!(hosts(root, &[]), expected);
 }
 
@@ -147,7 +163,8 @@ fn a_hostile_image_makes_nobody_wait_and_names_a_bounded_number_of_hosts() {
     put(outside.path(), "sources.list", "deb http://outside.example x main\n");
     fs::create_dir_all(root.join("etc/apt/sources.list.d")).expect("made");
     symlink(outside.path().join("sources.list"), root.join("etc/apt/sources.list")).expect("linked");
-    symlink("../../../../../../../../../../proc/self/root", root.join("etc/apt/sources.list.d/a.list")).expect("linked");
+    symlink("../../../../../../../../../../proc/self/root", root.join("etc/apt/sources.list.d/a.list"))
+        .expect("linked");
     nix::unistd::mkfifo(&root.join("etc/apt/sources.list.d/b.list"), nix::sys::stat::Mode::from_bits_truncate(0o644))
         .expect("a pipe");
     symlink("c.list", root.join("etc/apt/sources.list.d/c.list")).expect("linked");
