@@ -290,7 +290,10 @@ impl Workshop {
                     return Err(Failed::new(failure.with_retryable(false).with_hint(hint)));
                 }
                 // Held until the sandbox itself holds it. What has to be pulled first is not counted as the start.
-                let image = self.images.provide(&task.spec.image).await.map_err(SandboxError::from)?;
+                let image = self.images.provide(&task.spec.image).await.map_err(|error| {
+                    let wait = error.asked_wait();
+                    Failed { wait, ..Failed::from(SandboxError::from(error)) }
+                })?;
                 image_digest = Some(image.image.manifest.identity());
                 started = std::time::Instant::now();
                 let limits = self.limits(task);

@@ -144,6 +144,23 @@ impl PullFault {
 }
 
 impl ImageError {
+    /// How long the registry asks to wait, if it does.
+    pub fn asked_wait(&self) -> Option<Duration> {
+        match self {
+            Self::Pull { fault: PullFault::RateLimited { retry_after }, .. } => *retry_after,
+            Self::Pull { .. }
+            | Self::Load { .. }
+            | Self::Busy(_)
+            | Self::Name(_)
+            | Self::Missing { .. }
+            | Self::Damaged { .. }
+            | Self::Program { .. }
+            | Self::Agent { .. }
+            | Self::Credentials { .. }
+            | Self::Io { .. } => None,
+        }
+    }
+
     /// Whether the same may work in a moment.
     pub fn is_passing(&self) -> bool {
         match self {

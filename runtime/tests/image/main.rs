@@ -6,6 +6,7 @@ mod hostile;
 mod layouts;
 mod pulls;
 mod registry;
+mod sandboxes;
 mod supply;
 
 use std::fs;

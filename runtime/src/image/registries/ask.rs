@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Url};
-use serde::Deserialize;
+use serde_json::Value;
 
 use super::host;
 
@@ -39,20 +39,6 @@ pub struct Answers {
     pub silent: BTreeSet<String>,
 }
 
-#[derive(Deserialize)]
-struct Answer {
-    dl: Option<String>,
-    dist: Option<Dist>,
-    #[serde(default)]
-    files: Vec<Dist>,
-}
-
-#[derive(Deserialize)]
-struct Dist {
-    #[serde(alias = "tarball")]
-    url: Option<String>,
-}
-
 impl Question {
     /// The address to ask. None where there is no way to ask.
     fn address(&self) -> Option<Url> {
@@ -67,14 +53,16 @@ impl Question {
     }
 
     fn hosts(&self, answer: &[u8]) -> Option<BTreeSet<String>> {
-        let answer: Answer = serde_json::from_slice(answer).ok()?;
+        // Each kind has fields of the same name that mean something else.
+        let answer: Value = serde_json::from_slice(answer).ok()?;
         let base = self.address()?;
+        let text = |value: &Value| value.as_str().map(str::to_owned);
         let addresses: Vec<String> = match self {
-            Self::Npm(_) => answer.dist.into_iter().filter_map(|dist| dist.url).collect(),
-            Self::Pip(_) => answer.files.into_iter().filter_map(|file| file.url).collect(),
+            Self::Npm(_) => text(&answer["dist"]["tarball"]).into_iter().collect(),
+            Self::Pip(_) => answer["files"].as_array()?.iter().filter_map(|file| text(&file["url"])).collect(),
             // The address is a template; its host is not.
             Self::Cargo(_) => {
-                answer.dl.into_iter().map(|dl| dl.split('{').next().unwrap_or_default().to_owned()).collect()
+                text(&answer["dl"]).into_iter().map(|dl| dl.split('{').next().unwrap_or_default().to_owned()).collect()
             }
         };
         Some(addresses.iter().filter_map(|address| host(base.join(address).ok()?.as_str())).collect())
@@ -138,7 +126,10 @@ mod tests {
         assert_eq!(cargo.address().expect("one").as_str(), "https://index.example/config.json");
         assert_eq!(names(&cargo, r#"{"dl":"https://files.example/{crate}/{version}","api":"x"}"#), ["files.example"]);
         let npm = Question::Npm("https://npm.example".to_owned());
-        assert_eq!(names(&npm, r#"{"dist":{"tarball":"https://cdn.example:8443/npm.tgz"}}"#), ["cdn.example:8443"]);
+        assert_eq!(
+            names(&npm, r#"{"files":["bin"],"dist":{"tarball":"https://cdn.example:8443/npm.tgz"}}"#),
+            ["cdn.example:8443"]
+        );
         let pip = Question::Pip("https://pip.example/simple".to_owned());
         assert_eq!(pip.address().expect("one").as_str(), "https://pip.example/simple/pip/");
         let answer = r#"{"files":[{"url":"https://a.example/x"},{"url":"../y"},{"url":"ftp://b.example/"}]}"#;
