@@ -215,7 +215,8 @@ impl Sandbox {
             Self::Inspect { id, json, config } => {
                 let host = Host::open(&config)?;
                 let id = host.find(&id)?;
-                let listed = Listed { task: host.tasks.get(&id).copied(), seen: host.survey.inspect(id)? };
+                let mut listed = Listed { task: host.tasks.get(&id).copied(), seen: host.survey.inspect(id)? };
+                second_wall(&host, &mut listed.seen).await;
                 let commands = commands(&host, &listed.seen).await;
                 if json {
                     let mut value = serde_json::to_value(&listed)?;
@@ -240,6 +241,15 @@ struct Command {
     pid: i32,
     running_ms: u64,
     command: String,
+}
+
+/// Asks the sandbox itself which Landlock it is behind; no file of the kernel tells.
+async fn second_wall(host: &Host, seen: &mut Inspection) {
+    let Some(walls) = &mut seen.walls else { return };
+    let Ok(sandbox) = host.survey.attach(seen.id).await else { return };
+    if let Ok(found) = sandbox.walls().await {
+        walls.landlock_abi = Some(found.landlock).filter(|abi| *abi > 0);
+    }
 }
 
 /// The commands that run in a sandbox. It says so itself, so nothing rests on it.
@@ -306,8 +316,7 @@ fn describe(listed: &Listed, commands: &[Command]) {
         line("new privileges", if walls.no_new_privileges { "never" } else { "POSSIBLE" }.to_owned());
         let held = walls.capabilities.iter().map(|(set, value)| format!("{set} {value}")).collect::<Vec<_>>();
         line("capabilities", if held.is_empty() { "none".to_owned() } else { held.join(", ") });
-        let abi =
-            walls.landlock_abi.map_or_else(|| "unknown to the kernel".to_owned(), |abi| format!("interface {abi}"));
+        let abi = walls.landlock_abi.map_or_else(|| "none".to_owned(), |abi| format!("interface {abi}"));
         line("landlock", abi);
         for (kind, namespace) in &walls.namespaces {
             let whose = if namespace.own { "its own" } else { "THE HOST'S" };
