@@ -14,6 +14,7 @@ use orchestra_actors::ledger::Ledgers;
 use orchestra_actors::mirror::Mirrors;
 use orchestra_actors::policy::RetryPolicy;
 use orchestra_actors::speech::Speech;
+use orchestra_actors::usage::Totals;
 use orchestra_actors::workshop::Workshop;
 use orchestra_actors::{Capacity, Defaults, Orchestra};
 use orchestra_events::blob::FolderBlobs;
@@ -184,6 +185,7 @@ async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Resul
             ..RetryPolicy::default()
         },
         limits,
+        totals: Totals::default(),
         node: config.node.clone(),
         repositories,
     })

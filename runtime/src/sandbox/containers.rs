@@ -26,7 +26,8 @@ use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_wh
 use super::pool::{Pool, Starts};
 use super::zygote::Zygote;
 use super::{
-    Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, layers, seccomp, spec, teardown, volume,
+    Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, inspect, layers, seccomp, spec,
+    teardown, volume,
 };
 use crate::image::ImageStore;
 
@@ -154,6 +155,11 @@ impl Inner {
         })
     }
 
+    /// Writes down what operators are shown of it.
+    fn describe(&self, spec: &SandboxSpec, layout: &Layout) -> io::Result<()> {
+        inspect::About::of(spec, &self.cgroups.spec_path(layout.cgroup())).write(layout)
+    }
+
     /// Everything on disk that the helper needs.
     fn prepare(&self, spec: &SandboxSpec, ahead: bool) -> Result<Layout, SandboxError> {
         let id = spec.id;
@@ -175,6 +181,7 @@ impl Inner {
                 let noted = Ahead { disk_bytes: spec.limits.disk_bytes };
                 write_whole(&layout.ahead(), &serde_json::to_vec(&noted)?, 0o600)?;
             }
+            self.describe(spec, &layout)?;
             write_whole(&layout.order(), &serde_json::to_vec(&order)?, 0o600)
         };
         write().map_err(preparing())?;
@@ -205,7 +212,7 @@ impl Inner {
         let layout = self.state.layout(spec.id);
         handover::ahead(&layout)?;
         let order = self.ready_for(spec, &layout)?;
-        let handed = handover::hand_over(&layout, &order);
+        let handed = self.describe(spec, &layout).and_then(|()| handover::hand_over(&layout, &order));
         let id = spec.id;
         let handed = handed.inspect_err(|error| tracing::warn!(sandbox = %id, %error, "not handed over; started anew"));
         handed.ok().map(|()| layout)
@@ -372,6 +379,16 @@ impl Sandboxes for Containers {
         let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
         let looking = SandboxError::host("looking for what lies under the sandboxes' work trees");
         self.inner.blocking(nobody, |this| layers::lowers(&this.state).map(HashSet::from_iter).map_err(looking)).await
+    }
+
+    async fn entries(&self, id: SandboxId) -> Result<Vec<Entry>, SandboxError> {
+        let reading = SandboxError::host(format!("reading who has entered sandbox {id}"));
+        self.inner.blocking(id, move |this| inspect::entries(&this.state.layout(id)).map_err(reading)).await
+    }
+
+    async fn forget_entry(&self, id: SandboxId, entry: uuid::Uuid) -> Result<(), SandboxError> {
+        let doing = SandboxError::host(format!("taking down who has entered sandbox {id}"));
+        self.inner.blocking(id, move |this| inspect::forget_entry(&this.state.layout(id), entry).map_err(doing)).await
     }
 
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError> {
