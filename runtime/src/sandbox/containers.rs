@@ -157,6 +157,11 @@ impl Inner {
         }
     }
 
+    /// Writes down what operators are shown of it.
+    fn describe(&self, spec: &SandboxSpec, layout: &Layout) -> io::Result<()> {
+        inspect::About::of(spec, &self.cgroups.spec_path(layout.cgroup())).write(layout)
+    }
+
     /// Everything on disk that the helper needs.
     fn prepare(&self, mut spec: SandboxSpec, ahead: bool) -> Result<(Layout, Lease), SandboxError> {
         let id = spec.id;
@@ -176,12 +181,12 @@ impl Inner {
                 self.cgroups.furnish(layout.cgroup(), &spec.limits)?;
             }
             make_dir(&layout.stage())?;
-            inspect::About::of(&spec, &self.cgroups.spec_path(layout.cgroup())).write(&layout)?;
             if ahead {
                 layout.note_first_name(id)?;
                 let noted = Ahead { disk_bytes: spec.limits.disk_bytes };
                 write_whole(&layout.ahead(), &serde_json::to_vec(&noted)?, 0o600)?;
             }
+            self.describe(&spec, &layout)?;
             write_whole(&layout.order(), &serde_json::to_vec(&order)?, 0o600)
         };
         write().map_err(preparing())?;
@@ -215,7 +220,7 @@ impl Inner {
         let layout = self.state.layout(spec.id);
         handover::ahead(&layout)?;
         let order = self.ready_for(spec, &layout)?;
-        let handed = handover::hand_over(&layout, &order);
+        let handed = self.describe(spec, &layout).and_then(|()| handover::hand_over(&layout, &order));
         let id = spec.id;
         let handed = handed.inspect_err(|error| tracing::warn!(sandbox = %id, %error, "not handed over; started anew"));
         handed.ok().map(|()| layout)
