@@ -34,7 +34,10 @@ async fn exec(house: &House, id: &str, more: &[&str]) -> (Option<i32>, String, S
 
 /// A house with a task whose agent sleeps until it is told.
 async fn at_work() -> (House, String) {
-    let turns = json!([bash("until [ -e /tmp/go ]; do sleep 0.1; done; echo made > made.txt"), done()]);
+    let turns = json!([
+        bash("for i in {1..300000}; do :; done; until [ -e /tmp/go ]; do sleep 0.1; done; echo made > made.txt"),
+        done()
+    ]);
     let house = Setup::new(script(turns)).open().await;
     let id = house.submit(json!({})).await;
     house.event(&id, "tool-called").await;

@@ -19,6 +19,7 @@ use super::cgroup::Hierarchy;
 use super::client::Connection;
 use super::container::Running;
 use super::helper::HELPER_ARG;
+use super::ids::{HostIds, Ranges};
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
 use super::zygote::Zygote;
 use super::{
@@ -44,6 +45,7 @@ struct Inner {
     config: SandboxConfig,
     state: State,
     cgroups: Arc<Hierarchy>,
+    ranges: Ranges,
     images: ImageStore,
     /// What helpers are forked from.
     zygote: Zygote,
@@ -61,18 +63,28 @@ impl Containers {
     /// # Errors
     /// When it cannot be made, or the host has no control groups.
     pub fn new(config: SandboxConfig) -> Result<Self, SandboxError> {
+        Self::with_host_ids(config, HostIds::default())
+    }
+
+    /// The same, for sandboxes that run with other ids of the host.
+    ///
+    /// # Errors
+    /// As for [`Containers::new`].
+    pub fn with_host_ids(config: SandboxConfig, ids: HostIds) -> Result<Self, SandboxError> {
         let at = config.state_dir.display();
         let state = State::open(&config.state_dir).map_err(SandboxError::host(format!("opening {at}")))?;
         leftovers::sweep(&config.state_dir);
-        let cgroups = Hierarchy::detect().map_err(SandboxError::host("looking for control groups"))?;
+        let cgroups =
+            Hierarchy::for_user(&state.sandboxes()).map_err(SandboxError::host("looking for control groups"))?;
         cgroups.prepare().map_err(SandboxError::host("moving the server into a control group of its own"))?;
         let init = state.init_program().map_err(SandboxError::host("writing the sandboxes' first process"))?;
         let filter = seccomp::compile().and_then(|program| state.filter(&program));
         let filter = filter.map_err(SandboxError::host("compiling the system call filter"))?;
         let images = ImageStore::new(config.images.clone());
+        let ranges = Ranges::open(ids, &state);
         let zygote = Zygote::new(config.helper.clone());
         let cgroups = Arc::new(cgroups);
-        let inner = Inner { config, state, cgroups, images, zygote, init, filter, busy: Mutex::default() };
+        let inner = Inner { config, state, cgroups, ranges, images, zygote, init, filter, busy: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -119,10 +131,18 @@ impl Inner {
         let preparing = || SandboxError::host(format!("preparing sandbox {id}"));
         teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
         let cgroup = self.cgroups.spec_path(layout.cgroup());
+        let layers = layers::read(&layout).map_err(preparing())?;
+        let ids = self.ranges.claim(&layout, &layers, &self.cgroups).map_err(|error| error.of(id))?;
+        let mut description = spec::container(spec, &cgroup, ids);
+        if self.cgroups.limits_by_itself() {
+            description["linux"]["resources"] = serde_json::json!({});
+            self.cgroups.furnish(layout.cgroup(), &spec.limits).map_err(preparing())?;
+        }
         let order = HelperOrder {
-            description: spec::container(spec, &cgroup),
+            description,
             lower,
-            layers: layers::read(&layout).map_err(preparing())?,
+            layers,
+            ids,
             init: self.init.clone(),
             filter: self.filter.clone(),
             timeout: spec.limits.timeout,
@@ -254,7 +274,7 @@ impl Sandboxes for Containers {
 
     async fn destroy(&self, id: SandboxId) -> Result<(), SandboxError> {
         let work = move |inner: Arc<Inner>| async move {
-            inner.blocking(id, move |this| teardown::destroy(&this.state, &this.cgroups, id)).await
+            inner.blocking(id, move |this| teardown::destroy(&this.state, &this.cgroups, &this.ranges, id)).await
         };
         self.alone(id, work).await.inspect(|()| tracing::info!(sandbox = %id, "sandbox removed"))
     }
@@ -277,6 +297,6 @@ impl Sandboxes for Containers {
 
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError> {
         let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
-        self.inner.blocking(nobody, |this| teardown::list(&this.state, &this.cgroups)).await
+        self.inner.blocking(nobody, |this| teardown::list(&this.state, &this.cgroups, &this.ranges)).await
     }
 }

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::cgroup::{self, Hierarchy};
 use super::client::Connection;
 use super::container::{Running, first_process, read_usage};
+use super::ids::{HostIds, Ranges};
 use super::layout::{Cause, Layout, State, make_dir, write_settled, write_whole};
 use super::{Limits, Sandbox, SandboxError, SandboxSpec, Usage, layers, teardown};
 
@@ -168,7 +169,7 @@ pub struct Process {
 /// What keeps a sandbox in, as the kernel tells it of its first process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Walls {
+pub struct Confinement {
     /// How system calls are filtered: `filter` is as it should be.
     pub seccomp: String,
     /// The compiled filter's digest.
@@ -221,7 +222,7 @@ pub struct Inspection {
     /// The directories of the host that lie under its work tree.
     pub layers: Vec<PathBuf>,
     /// What keeps it in.
-    pub walls: Option<Walls>,
+    pub walls: Option<Confinement>,
     /// `address:port` of everything that listens on its loopback, ours too.
     pub listeners: Vec<String>,
     /// Its processes.
@@ -283,7 +284,7 @@ fn landlock_abi() -> Option<u32> {
     u32::try_from(abi).ok().filter(|abi| *abi > 0)
 }
 
-fn walls(pid: i32, filter: Option<String>) -> Option<Walls> {
+fn walls(pid: i32, filter: Option<String>) -> Option<Confinement> {
     let status = proc_text(&format!("/proc/{pid}/status"))?;
     let field = |name: &str| status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
     let seccomp = match field("Seccomp:").as_deref() {
@@ -305,7 +306,7 @@ fn walls(pid: i32, filter: Option<String>) -> Option<Walls> {
         let text = proc_text(&format!("/proc/{pid}/{kind}")).unwrap_or_default();
         text.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>().join(" ")).collect()
     };
-    Some(Walls {
+    Some(Confinement {
         seccomp: seccomp.to_owned(),
         seccomp_digest: filter,
         no_new_privileges: field("NoNewPrivs:").as_deref() == Some("1"),
@@ -336,6 +337,7 @@ fn listening(text: &str) -> Vec<String> {
 #[derive(Debug, Clone)]
 pub struct Survey {
     state: State,
+    ranges: Arc<Ranges>,
 }
 
 impl Survey {
@@ -344,7 +346,8 @@ impl Survey {
     /// # Errors
     /// When no server has kept sandboxes there, or this user may not look.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
-        Ok(Self { state: State::existing(state_dir)? })
+        let ranges = Arc::new(Ranges::known(HostIds::default()));
+        Ok(Self { state: State::existing(state_dir)?, ranges })
     }
 
     /// The control groups as the sandbox's own server sees them: on version 2 they are below that server's group, which
@@ -365,7 +368,7 @@ impl Survey {
     /// When the directory cannot be read.
     pub fn list(&self) -> Result<Vec<SandboxId>, SandboxError> {
         let cgroups = Hierarchy::detect().map_err(SandboxError::host("looking for control groups"))?;
-        teardown::list(&self.state, &cgroups)
+        teardown::list(&self.state, &cgroups, &self.ranges)
     }
 
     /// Looks at one.

@@ -13,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::mount::{MsFlags, mount};
 use serde::{Deserialize, Serialize};
 
+use super::idmap::Owners;
 use super::layout::{Layout, State, write_settled};
 use super::{WORKSPACE_GID, WORKSPACE_UID};
 
@@ -144,15 +145,16 @@ pub fn mount_overlay(lower: &Path, upper: &Path, work: &Path, at: &Path, options
     mount(Some("overlay"), by_descriptor(&at).as_str(), Some("overlay"), flags, Some(&*options)).map_err(failed)
 }
 
-/// Mounts what lies under the work tree, which is at `workspace` already.
-pub fn mount_all(layout: &Layout, layers: &[Layer], workspace: &Path) -> io::Result<()> {
+/// Mounts what lies under the work tree, which is at `workspace` already. `volume` is the disk as the sandbox sees its owners.
+pub fn mount_all(volume: &Path, layers: &[Layer], owners: &mut Owners, workspace: &Path) -> io::Result<()> {
     for layer in layers {
         check_name(&layer.directory)?;
         let at = if layer.directory.is_empty() { workspace.to_owned() } else { workspace.join(&layer.directory) };
-        let changes = layer.changes(&layout.volume());
+        let changes = layer.changes(volume);
+        let lower = owners.show(&layer.lower)?;
         // A folder of the lower directory can be renamed: the kernel notes in an attribute, which no sandbox can write, where
         // its content is.
-        mount_overlay(&layer.lower, &changes.join("upper"), &changes.join("work"), &at, ",redirect_dir=on")
+        mount_overlay(&lower, &changes.join("upper"), &changes.join("work"), &at, ",redirect_dir=on")
             .map_err(|error| io::Error::other(format!("laying files under the work tree: {error}")))?;
     }
     Ok(())
