@@ -1,7 +1,7 @@
 //! Builds an image: Debian, the tools an agent expects, Node.js from the npm registry where there is a client, and the
 //! command line agents that were asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -202,7 +202,8 @@ impl ImageStore {
         let (bytes, entries) = furnish::measure(&rootfs)?;
         let stored = self.store().join(&inputs[..inputs.len().min(32)]);
         let created = jiff::Timestamp::now().to_string();
-        let manifest = Manifest { source, inputs, created, bytes, entries, agents };
+        let registries = BTreeSet::new();
+        let manifest = Manifest { source, inputs, created, bytes, entries, agents, registries };
         let text = serde_json::to_vec_pretty(&manifest).expect("a manifest has string keys");
         let file = home.join("manifest.json");
         fs::write(&file, text).map_err(ImageError::io("writing", &file))?;

@@ -13,7 +13,7 @@ mod npm;
 mod pull;
 mod unpack;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -54,6 +54,9 @@ pub struct Manifest {
     /// The command line agents in it, by the name of their harness, with their versions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub agents: BTreeMap<String, String>,
+    /// The hosts that its own npm, pip, cargo and apt are configured for: `host`, or `host:port`.
+    #[serde(default)]
+    pub registries: BTreeSet<String>,
 }
 
 /// An image that is there.
