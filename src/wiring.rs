@@ -15,6 +15,7 @@ use orchestra_actors::mirror::Mirrors;
 use orchestra_actors::policy::RetryPolicy;
 use orchestra_actors::speech::Speech;
 use orchestra_actors::workshop::Workshop;
+use orchestra_actors::workshop::egress::EgressDesk;
 use orchestra_actors::{Capacity, Defaults, Orchestra};
 use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
@@ -167,6 +168,8 @@ fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Work
         ledgers: Ledgers::start(Arc::clone(store)),
         allowed_models: config.allowed_models()?,
         branches: config.branch_policies()?,
+        egress: EgressDesk::new(config.egress.rules(&config.teams, &config.images_dir())?)
+            .context("cannot start the threads of the sandboxes' way out")?,
         texts: Texts::open(config.texts_dir().as_deref()).context("in templates_dir")?,
         vault: Arc::new(Vault::new()),
         calls: CallMarks::open(data.join("calls")).context("cannot create the folder of call marks")?,

@@ -281,6 +281,12 @@ impl Orchestra {
                 }
             }
         }
+        let image = new.image.clone().unwrap_or_else(|| self.defaults.image.clone());
+        let egress = self.workshop.egress.rules().effective(&new.team, &image, new.egress.as_deref());
+        let egress = egress.unwrap_or_else(|refused| {
+            refused.into_iter().for_each(|refused| wrong(&format!("/egress/{}", refused.place), refused.detail));
+            Vec::new()
+        });
         if !errors.is_empty() {
             return Err(ServiceError::Invalid(errors));
         }
@@ -305,7 +311,8 @@ impl Orchestra {
             further: targets.collect(),
             pull_request: new.pull_request.clone(),
             campaign: None,
-            image: new.image.clone().unwrap_or_else(|| self.defaults.image.clone()),
+            image,
+            egress,
             timeout_seconds: new.timeout_seconds.unwrap_or(self.defaults.timeout_seconds),
             retry: new.retry.or(self.defaults.retry).filter(|retry| retry.most > 1),
             metadata: new.metadata.clone(),

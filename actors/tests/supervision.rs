@@ -16,6 +16,7 @@ use orchestra_actors::ledger::Ledgers;
 use orchestra_actors::mirror::Mirrors;
 use orchestra_actors::policy::RetryPolicy;
 use orchestra_actors::speech::Speech;
+use orchestra_actors::workshop::egress::{EgressDesk, EgressRules};
 use orchestra_actors::workshop::{CommitRules, Workshop};
 use orchestra_actors::{Capacity, Credentials, Defaults, NewRepo, NewTask, Orchestra, TaskService};
 use orchestra_events::blob::MemoryBlobs;
@@ -153,6 +154,7 @@ async fn house(trouble: Trouble) -> House {
         public_url: None,
         node: "test".into(),
         repositories: at("repositories"),
+        egress: EgressDesk::new(EgressRules::default()).unwrap(),
     };
     let defaults = Defaults { image: "default".into(), timeout_seconds: 60, retry: None };
     let capacity = Capacity { places: 1, per_team: 1 };
@@ -178,6 +180,7 @@ impl House {
             budget: Budget::default(),
             pull_request: None,
             image: None,
+            egress: None,
             timeout_seconds: None,
             metadata: serde_json::Map::new(),
             credentials: Credentials::default(),

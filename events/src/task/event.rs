@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::conversation::{Block, StopReason, Usage};
+use super::egress::{EgressDecision, EgressRest};
 use crate::blob::{BlobRef, Content};
 use crate::failure::{Failure, FailureCode};
 use crate::id::{CallId, CampaignId, CommitId, SandboxId};
@@ -63,6 +64,9 @@ pub struct TaskSpec {
     pub campaign: Option<CampaignId>,
     /// The sandbox image.
     pub image: String,
+    /// The hosts that its sandbox may connect to, as patterns and words. Empty: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<String>,
     /// The wall-clock limit of one attempt.
     pub timeout_seconds: u64,
     /// What follows an attempt that failed. Absent: nothing.
@@ -537,6 +541,14 @@ pub enum TaskEvent {
         /// Why: `finished`, `failed`, `cancelled`, `lost`.
         reason: SandboxEnd,
     },
+    /// The sandbox connected to hosts, or tried to.
+    EgressDecided {
+        /// To which, and what was decided.
+        decisions: Vec<EgressDecision>,
+        /// What is not listed: too many hosts at once, or in this attempt.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        omitted: Option<EgressRest>,
+    },
     /// A step went wrong.
     StepFailed {
         /// What went wrong.
@@ -660,6 +672,7 @@ impl TaskEvent {
             Self::ForgeNoted { .. } => "forge-noted",
             Self::Reported { .. } => "reported",
             Self::SandboxStopped { .. } => "sandbox-stopped",
+            Self::EgressDecided { .. } => "egress-decided",
             Self::StepFailed { .. } => "step-failed",
             Self::RetryScheduled { .. } => "retry-scheduled",
             Self::CredentialsRequired { .. } => "credentials-required",
@@ -711,6 +724,7 @@ impl TaskEvent {
         "forge-noted",
         "reported",
         "sandbox-stopped",
+        "egress-decided",
         "step-failed",
         "retry-scheduled",
         "credentials-required",

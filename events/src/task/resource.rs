@@ -301,6 +301,7 @@ impl TaskResource {
             TaskEvent::Unchanged { .. }
             | TaskEvent::PullRequestOmitted { .. }
             | TaskEvent::ForgeNoted { .. }
+            | TaskEvent::EgressDecided { .. }
             | TaskEvent::Reported { .. } => {}
             TaskEvent::SandboxStopped { .. } => self.sandbox = None,
             TaskEvent::RetryScheduled { wait_ms, failures, .. } => {

@@ -166,6 +166,8 @@ pub struct TaskView {
     customer: Option<String>,
     budget: BudgetView,
     usage: UsageView,
+    /// The hosts that its sandbox may connect to.
+    egress: Vec<String>,
     branch: String,
     base: Option<String>,
     commits: Vec<String>,
@@ -226,6 +228,7 @@ impl From<TaskResource> for TaskView {
                 cost_usd: Usd(task.cost),
                 billable_usd: Usd(billable),
             },
+            egress: task.spec.egress,
             branch: task.spec.branch,
             base: task.base,
             commits: task.commits.iter().map(ToString::to_string).collect(),
