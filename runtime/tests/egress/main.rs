@@ -5,5 +5,8 @@ mod attempts;
 mod bounds;
 mod clients;
 mod hello;
+#[path = "../sandbox/host.rs"]
+#[allow(dead_code, reason = "written for other tests too")]
+mod host;
 mod passing;
 mod stage;
