@@ -70,6 +70,10 @@ async fn the_way_out_is_what_the_lists_say_and_is_written_down_across_a_restart(
     let id = house.submit(json!({})).await;
     assert_eq!(house.task(&id).await["egress"], json!([host]));
     house.event_after(&id, None, |frame| frame.kind == "tool-called" && frame.data.to_string().contains("slept")).await;
+    // The last one before the server dies: what came before it is in the stream too.
+    house
+        .event_after(&id, None, |frame| frame.kind == "egress-decided" && frame.data.to_string().contains(&host))
+        .await;
     house.kill().await;
     house.restart().await;
     let task = house.ended(&id).await;

@@ -28,7 +28,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -50,6 +50,9 @@ pub const PORT: u16 = 7081;
 
 /// Time between two batches of decisions.
 const GATHER: Duration = Duration::from_secs(1);
+
+/// How long the first decision after a silence waits for others.
+const FIRST: Duration = Duration::from_millis(20);
 
 /// How long connections may take to end when the proxy closes. They are cut, so they hardly take any.
 const STOP_WAIT: Duration = Duration::from_secs(2);
@@ -229,7 +232,7 @@ async fn accept(service: &Arc<Service>, listener: TcpListener, tracker: &TaskTra
     let places = Arc::new(Semaphore::new(service.policy.limits.connections));
     loop {
         let Ok((client, _)) = listener.accept().await else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
+            sleep(ACCEPT_PAUSE).await;
             continue;
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
@@ -266,15 +269,14 @@ fn flooded(service: &Service, client: &TcpStream) {
 
 /// Gives the sink what was gathered, as long as it takes it and the proxy runs.
 async fn write_down(service: &Service, sink: &dyn Sink, stop: &CancellationToken) {
-    let mut beat = interval(GATHER);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = beat.tick() => {}
-        }
+    while stop.run_until_cancelled(service.record.changed()).await.is_some()
+        && stop.run_until_cancelled(sleep(FIRST)).await.is_some()
+    {
         let batch = service.record.take();
         if !batch.is_empty() && sink.take_down(batch).await.is_err() {
+            return;
+        }
+        if stop.run_until_cancelled(sleep(GATHER)).await.is_none() {
             return;
         }
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use tokio::sync::Notify;
 
 use super::reason::Reason;
 
@@ -106,7 +107,10 @@ type Key = (String, u16, Verdict);
 
 /// What has been decided since the last batch.
 #[derive(Debug, Default)]
-pub(super) struct Record(Mutex<Gathered>);
+pub(super) struct Record {
+    gathered: Mutex<Gathered>,
+    news: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Gathered {
@@ -118,7 +122,12 @@ struct Gathered {
 impl Record {
     fn lock(&self) -> MutexGuard<'_, Gathered> {
         // Plain numbers: whoever panicked while holding it left them usable.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there is something to take.
+    pub async fn changed(&self) {
+        self.news.notified().await;
     }
 
     /// A decision.
@@ -148,6 +157,8 @@ impl Record {
         *known = known.saturating_add(count);
         moved.received = moved.received.saturating_add(bytes.received);
         moved.sent = moved.sent.saturating_add(bytes.sent);
+        drop(gathered);
+        self.news.notify_one();
     }
 
     /// Takes what was gathered.

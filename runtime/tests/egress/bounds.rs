@@ -95,7 +95,9 @@ async fn a_flood_of_connections_is_told_to_come_back_and_those_before_it_go_on()
         socket.read_exact(&mut echoed).await.unwrap();
     }
     drop(open);
-    let (decisions, _) = stage.end().await;
+    let notes = Arc::clone(&stage.notes);
+    stage.end().await;
+    let decisions = notes.decisions();
     let flood: Vec<_> =
         decisions.iter().filter(|known| known.verdict == Verdict::of(Reason::TooManyConnections)).collect();
     assert_eq!(flood.iter().map(|known| known.count).sum::<u64>(), 100);

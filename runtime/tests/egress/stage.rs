@@ -192,10 +192,24 @@ impl Stage {
         heard
     }
 
-    /// Ends the proxy: what it has decided, and what the server has heard.
+    /// Ends the proxy: what it has decided, summed up over its batches, and what the server has heard.
     pub async fn end(self) -> (Vec<Decision>, Vec<u8>) {
         self.egress.end().await;
-        (self.notes.decisions(), self.server.heard())
+        let mut summed: Vec<Decision> = Vec::new();
+        for decision in self.notes.decisions() {
+            let alike = |known: &&mut Decision| {
+                (&known.host, known.port, known.verdict) == (&decision.host, decision.port, decision.verdict)
+            };
+            match summed.iter_mut().find(alike) {
+                Some(known) => {
+                    known.count += decision.count;
+                    known.bytes.received += decision.bytes.received;
+                    known.bytes.sent += decision.bytes.sent;
+                }
+                None => summed.push(decision),
+            }
+        }
+        (summed, self.server.heard())
     }
 }
 
