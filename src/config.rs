@@ -4,6 +4,7 @@
 //! command line. [`Loaded`] remembers which layer each value came from, for `orchestra serve --print-config`.
 
 mod commits;
+mod egress;
 mod images;
 mod layers;
 
@@ -23,6 +24,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 pub use commits::CommitsSection;
+pub use egress::{EgressSection, TeamEgress};
 pub use images::ImagesSection;
 pub use layers::{Loaded, load};
 
@@ -109,7 +111,14 @@ pub const KEYS: &[&str] = &[
     "teams.*.branches.template",
     "teams.*.branches.names",
     "teams.*.branches.allow_default",
+    "teams.*.egress.allow",
+    "teams.*.egress.permit",
     "egress.allow",
+    "egress.permit",
+    "egress.networks",
+    "egress.max_bytes",
+    "egress.max_connections",
+    "egress.idle_timeout",
 ];
 
 /// The effective configuration.
@@ -332,14 +341,9 @@ pub struct TeamSection {
     /// Its own rules about branches, over those of `branches`.
     #[serde(default)]
     pub branches: BranchOverrides,
-}
-
-/// `egress`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EgressSection {
-    /// Hosts. No sandbox has a way out of its own loopback yet, whatever this says.
-    pub allow: Vec<String>,
+    /// Where its tasks' sandboxes may connect to, in place of what `egress` says.
+    #[serde(default, skip_serializing_if = "TeamEgress::is_empty")]
+    pub egress: TeamEgress,
 }
 
 impl Default for Config {
@@ -415,7 +419,7 @@ impl Default for Config {
             },
             billing: BillingSection { refund_failed: true },
             teams: BTreeMap::new(),
-            egress: EgressSection { allow: Vec::new() },
+            egress: EgressSection::default(),
         }
     }
 }
@@ -471,6 +475,7 @@ impl Config {
         self.branch_policies()?;
         self.sandbox.host_ids.ids()?;
         self.check_images()?;
+        self.egress.rules(&self.teams, &self.images_dir())?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
         refuse(self.cache.lowers == 0, "cache.lowers is at least 1")?;

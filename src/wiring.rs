@@ -16,6 +16,7 @@ use orchestra_actors::policy::RetryPolicy;
 use orchestra_actors::speech::Speech;
 use orchestra_actors::usage::Totals;
 use orchestra_actors::workshop::Workshop;
+use orchestra_actors::workshop::egress::EgressDesk;
 use orchestra_actors::{Capacity, Defaults, Orchestra};
 use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
@@ -141,9 +142,12 @@ async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Resul
     let containers =
         Containers::with_host_ids(host, config.sandbox.host_ids.ids()?).context("cannot prepare the sandboxes")?;
     let limits = limits(config)?;
-    // Like those of tasks that name no image.
-    let ahead =
-        SandboxSpec::of_a_task(SandboxId::from_uuid(uuid::Uuid::nil()), config.sandbox.image.clone(), limits.clone());
+    let ways_out = config.egress.rules(&config.teams, &config.images_dir())?;
+    // Like those of tasks that name neither image nor hosts. Looking into the image for the first time takes a while.
+    let (rules, image) = (ways_out.clone(), config.sandbox.image.clone());
+    let env = tokio::task::spawn_blocking(move || rules.usual_variables(&image)).await?;
+    let (nobody, image) = (SandboxId::from_uuid(uuid::Uuid::nil()), config.sandbox.image.clone());
+    let ahead = SandboxSpec { env, ..SandboxSpec::of_a_task(nobody, image, limits.clone()) };
     containers.keep_ready(config.sandbox.warm_pool as usize, ahead).await;
     let sandboxes: Arc<dyn Sandboxes> = Arc::new(containers);
     let mut git = GitConfig::new(this_program);
@@ -175,6 +179,7 @@ async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Resul
         ledgers: Ledgers::start(Arc::clone(store)),
         allowed_models: config.allowed_models()?,
         branches: config.branch_policies()?,
+        egress: EgressDesk::new(ways_out).context("cannot start the threads of the sandboxes' way out")?,
         texts: Texts::open(config.texts_dir().as_deref()).context("in templates_dir")?,
         vault: Arc::new(Vault::new()),
         calls: CallMarks::open(data.join("calls")).context("cannot create the folder of call marks")?,

@@ -203,7 +203,8 @@ async fn every_field_of_the_payload_wrong_in_turn_is_pointed_at() {
         // Not yet.
         ("repos", r#"["a/b"]"#.into(), "/repos"),
         ("retry", r#"{"attempts": 99}"#.into(), "/retry/attempts"),
-        ("egress", "[]".into(), "/egress"),
+        ("egress", r#"["evil.example"]"#.into(), "/egress/0"),
+        ("egress", r#"["package-registries", "10.0.0.1"]"#.into(), "/egress/1"),
         ("pullRequest", r#"{"draft": "yes"}"#.into(), "/pullRequest/draft"),
     ];
     for (name, value, pointer) in &cases {

@@ -9,6 +9,7 @@ mod campaign;
 mod cancel;
 mod crash;
 mod credentials;
+mod egress;
 mod faults;
 mod gateway;
 mod harness;

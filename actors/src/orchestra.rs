@@ -279,6 +279,12 @@ impl Orchestra {
                 }
             }
         }
+        let image = self.workshop.image_rules.choose(&new.team, new.image.as_deref());
+        let egress = self.workshop.egress.rules().effective(&new.team, &image, new.egress.as_deref());
+        let egress = egress.unwrap_or_else(|refused| {
+            refused.into_iter().for_each(|refused| wrong(&format!("/egress/{}", refused.place), refused.detail));
+            Vec::new()
+        });
         if !errors.is_empty() {
             return Err(ServiceError::Invalid(errors));
         }
@@ -303,7 +309,8 @@ impl Orchestra {
             further: targets.collect(),
             pull_request: new.pull_request.clone(),
             campaign: None,
-            image: self.workshop.image_rules.choose(&new.team, new.image.as_deref()),
+            image,
+            egress,
             timeout_seconds: new.timeout_seconds.unwrap_or(self.defaults.timeout_seconds),
             retry: new.retry.or(self.defaults.retry).filter(|retry| retry.most > 1),
             metadata: new.metadata.clone(),

@@ -42,6 +42,8 @@ pub struct NewTask {
     pub pull_request: Option<PullRequestWish>,
     /// The sandbox image; the server's default when absent.
     pub image: Option<String>,
+    /// The hosts that the sandbox may connect to; what the server or the team allows when absent.
+    pub egress: Option<Vec<String>>,
     /// The wall-clock limit; the server's default when absent.
     pub timeout_seconds: Option<u64>,
     /// What follows an attempt that failed.

@@ -140,6 +140,11 @@ impl Recorder {
         Ok(self.meanwhile.send(Meanwhile(command)).await.map_err(|_| NotRecorded::Gone)??)
     }
 
+    /// Whether the task's actor is there.
+    pub fn is_connected(&self) -> bool {
+        self.meanwhile.connected()
+    }
+
     /// The task as it stands.
     pub async fn task(&self) -> Result<Arc<Task>, NotRecorded> {
         self.look.send(Look).await.ok().flatten().ok_or(NotRecorded::Gone)

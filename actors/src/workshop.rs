@@ -5,6 +5,7 @@
 
 mod agent;
 mod delivery;
+pub mod egress;
 mod harness;
 mod meter;
 pub mod money;
@@ -33,6 +34,7 @@ use orchestra_runtime::vault::Vault;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::egress::EgressDesk;
 use crate::allowed::AllowedModels;
 use crate::calls::CallMarks;
 use crate::images::ImageRules;
@@ -76,6 +78,8 @@ pub struct Workshop {
     pub gateway: Arc<Gateway>,
     /// Which models the teams may use.
     pub allowed_models: AllowedModels,
+    /// The sandboxes' way out.
+    pub egress: EgressDesk,
     /// Which branches the teams' tasks may start from and push to.
     pub branches: BranchPolicies,
     /// Which calls were sent.
@@ -168,10 +172,18 @@ impl Workshop {
             Step::AskModel(open) => return Some(self.ask(id, task, &open, cancel).await),
             Step::AbandonModel(open) => return Some(self.abandon(id, task, &open).await),
             Step::CallTool(tool) => return Some(Command::CallTool { tool_call: tool.id }),
-            Step::RunTool(tool) => self.unless(cancel, task, self.run_tool(task, tool)).await?,
+            Step::RunTool(tool) => {
+                let run = async {
+                    self.keep_egress(task, &recorder).await?;
+                    self.run_tool(task, tool).await
+                };
+                self.unless(cancel, task, run).await?
+            }
             Step::InterruptTool(tool) => return Some(agent::interrupted(tool)),
             Step::Clone(repo) => self.unless(cancel, task, self.clone_repository(id, task, repo)).await?,
-            Step::StartSandbox(sandbox) => self.unless(cancel, task, self.start_sandbox(task, sandbox)).await?,
+            Step::StartSandbox(sandbox) => {
+                self.unless(cancel, task, self.start_sandbox(task, sandbox, &recorder)).await?
+            }
             Step::BeginHarness(_) => return Some(Command::BeginHarness),
             Step::RunHarness => {
                 let ran = self.run_harness(id, task, &recorder, &cancel).await;
@@ -273,7 +285,8 @@ impl Workshop {
 
     /// This task's sandbox. The same from the making of its disk to its start, or one that was started ahead is of no use.
     fn sandbox_spec(&self, task: &Task, id: SandboxId) -> SandboxSpec {
-        SandboxSpec::of_a_task(id, task.spec.image.clone(), self.limits(task))
+        let env = self.egress.rules().variables(task);
+        SandboxSpec { env, ..SandboxSpec::of_a_task(id, task.spec.image.clone(), self.limits(task)) }
     }
 
     /// What follows a failure of this task's step.
@@ -286,7 +299,7 @@ impl Workshop {
         policy.after(failure, task.failures + 1, asked, Timestamp::now(), random())
     }
 
-    async fn start_sandbox(&self, task: &Task, id: SandboxId) -> Result<Command, Failed> {
+    async fn start_sandbox(&self, task: &Task, id: SandboxId, recorder: &Recorder) -> Result<Command, Failed> {
         let mut started = std::time::Instant::now();
         let mut image_digest = None;
         let sandbox = match self.sandboxes.attach(id).await? {
@@ -308,6 +321,9 @@ impl Workshop {
                     Failed { wait, ..Failed::from(SandboxError::from(error)) }
                 })?;
                 image_digest = Some(image.image.manifest.identity());
+                // Where nobody has looked into the image yet, that is not for this thread to do.
+                let (rules, name) = (self.egress.rules().clone(), task.spec.image.clone());
+                let _ = tokio::task::spawn_blocking(move || rules.usual_variables(&name)).await;
                 started = std::time::Instant::now();
                 let spec = self.sandbox_spec(task, id);
                 self.sandboxes.prepare(&spec).await?;
@@ -316,12 +332,15 @@ impl Workshop {
                 sandbox
             }
         };
+        // Before the first command, so that nothing in it can have taken the port.
+        self.egress.open(task, &sandbox, recorder).await?;
         let start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         metrics::histogram!("orchestra_sandbox_start_seconds").record(started.elapsed().as_secs_f64());
         Ok(Command::RecordSandbox { sandbox: sandbox.id(), start_ms, image_digest })
     }
 
     async fn stop_sandbox(&self, sandbox: SandboxId, reason: SandboxEnd) -> Result<Command, Failed> {
+        self.egress.close(sandbox).await;
         match tokio::time::timeout(TEARDOWN_TIMEOUT, self.sandboxes.destroy(sandbox)).await {
             Ok(Ok(())) => {}
             // The task's fate does not hang on it: the reaper comes by again until nothing is left.
@@ -372,6 +391,7 @@ impl Workshop {
 
     /// Removes everything of a sandbox that nobody owns.
     pub(crate) async fn remove(&self, sandbox: SandboxId) {
+        self.egress.close(sandbox).await;
         match tokio::time::timeout(TEARDOWN_TIMEOUT, self.sandboxes.destroy(sandbox)).await {
             Ok(Ok(())) => self.reap_repositories(sandbox).await,
             Ok(Err(error)) => tracing::warn!(%sandbox, %error, "a sandbox resists its removal"),

@@ -17,6 +17,7 @@ use orchestra_actors::ledger::Ledgers;
 use orchestra_actors::mirror::Mirrors;
 use orchestra_actors::policy::RetryPolicy;
 use orchestra_actors::speech::Speech;
+use orchestra_actors::workshop::egress::{EgressDesk, EgressRules};
 use orchestra_actors::workshop::{CommitRules, Workshop};
 use orchestra_actors::{Capacity, Credentials, Defaults, NewRepo, NewTask, Orchestra, TaskService};
 use orchestra_events::blob::MemoryBlobs;
@@ -163,6 +164,7 @@ async fn house(trouble: Trouble) -> House {
         totals: Default::default(),
         node: "test".into(),
         repositories: at("repositories"),
+        egress: EgressDesk::new(EgressRules::default()).unwrap(),
     };
     let defaults = Defaults { timeout_seconds: 60, retry: None };
     let capacity = Capacity { places: 1, per_team: 1 };
@@ -188,6 +190,7 @@ impl House {
             budget: Budget::default(),
             pull_request: None,
             image: None,
+            egress: None,
             timeout_seconds: None,
             metadata: serde_json::Map::new(),
             credentials: Credentials::default(),

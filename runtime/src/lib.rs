@@ -1,6 +1,7 @@
 //! The outside world behind small traits: sandboxes, models, git, forges, credentials.
 
 pub mod agent;
+pub mod egress;
 pub mod forge;
 pub mod gateway;
 pub mod git;

@@ -173,6 +173,15 @@ pub fn line(envelope: &Value) -> String {
         "pull-request-opened" => text("url").to_owned(),
         "pull-request-omitted" => text("reason").to_owned(),
         "forge-noted" => format!("without {}: {}", text("feature"), text("detail")),
+        "egress-decided" => {
+            let entries = data["decisions"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let told = entries.iter().filter(|entry| entry["count"] != 0).map(|entry| {
+                let field = |name: &str| entry[name].as_str().unwrap_or_default();
+                let because = entry["reason"].as_str().map_or_else(String::new, |reason| format!(" ({reason})"));
+                format!("{} {}:{}{because}", field("verdict"), field("host"), entry["port"])
+            });
+            told.collect::<Vec<_>>().join(", ")
+        }
         "call-retried" => {
             format!("call {} failed ({}); again in {} ms", data["attempt"], text("class"), data["waitMs"])
         }

@@ -33,9 +33,6 @@ impl Serve {
             return Ok(ExitCode::SUCCESS);
         }
         log(&loaded.config.log)?;
-        if !loaded.config.egress.allow.is_empty() {
-            tracing::warn!("egress.allow has no effect yet: sandboxes have no network but their own loopback");
-        }
         let server = wiring::start(&loaded.config).await?;
         if let Some(key) = &server.admin_key {
             say("This is the first start. The admin key, shown once:");

@@ -97,6 +97,7 @@ impl Workshop {
         let model = self.resolved(task)?;
         let meter = Arc::new(TaskMeter::new(id, task, &model, self.ledgers.clone(), recorder.clone()));
         let stop = CancellationToken::new();
+        self.egress.open(task, &sandbox, recorder).await?;
         let listener = match sandbox.listen(GATEWAY_PORT).await {
             Ok(listener) => listener,
             Err(error) => return Err(error.into()),

@@ -54,6 +54,7 @@ fn spec(repos: usize, limits: Limits) -> CampaignSpec {
             pull_request: None,
             campaign: Some(id()),
             image: "default".into(),
+            egress: Vec::new(),
             timeout_seconds: 60,
             metadata: serde_json::Map::new(),
             request_hash: None,

@@ -45,6 +45,7 @@ fn created() -> TaskEvent {
         pull_request: None,
         campaign: None,
         image: "default".to_owned(),
+        egress: Vec::new(),
         timeout_seconds: 60,
         metadata: serde_json::Map::new(),
         request_hash: None,

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::conversation::{Block, StopReason, Usage};
 use super::delivery::{Outcome, RepoWork, Request, is_committed};
+use super::egress::{EgressDecision, EgressRest};
 use super::event::{CredentialKind, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
 use super::harness::{HarnessWord, by_harness};
 use super::state::{AgentTurn, Attempt, Ending, OpenCall, Phase, Task, ToolProgress};
@@ -225,6 +226,13 @@ pub enum Command {
         until: Timestamp,
         /// The wait, in milliseconds.
         wait_ms: u64,
+    },
+    /// The sandbox connected to hosts, or tried to.
+    RecordEgress {
+        /// What was decided.
+        decisions: Vec<EgressDecision>,
+        /// What is not among them.
+        rest: EgressRest,
     },
     /// The harness's program is about to run.
     BeginHarness,
@@ -530,6 +538,9 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
     if let Phase::Ended(ending) = &task.phase {
         // Nothing is owed here: no attempt ends before its open call is settled.
         return Err(ended(ending));
+    }
+    if let Command::RecordEgress { decisions, rest } = command {
+        return Ok(task.egress.decide(decisions, rest).into_iter().collect());
     }
     let next = planned_step(task);
     match command {

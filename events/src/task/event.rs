@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::conversation::{Block, StopReason, Usage};
+use super::egress::{EgressDecision, EgressRest};
 use super::usage::{OperatorEntry, SandboxUsage};
 use crate::blob::{BlobRef, Content};
 use crate::failure::{Failure, FailureCode};
@@ -65,6 +66,9 @@ pub struct TaskSpec {
     pub campaign: Option<CampaignId>,
     /// The sandbox image.
     pub image: String,
+    /// The hosts that its sandbox may connect to, as patterns and words. Empty: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<String>,
     /// The wall-clock limit of one attempt.
     pub timeout_seconds: u64,
     /// What follows an attempt that failed. Absent: nothing.
@@ -557,6 +561,14 @@ pub enum TaskEvent {
         /// Why: `finished`, `failed`, `cancelled`, `lost`.
         reason: SandboxEnd,
     },
+    /// The sandbox connected to hosts, or tried to.
+    EgressDecided {
+        /// To which, and what was decided.
+        decisions: Vec<EgressDecision>,
+        /// What is not listed: too many hosts at once, or in this attempt.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        omitted: Option<EgressRest>,
+    },
     /// A step went wrong.
     StepFailed {
         /// What went wrong.
@@ -673,6 +685,7 @@ impl TaskEvent {
             Self::SandboxUsage(_) => "sandbox-usage",
             Self::OperatorEntered { .. } => "operator-entered",
             Self::SandboxStopped { .. } => "sandbox-stopped",
+            Self::EgressDecided { .. } => "egress-decided",
             Self::StepFailed { .. } => "step-failed",
             Self::RetryScheduled { .. } => "retry-scheduled",
             Self::CredentialsRequired { .. } => "credentials-required",
@@ -726,6 +739,7 @@ impl TaskEvent {
         "sandbox-usage",
         "operator-entered",
         "sandbox-stopped",
+        "egress-decided",
         "step-failed",
         "retry-scheduled",
         "credentials-required",

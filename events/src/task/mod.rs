@@ -8,6 +8,7 @@
 pub mod command;
 pub mod conversation;
 pub mod delivery;
+pub mod egress;
 pub mod event;
 #[cfg(test)]
 mod golden;

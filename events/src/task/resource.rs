@@ -307,6 +307,7 @@ impl TaskResource {
             TaskEvent::Unchanged { .. }
             | TaskEvent::PullRequestOmitted { .. }
             | TaskEvent::ForgeNoted { .. }
+            | TaskEvent::EgressDecided { .. }
             | TaskEvent::Reported { .. } => {}
             TaskEvent::SandboxUsage(usage) => self.sandbox_usage = Some(usage.as_ref().clone()),
             TaskEvent::OperatorEntered { .. } => {}

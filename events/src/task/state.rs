@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::conversation::{Block, StopReason, Turn, Usage, UserPart};
 use super::delivery::{self, RepoWork, is_committed};
+use super::egress::EgressUse;
 use super::event::{CredentialKind, Harness, TaskEvent, TaskSpec, Workspace};
 use super::harness::{HarnessRun, LastCall, evolve_harness};
 use crate::blob::Content;
@@ -45,6 +46,8 @@ pub struct Task {
     pub kept: Option<Kept>,
     /// The next attempt does not begin before this time.
     pub begin_after: Option<Timestamp>,
+    /// What its sandboxes connected to, in numbers.
+    pub egress: EgressUse,
 }
 
 /// What an attempt leaves to the next one: a workspace to go on in, or commits that are only to be delivered.
@@ -398,6 +401,7 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
                 landed: BTreeMap::new(),
                 kept: None,
                 begin_after: None,
+                egress: EgressUse::default(),
             }),
             // A stream that does not begin with `created` is no task; the decider never writes one.
             _ => None,
@@ -420,6 +424,7 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
         TaskEvent::AttemptStarted { attempt, deadline, delivers } => {
             task.attempt = *attempt;
             task.begin_after = None;
+            task.egress.entries = 0;
             // Commits that are kept and not delivered are gone from the disk.
             let attempt = match task.kept.take().filter(|kept| is_committed(&kept.repos) == *delivers) {
                 Some(kept) => Attempt::inheriting(*deadline, kept),
@@ -466,6 +471,7 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
             }
         }
         TaskEvent::RefundGranted { nano_usd, .. } => task.refunded += *nano_usd,
+        TaskEvent::EgressDecided { decisions, omitted } => task.egress.evolve(decisions, *omitted),
         TaskEvent::AttemptFailed { workspace, until, .. } => {
             task.kept = match (workspace, task.current_mut()) {
                 (Workspace::Same, Some(attempt)) => attempt.leave(),
@@ -640,6 +646,7 @@ fn evolve_attempt(attempt: &mut Attempt, spec: &TaskSpec, event: &TaskEvent) {
         | TaskEvent::HarnessRead { .. }
         | TaskEvent::HarnessFinished { .. }
         | TaskEvent::RefundGranted { .. }
+        | TaskEvent::EgressDecided { .. }
         | TaskEvent::AttemptFailed { .. } => {}
         TaskEvent::Created(_)
         | TaskEvent::Queued {}

@@ -58,6 +58,7 @@ fn spec() -> TaskSpec {
         pull_request: None,
         campaign: None,
         image: "default".into(),
+        egress: Vec::new(),
         timeout_seconds: 60,
         metadata: serde_json::Map::new(),
         request_hash: None,

@@ -300,6 +300,10 @@ pub struct CampaignRequest {
     command: Option<Vec<String>>,
     #[schema(max_length = 200)]
     image: Option<String>,
+    /// The hosts that the sandbox may connect to: names, `*.example.com`, either with a port, and `package-registries`. What
+    /// the server allows when absent; none when empty.
+    #[schema(max_items = 100)]
+    egress: Option<Vec<String>>,
     #[schema(minimum = 1, maximum = 86400)]
     timeout_seconds: Option<u64>,
     retry: Option<AttemptsRequest>,

@@ -30,8 +30,10 @@ pub const MAX_BUDGET_TOKENS: u64 = 1_000_000_000_000;
 pub const MAX_COMMAND_WORDS: usize = 64;
 /// Longest word of a command, in bytes.
 pub const MAX_COMMAND_WORD: usize = 8 * 1024;
-/// The fields that the interface names and this version does not act on.
-const LATER_FIELDS: [&str; 1] = ["egress"];
+/// Most hosts that a task asks for.
+pub const MAX_EGRESS_HOSTS: usize = 100;
+/// Longest pattern of hosts, in bytes: a name, a star and a port.
+pub const MAX_EGRESS_HOST: usize = 253 + 2 + 6;
 /// Longest title of a pull request, in bytes.
 pub const MAX_TITLE: usize = 250;
 /// Longest text of a pull request, in bytes; GitHub takes 65,536 characters.
@@ -194,6 +196,19 @@ fn names(object: &mut Object, name: &'static str, faults: &mut Faults) -> Vec<St
     }
 }
 
+/// The hosts that the sandbox may connect to. An empty list is a wish too: none.
+fn egress(body: &mut Object, faults: &mut Faults) -> Option<Vec<String>> {
+    let raw = body.take("egress", faults)?;
+    let found: Option<Vec<String>> = serde_json::from_str(raw.get()).ok();
+    let fits = |host: &String| !host.is_empty() && host.len() <= MAX_EGRESS_HOST && !host.chars().any(char::is_control);
+    let read = found.filter(|hosts| hosts.len() <= MAX_EGRESS_HOSTS && hosts.iter().all(fits));
+    if read.is_none() {
+        let detail = format!("expected at most {MAX_EGRESS_HOSTS} hosts as texts of 1 to {MAX_EGRESS_HOST} bytes");
+        faults.add(step("", "egress"), detail);
+    }
+    read
+}
+
 /// What the pull requests are to be like.
 pub(super) fn pull_request(body: &mut Object, faults: &mut Faults) -> Option<PullRequestWish> {
     let mut object = body.object("pullRequest", faults)?;
@@ -313,6 +328,7 @@ pub fn new_task(raw: &RawValue, caller: &Caller) -> Result<NewTask, Problem> {
         budget: budget(&mut body, &mut faults),
         pull_request: pull_request(&mut body, &mut faults),
         image: body.text("image", rules::graphic, &mut faults),
+        egress: egress(&mut body, &mut faults),
         timeout_seconds: body.whole("timeoutSeconds", 1, MAX_TIMEOUT.as_secs(), &mut faults),
         retry: retry(&mut body, &mut faults),
         metadata: metadata(&mut body, &mut faults),
@@ -323,11 +339,6 @@ pub fn new_task(raw: &RawValue, caller: &Caller) -> Result<NewTask, Problem> {
         team,
         idempotency: None,
     };
-    for name in LATER_FIELDS {
-        if body.take(name, &mut faults).is_some() {
-            faults.add(step("", name), "this server does not act on this field yet; leave it out");
-        }
-    }
     body.finish(&mut faults);
     faults.none()?;
     if !caller.sees(&new.team) {
@@ -357,6 +368,7 @@ pub fn request_hash(new: &NewTask) -> String {
         new.budget,
         new.pull_request,
         new.image,
+        new.egress,
         new.timeout_seconds,
         new.retry,
         metadata,

@@ -171,6 +171,8 @@ pub struct TaskView {
     /// Absent before the first sample.
     #[serde(skip_serializing_if = "Option::is_none")]
     sandbox_usage: Option<SandboxUsageView>,
+    /// The hosts that its sandbox may connect to.
+    egress: Vec<String>,
     branch: String,
     base: Option<String>,
     commits: Vec<String>,
@@ -232,6 +234,7 @@ impl From<TaskResource> for TaskView {
                 billable_usd: Usd(billable),
             },
             sandbox_usage: task.sandbox_usage.map(SandboxUsageView::from),
+            egress: task.spec.egress,
             branch: task.spec.branch,
             base: task.base,
             commits: task.commits.iter().map(ToString::to_string).collect(),

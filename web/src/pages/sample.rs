@@ -8,6 +8,7 @@ use orchestra_events::campaign::{
 use orchestra_events::projections::CampaignRow;
 use orchestra_events::repo::RepoRef;
 use orchestra_events::task::conversation::{Block, StopReason, Usage};
+use orchestra_events::task::egress::{EgressDecision, EgressRest, EgressVerdict};
 use orchestra_events::task::event::{
     Budget, CredentialKind, Harness, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome, Workspace,
 };
@@ -58,6 +59,7 @@ pub fn spec() -> TaskSpec {
         pull_request: None,
         campaign: None,
         image: "default".to_owned(),
+        egress: vec!["package-registries".to_owned()],
         timeout_seconds: 1_800,
         metadata: serde_json::Map::new(),
         request_hash: None,
@@ -284,6 +286,18 @@ pub fn events() -> Vec<TaskEvent> {
             program: words(),
         },
         TaskEvent::SandboxStopped { sandbox, reason: SandboxEnd::Lost },
+        TaskEvent::EgressDecided {
+            decisions: vec![EgressDecision {
+                host: words(),
+                port: 443,
+                verdict: EgressVerdict::Refused,
+                reason: Some(words()),
+                count: 3,
+                bytes_in: 0,
+                bytes_out: 12,
+            }],
+            omitted: Some(EgressRest { count: 4, bytes_in: 1, bytes_out: 2 }),
+        },
         TaskEvent::StepFailed { failure: failure.clone() },
         TaskEvent::RetryScheduled { until: time(), failures: 2, wait_ms: 4_000 },
         TaskEvent::CredentialsRequired { missing: vec![CredentialKind::Git], failure: Some(failure.clone()) },

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use orchestra_events::blob::Content;
 use orchestra_events::task::TaskEvent;
 use orchestra_events::task::conversation::{Block, StopReason};
+use orchestra_events::task::egress::{EgressDecision, EgressVerdict};
 use orchestra_events::task::event::{CredentialKind, PushOutcome, SandboxEnd, ToolOutcome, Workspace};
 use orchestra_events::task::resource::activity;
 use orchestra_events::task::usage::OperatorEntry;
@@ -21,6 +22,8 @@ const DIGEST_SHOWN: usize = 19;
 pub const MAX_ROW_TEXT: usize = 16 * 1024;
 /// Most of a tool's input that a row shows, in bytes.
 pub const MAX_ROW_INPUT: usize = 4 * 1024;
+/// Most hosts that a row names.
+const MAX_ROW_HOSTS: usize = 8;
 
 /// An event as the page shows it.
 #[derive(Debug, Clone, Serialize)]
@@ -106,6 +109,22 @@ pub struct FailureBox {
     pub hint: String,
     /// The page about this code.
     pub href: String,
+}
+
+/// Connections to one host, in a sentence.
+fn connections(decision: &EgressDecision) -> String {
+    let EgressDecision { host, port, verdict, reason, count, bytes_in, bytes_out } = decision;
+    let place = if host.is_empty() { "a host that it did not name".to_owned() } else { format!("{host}:{port}") };
+    let moved = format!("{} in, {} out", format::bytes(*bytes_in), format::bytes(*bytes_out));
+    let times = if *count > 1 { format!(" {} times", format::thousands(*count)) } else { String::new() };
+    let because = reason.as_deref().map_or_else(String::new, |reason| format!(": {}", reason.replace('-', " ")));
+    match verdict {
+        EgressVerdict::Allowed if *count == 0 => format!("Done with {place} ({moved})."),
+        EgressVerdict::Allowed if bytes_in + bytes_out == 0 => format!("Connected to {place}{times}."),
+        EgressVerdict::Allowed => format!("Connected to {place}{times} ({moved})."),
+        EgressVerdict::Refused => format!("Refused {place}{times}{because}."),
+        EgressVerdict::Failed => format!("Could not reach {place}{times}{because}."),
+    }
 }
 
 impl FailureBox {
@@ -325,6 +344,17 @@ impl TimelineRow {
             }
             TaskEvent::Reported { repo } => {
                 self.say(Tone::Quiet, "Forge", format!("Told the forge of {repo} how it ended."));
+            }
+            TaskEvent::EgressDecided { decisions, omitted } => {
+                let refused = decisions.iter().any(|decision| decision.verdict == EgressVerdict::Refused);
+                let tone = if refused { Tone::Waiting } else { Tone::Quiet };
+                let mut told: Vec<String> = decisions.iter().take(MAX_ROW_HOSTS).map(connections).collect();
+                let more = decisions.iter().skip(MAX_ROW_HOSTS).map(|decision| decision.count);
+                let more = more.sum::<u64>().saturating_add(omitted.map_or(0, |rest| rest.count));
+                if more > 0 {
+                    told.push(format!("{} more.", format::count(more, "connection", "connections")));
+                }
+                self.say(tone, "Network", told.join(" "));
             }
             TaskEvent::StepFailed { failure } => {
                 self.say(Tone::Bad, "Failure", "A step failed.");

@@ -168,6 +168,7 @@ impl TaskService for Service {
             pull_request: new.pull_request,
             campaign: None,
             image: new.image.unwrap_or_else(|| "default".to_owned()),
+            egress: new.egress.clone().unwrap_or_default(),
             timeout_seconds: new.timeout_seconds.unwrap_or(1_800),
             metadata: new.metadata,
             request_hash: hash,

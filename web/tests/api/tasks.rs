@@ -38,6 +38,7 @@ async fn the_example_is_accepted_and_can_be_read_at_once() {
         "usage",
         "branch",
         "base",
+        "egress",
         "commits",
         "pullRequests",
         "attempt",

@@ -219,6 +219,7 @@ impl World {
             pull_request: None,
             campaign: None,
             image: "default".to_owned(),
+            egress: Vec::new(),
             timeout_seconds: 1_800,
             metadata: serde_json::Map::new(),
             request_hash: None,

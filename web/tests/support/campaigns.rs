@@ -102,6 +102,7 @@ impl CampaignService for Campaigns {
             pull_request: task.pull_request,
             campaign: Some(id),
             image: task.image.unwrap_or_else(|| "default".to_owned()),
+            egress: Vec::new(),
             timeout_seconds: task.timeout_seconds.unwrap_or(1_800),
             metadata: task.metadata,
             request_hash: None,
