@@ -9,6 +9,8 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::{KnownFormat, RefOr, SchemaFormat};
 use utoipa::{PartialSchema, ToSchema};
 
+use super::sandbox_usage::SandboxUsageView;
+
 /// Dollars as a decimal JSON number with up to nine places.
 #[derive(Debug, Clone, Copy)]
 pub struct Usd(pub NanoUsd);
@@ -168,6 +170,9 @@ pub struct TaskView {
     usage: UsageView,
     /// The hosts that its sandbox may connect to.
     egress: Vec<String>,
+    /// Absent before the first sample.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sandbox_usage: Option<SandboxUsageView>,
     branch: String,
     base: Option<String>,
     commits: Vec<String>,
@@ -229,6 +234,7 @@ impl From<TaskResource> for TaskView {
                 billable_usd: Usd(billable),
             },
             egress: task.spec.egress,
+            sandbox_usage: task.sandbox_usage.map(SandboxUsageView::from),
             branch: task.spec.branch,
             base: task.base,
             commits: task.commits.iter().map(ToString::to_string).collect(),
