@@ -18,6 +18,7 @@ use orchestra_runtime::forge::{ForgeConfig, ForgeKind};
 use orchestra_runtime::gateway::{Abandoned, GatewayPolicy};
 use orchestra_runtime::git::{BranchOverrides, BranchPolicies, BranchSettings};
 use orchestra_runtime::model::{Dialect, HostedTool, PriceRow, ProviderConfig, Timeouts, read_operator};
+use orchestra_runtime::sandbox::{HostIds, MAX_READY};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +83,8 @@ pub const KEYS: &[&str] = &[
     "sandbox.disk",
     "sandbox.timeout",
     "sandbox.warm_pool",
+    "sandbox.host_ids.first",
+    "sandbox.host_ids.ranges",
     "scheduler.places",
     "scheduler.per_team",
     "retry.most_failures",
@@ -232,8 +235,27 @@ pub struct SandboxSection {
     pub disk: String,
     /// Wall-clock limit of tasks that name none, such as `30m`.
     pub timeout: String,
-    /// Sandboxes kept ready. Must be 0: sandboxes start on demand.
+    /// Sandboxes of the default image kept started ahead; 0 for none.
     pub warm_pool: u32,
+    /// The host's user ids that sandboxes run with.
+    pub host_ids: HostIdsSection,
+}
+
+/// `sandbox.host_ids`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostIdsSection {
+    /// The first of them; a multiple of 65,536.
+    pub first: u32,
+    /// How many sandboxes can exist at once; each has 65,536.
+    pub ranges: u32,
+}
+
+impl HostIdsSection {
+    /// The same, found good.
+    pub fn ids(&self) -> anyhow::Result<HostIds> {
+        HostIds::new(self.first, self.ranges).map_err(anyhow::Error::msg).context("in sandbox.host_ids")
+    }
 }
 
 /// `scheduler`.
@@ -371,6 +393,7 @@ impl Default for Config {
                 disk: "10GiB".to_owned(),
                 timeout: "30m".to_owned(),
                 warm_pool: 0,
+                host_ids: HostIdsSection { first: HostIds::FIRST, ranges: HostIds::RANGES },
             },
             scheduler: SchedulerSection { places: 8, per_team: 8 },
             retry: RetrySection {
@@ -447,6 +470,7 @@ impl Config {
         self.commits.rules()?;
         self.branch_policies()?;
         self.check_images()?;
+        self.sandbox.host_ids.ids()?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
         refuse(self.cache.lowers == 0, "cache.lowers is at least 1")?;
@@ -459,7 +483,10 @@ impl Config {
         refuse(timeout.as_secs() == 0, "sandbox.timeout is at least 1s")?;
         refuse(!(self.sandbox.cpus > 0.0 && self.sandbox.cpus <= 1024.0), "sandbox.cpus is above 0 and at most 1024")?;
         refuse(self.sandbox.pids < 16, "sandbox.pids is at least 16")?;
-        refuse(self.sandbox.warm_pool > 0, "sandbox.warm_pool must be 0: sandboxes are started on demand")?;
+        refuse(
+            self.sandbox.warm_pool as usize > MAX_READY,
+            &format!("sandbox.warm_pool is at most {MAX_READY}: each holds memory and a disk"),
+        )?;
         refuse(
             self.scheduler.places == 0 || self.scheduler.per_team == 0,
             "scheduler.places and per_team are at least 1",

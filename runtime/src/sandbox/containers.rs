@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, PipeReader};
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,14 +17,19 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::cgroup::Hierarchy;
 use super::client::Connection;
-use super::container::Running;
+use super::container::{Running, first_process};
+use super::handover::{self, Ahead};
 use super::helper::HELPER_ARG;
+use super::ids::{HostIds, IdRange, Ranges};
+use super::layers::Layer;
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
+use super::pool::{Pool, Starts};
 use super::zygote::Zygote;
 use super::{
-    Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, layers, seccomp, spec, teardown, volume,
+    Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, inspect, layers, leftovers, seccomp,
+    spec, teardown, volume,
 };
-use crate::image::{ImageStore, Lease};
+use crate::image::{Image, ImageStore, Lease};
 
 /// How long a container may take to come up on a host that is very busy.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -36,13 +41,15 @@ const LOG_QUOTE: usize = 2_000;
 /// Starts, finds and removes sandboxes on this host.
 #[derive(Clone)]
 pub struct Containers {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
+/// What all handles share.
+pub(super) struct Inner {
     config: SandboxConfig,
-    state: State,
-    cgroups: Arc<Hierarchy>,
+    pub(super) state: State,
+    pub(super) cgroups: Arc<Hierarchy>,
+    pub(super) ranges: Ranges,
     images: ImageStore,
     /// What helpers are forked from.
     zygote: Zygote,
@@ -50,6 +57,9 @@ struct Inner {
     init: PathBuf,
     /// The compiled system call filter of every sandbox.
     filter: PathBuf,
+    /// Sandboxes that are started ahead, if any are to be.
+    pub(super) pool: OnceLock<Arc<Pool>>,
+    pub(super) starts: Starts,
     /// One lock per sandbox that something is being done with.
     busy: Mutex<HashMap<SandboxId, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -60,17 +70,29 @@ impl Containers {
     /// # Errors
     /// When it cannot be made, or the host has no control groups.
     pub fn new(config: SandboxConfig) -> Result<Self, SandboxError> {
+        Self::with_host_ids(config, HostIds::default())
+    }
+
+    /// The same, for sandboxes that run with other ids of the host.
+    ///
+    /// # Errors
+    /// As for [`Containers::new`].
+    pub fn with_host_ids(config: SandboxConfig, ids: HostIds) -> Result<Self, SandboxError> {
         let at = config.state_dir.display();
         let state = State::open(&config.state_dir).map_err(SandboxError::host(format!("opening {at}")))?;
-        let cgroups = Hierarchy::detect().map_err(SandboxError::host("looking for control groups"))?;
+        leftovers::sweep(&config.state_dir);
+        let cgroups =
+            Hierarchy::for_user(&state.sandboxes()).map_err(SandboxError::host("looking for control groups"))?;
         cgroups.prepare().map_err(SandboxError::host("moving the server into a control group of its own"))?;
         let init = state.init_program().map_err(SandboxError::host("writing the sandboxes' first process"))?;
         let filter = seccomp::compile().and_then(|program| state.filter(&program));
         let filter = filter.map_err(SandboxError::host("compiling the system call filter"))?;
         let images = ImageStore::new(config.images.clone());
+        let ranges = Ranges::open(ids, &state);
         let zygote = Zygote::new(config.helper.clone());
         let cgroups = Arc::new(cgroups);
-        let inner = Inner { config, state, cgroups, images, zygote, init, filter, busy: Mutex::default() };
+        let (pool, starts, busy) = (OnceLock::new(), Starts::default(), Mutex::default());
+        let inner = Inner { config, state, cgroups, ranges, images, zygote, init, filter, pool, starts, busy };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -105,35 +127,112 @@ impl Inner {
     async fn find(&self, id: SandboxId) -> Option<Running> {
         let layout = self.state.layout(id);
         Connection::open(&layout).await.ok()?;
-        Some(Running::new(id, layout, Arc::clone(&self.cgroups)))
+        // What was started ahead runs, and is nobody's before it was handed over.
+        handover::ahead(&layout).is_none().then(|| Running::new(id, layout, Arc::clone(&self.cgroups)))
     }
 
-    /// Everything on disk that the helper needs.
-    fn prepare(&self, mut spec: SandboxSpec) -> Result<(Layout, Lease), SandboxError> {
-        let id = spec.id;
-        let layout = self.state.layout(id);
-        // Held until the helper holds it.
-        let lease = self.images.lease(&spec.image)?;
-        spec.take_variables(&lease.image.manifest.env);
-        volume::create(&self.state, id, spec.limits.disk_bytes)?;
-        let preparing = || SandboxError::host(format!("preparing sandbox {id}"));
-        teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
-        let cgroup = self.cgroups.spec_path(layout.cgroup());
-        let order = HelperOrder {
-            description: spec::container(&spec, &cgroup),
-            lower: lease.image.rootfs.clone(),
-            layers: layers::read(&layout).map_err(preparing())?,
+    /// What the helper of such a sandbox over this image is told.
+    fn order(
+        &self,
+        spec: &SandboxSpec,
+        image: &Image,
+        layout: &Layout,
+        layers: Vec<Layer>,
+        ids: IdRange,
+    ) -> HelperOrder {
+        let mut spec = spec.clone();
+        spec.take_variables(&image.manifest.env);
+        let mut description = spec::container(&spec, &self.cgroups.spec_path(layout.cgroup()), ids);
+        if self.cgroups.limits_by_itself() {
+            description["linux"]["resources"] = serde_json::json!({});
+        }
+        HelperOrder {
+            ahead: false,
+            description,
+            lower: image.rootfs.clone(),
+            layers,
+            ids,
             init: self.init.clone(),
             filter: self.filter.clone(),
             timeout: spec.limits.timeout,
             cgroup: layout.cgroup().to_owned(),
-        };
+        }
+    }
+
+    /// Everything on disk that the helper needs.
+    fn prepare(&self, spec: &SandboxSpec, ahead: bool) -> Result<(Layout, Lease), SandboxError> {
+        let id = spec.id;
+        let layout = self.state.layout(id);
+        // Held until the helper holds it.
+        let lease = self.images.lease(&spec.image)?;
+        volume::create(&self.state, id, spec.limits.disk_bytes)?;
+        let preparing = || SandboxError::host(format!("preparing sandbox {id}"));
+        teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
+        let layers = layers::read(&layout).map_err(preparing())?;
+        let ids = self.ranges.claim(&layout, &layers, &self.cgroups).map_err(|error| error.of(id))?;
+        let order = HelperOrder { ahead, ..self.order(spec, &lease.image, &layout, layers, ids) };
         let write = || {
+            if self.cgroups.limits_by_itself() {
+                self.cgroups.furnish(layout.cgroup(), &spec.limits)?;
+            }
             make_dir(&layout.stage())?;
+            inspect::About::of(spec, &self.cgroups.spec_path(layout.cgroup())).write(&layout)?;
+            if ahead {
+                layout.note_first_name(id)?;
+                let noted = Ahead { disk_bytes: spec.limits.disk_bytes };
+                write_whole(&layout.ahead(), &serde_json::to_vec(&noted)?, 0o600)?;
+            }
             write_whole(&layout.order(), &serde_json::to_vec(&order)?, 0o600)
         };
         write().map_err(preparing())?;
         Ok((layout, lease))
+    }
+
+    /// What the helper of the sandbox in this directory was told, if it was started ahead just as this one would be started
+    /// now, and runs.
+    pub(super) fn ready_for(&self, spec: &SandboxSpec, layout: &Layout) -> Option<HelperOrder> {
+        let noted = handover::ahead(layout)?;
+        let was: HelperOrder = serde_json::from_slice(&fs::read(layout.order()).ok()?).ok()?;
+        let layers = layers::read(layout).ok()?;
+        let ids = self.ranges.held(layout, &layers).ok()??;
+        let image = self.images.find(&spec.image).ok()?;
+        let wanted = HelperOrder { ahead: true, ..self.order(spec, &image, layout, layers, ids) };
+        // What lies under the work tree and how long it may live are told when it is handed over.
+        let was = HelperOrder { layers: wanted.layers.clone(), timeout: wanted.timeout, ..was };
+        let stands = noted.disk_bytes == spec.limits.disk_bytes && was == wanted && self.is_alive(layout);
+        stands.then_some(wanted)
+    }
+
+    /// Whether both the sandbox's helper and its first process are there.
+    pub(super) fn is_alive(&self, layout: &Layout) -> bool {
+        layout.helper_pid().is_some() && first_process(layout, &self.cgroups).is_some()
+    }
+
+    /// Makes the sandbox that was started ahead in this one's directory this one, if there is one.
+    fn take_over(&self, spec: &SandboxSpec) -> Option<Layout> {
+        let layout = self.state.layout(spec.id);
+        handover::ahead(&layout)?;
+        let order = self.ready_for(spec, &layout)?;
+        let handed = handover::hand_over(&layout, &order);
+        let id = spec.id;
+        let handed = handed.inspect_err(|error| tracing::warn!(sandbox = %id, %error, "not handed over; started anew"));
+        handed.ok().map(|()| layout)
+    }
+
+    /// Starts a helper for what is prepared, and waits until the sandbox answers.
+    pub(super) async fn bring_up(self: &Arc<Self>, spec: SandboxSpec, ahead: bool) -> Result<Running, SandboxError> {
+        let id = spec.id;
+        let prepared = self.blocking(id, move |this| {
+            let (layout, lease) = this.prepare(&spec, ahead)?;
+            let failed = |error: io::Error| SandboxError::StartFailed { id, detail: error.to_string() };
+            let report = this.start_helper(&layout, true).map_err(failed)?;
+            Ok((layout, report, lease))
+        });
+        let (layout, report, _lease) = prepared.await?;
+        self.launch(id, &layout, report).await?;
+        let running = Running::new(id, layout, Arc::clone(&self.cgroups));
+        running.ping().await?;
+        Ok(running)
     }
 
     /// Has a helper started for the sandbox, which goes on if this process dies. What it reports can be read from the pipe.
@@ -195,7 +294,7 @@ impl Inner {
     }
 
     /// Runs what waits for the kernel on a thread for that.
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         id: SandboxId,
         work: impl FnOnce(&Self) -> Result<T, SandboxError> + Send + 'static,
@@ -210,19 +309,25 @@ impl Inner {
         if let Some(running) = self.find(id).await {
             return Ok(Arc::new(running));
         }
+        let _start = self.starts.begin();
+        if self.state.layout(id).ahead().exists() {
+            let asked = spec.clone();
+            if let Some(layout) = self.blocking(id, move |this| Ok(this.take_over(&asked))).await? {
+                let running = Running::new(id, layout, Arc::clone(&self.cgroups));
+                match running.ping().await {
+                    Ok(()) => {
+                        tracing::info!(sandbox = %id, "sandbox handed over");
+                        return Ok(Arc::new(running));
+                    }
+                    // It died in our hands. Nobody has used it: a new one is as good.
+                    Err(error) => tracing::warn!(sandbox = %id, %error, "handed over and gone; started anew"),
+                }
+            }
+        }
         let cgroups = Arc::clone(&self.cgroups);
         // Beside everything else, and nobody waits for it.
         drop(tokio::task::spawn_blocking(move || cgroups.ease_next_move()));
-        let prepared = self.blocking(id, move |this| {
-            let (layout, lease) = this.prepare(spec)?;
-            let failed = |error: io::Error| SandboxError::StartFailed { id, detail: error.to_string() };
-            let report = this.start_helper(&layout, true).map_err(failed)?;
-            Ok((layout, report, lease))
-        });
-        let (layout, report, _lease) = prepared.await?;
-        self.launch(id, &layout, report).await?;
-        let running = Running::new(id, layout, Arc::clone(&self.cgroups));
-        running.ping().await?;
+        let running = self.bring_up(spec, false).await?;
         tracing::info!(sandbox = %id, "sandbox started");
         Ok(Arc::new(running))
     }
@@ -242,6 +347,19 @@ impl Sandboxes for Containers {
         self.alone(id, work).await
     }
 
+    async fn prepare(&self, spec: &SandboxSpec) -> Result<Volume, SandboxError> {
+        let (spec, spec_id) = (spec.clone(), spec.id);
+        let work = move |inner: Arc<Inner>| async move {
+            let made = move |this: &Inner| {
+                this.zygote.wake();
+                this.claim(&spec);
+                volume::create(&this.state, spec.id, spec.limits.disk_bytes)
+            };
+            inner.blocking(spec_id, made).await
+        };
+        self.alone(spec_id, work).await
+    }
+
     async fn start(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, SandboxError> {
         let spec = spec.clone();
         self.alone(spec.id, move |inner| inner.start(spec)).await
@@ -253,7 +371,7 @@ impl Sandboxes for Containers {
 
     async fn destroy(&self, id: SandboxId) -> Result<(), SandboxError> {
         let work = move |inner: Arc<Inner>| async move {
-            inner.blocking(id, move |this| teardown::destroy(&this.state, &this.cgroups, id)).await
+            inner.blocking(id, move |this| teardown::destroy(&this.state, &this.cgroups, &this.ranges, id)).await
         };
         self.alone(id, work).await.inspect(|()| tracing::info!(sandbox = %id, "sandbox removed"))
     }
@@ -269,8 +387,25 @@ impl Sandboxes for Containers {
         self.inner.blocking(nobody, work).await
     }
 
+    async fn entries(&self, id: SandboxId) -> Result<Vec<Entry>, SandboxError> {
+        let reading = SandboxError::host(format!("reading who has entered sandbox {id}"));
+        self.inner.blocking(id, move |this| inspect::entries(&this.state.layout(id)).map_err(reading)).await
+    }
+
+    async fn forget_entry(&self, id: SandboxId, entry: uuid::Uuid) -> Result<(), SandboxError> {
+        let doing = SandboxError::host(format!("taking down who has entered sandbox {id}"));
+        self.inner.blocking(id, move |this| inspect::forget_entry(&this.state.layout(id), entry).map_err(doing)).await
+    }
+
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError> {
         let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
-        self.inner.blocking(nobody, |this| teardown::list(&this.state, &this.cgroups)).await
+        let pooled = || self.inner.pool.get().map(|pool| pool.ids()).unwrap_or_default();
+        // Asked before and after: one that is taken or made meanwhile is in one of the two.
+        let before = pooled();
+        let mut found =
+            self.inner.blocking(nobody, |this| teardown::list(&this.state, &this.cgroups, &this.ranges)).await?;
+        let after = pooled();
+        found.retain(|id| !before.contains(id) && !after.contains(id));
+        Ok(found)
     }
 }

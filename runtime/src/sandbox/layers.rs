@@ -13,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::mount::{MsFlags, mount};
 use serde::{Deserialize, Serialize};
 
+use super::idmap::Owners;
 use super::layout::{HelperOrder, Layout, State, write_settled};
 use super::{WORKSPACE_GID, WORKSPACE_UID};
 
@@ -32,7 +33,7 @@ pub struct Layer {
 
 impl Layer {
     /// Where on the disk, outside of everything the sandbox sees, its changes are.
-    fn changes(&self, volume: &Path) -> PathBuf {
+    pub fn changes(&self, volume: &Path) -> PathBuf {
         let name = if self.directory.is_empty() { "workspace".to_owned() } else { format!("in-{}", self.directory) };
         volume.join("layers").join(name)
     }
@@ -74,7 +75,8 @@ fn refused(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, what.to_owned())
 }
 
-fn check_name(directory: &str) -> io::Result<()> {
+/// Whether this can be the name of a folder that has a layer.
+pub fn check_name(directory: &str) -> io::Result<()> {
     // One name: a folder further down could be moved away with what is mounted in it.
     let mut parts = Path::new(directory).components();
     let plain =
@@ -129,11 +131,13 @@ fn make_folder(path: &Path, for_agent: bool) -> io::Result<()> {
     if for_agent { fchown(&folder, Some(WORKSPACE_UID), Some(WORKSPACE_GID)) } else { Ok(()) }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+/// Opens a directory, whatever its name, and follows no link there.
+pub fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path)
 }
 
-fn by_descriptor(file: &File) -> String {
+/// A path to what is open.
+pub fn by_descriptor(file: &File) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
@@ -153,15 +157,16 @@ pub fn mount_overlay(lower: &Path, upper: &Path, work: &Path, at: &Path, options
     mount(Some("overlay"), by_descriptor(&at).as_str(), Some("overlay"), flags, Some(&*options)).map_err(failed)
 }
 
-/// Mounts what lies under the work tree, which is at `workspace` already.
-pub fn mount_all(layout: &Layout, layers: &[Layer], workspace: &Path) -> io::Result<()> {
+/// Mounts what lies under the work tree, which is at `workspace` already. `volume` is the disk as the sandbox sees its owners.
+pub fn mount_all(volume: &Path, layers: &[Layer], owners: &mut Owners, workspace: &Path) -> io::Result<()> {
     for layer in layers {
         check_name(&layer.directory)?;
         let at = if layer.directory.is_empty() { workspace.to_owned() } else { workspace.join(&layer.directory) };
-        let changes = layer.changes(&layout.volume());
+        let changes = layer.changes(volume);
+        let lower = owners.show(&layer.lower)?;
         // A folder of the lower directory can be renamed: the kernel notes in an attribute, which no sandbox can write, where
         // its content is.
-        mount_overlay(&layer.lower, &changes.join("upper"), &changes.join("work"), &at, ",redirect_dir=on")
+        mount_overlay(&lower, &changes.join("upper"), &changes.join("work"), &at, ",redirect_dir=on")
             .map_err(|error| io::Error::other(format!("laying files under the work tree: {error}")))?;
     }
     Ok(())

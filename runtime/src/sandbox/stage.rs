@@ -7,15 +7,16 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::pivot_root;
 
 use super::cgroup;
-use super::layers::{self, Layer};
-use super::layout::Layout;
+use super::idmap::Owners;
+use super::layers;
+use super::layout::{HelperOrder, Layout};
 
 /// The sandbox's directory, seen from the stage.
 pub const SANDBOX: &str = "/sandbox";
@@ -30,6 +31,8 @@ pub const BUNDLE: &str = "/bundle";
 /// What the container library keeps about the container, seen from the stage; it exists nowhere else. The library writes it
 /// anew at every step, for which a disk can make it wait.
 pub const CONTAINER: &str = "/container";
+/// Where the disk and the shared files are with the sandbox's own ids as owners, seen from the stage.
+const SHELF: &str = "/shelf";
 /// The first process's program, seen from the stage.
 pub const INIT: &str = "/init";
 
@@ -43,43 +46,50 @@ fn bind(from: &Path, to: &Path, recursive: bool) -> io::Result<()> {
 
 /// Shows the library only the control group trees that limit something. On version 1 it would otherwise join every tree there
 /// is, one after the other, and joining is the slowest thing a start does: the kernel waits for all processors each time.
-fn bind_cgroups(at: &impl Fn(&str) -> PathBuf) -> io::Result<()> {
+fn bind_cgroups(stage: &Path) -> io::Result<()> {
     const ALL: &str = "/sys/fs/cgroup";
-    let trees = cgroup::limiting_trees(&fs::read_to_string("/proc/self/mountinfo")?);
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut trees = cgroup::limiting_trees(&mounts);
     if trees.is_empty() {
-        return bind(Path::new(ALL), &at(ALL), true);
+        return bind(Path::new(ALL), &stage.join("sys/fs/cgroup"), true);
     }
+    trees.extend(cgroup::unified_tree(&mounts));
     for tree in trees {
-        let to = at(&tree);
+        let to = stage.join(tree.strip_prefix("/").unwrap_or(&tree));
         fs::create_dir_all(&to)?;
-        bind(Path::new(&tree), &to, false)?;
+        bind(&tree, &to, false)?;
     }
     Ok(())
 }
 
-/// Makes the stage and moves into it. For a program with one thread.
-pub fn enter(layout: &Layout, lower: &Path, layers: &[Layer], init: &Path) -> io::Result<()> {
+/// Makes the stage and moves into it. What is mounted in the work tree of a sandbox that is started ahead spreads into the
+/// container. For a program with one thread.
+pub fn enter(layout: &Layout, order: &HelperOrder) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
     let stage = layout.stage();
     mount(Some("stage"), &stage, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755,size=1m"))?;
     let at = |inside: &str| stage.join(inside.trim_start_matches('/'));
-    for dir in ["/proc", "/dev", "/sys/fs/cgroup", SANDBOX, ROOT, WORKSPACE, HOME, BUNDLE, CONTAINER] {
+    for dir in ["/proc", "/dev", "/sys/fs/cgroup", SANDBOX, ROOT, WORKSPACE, HOME, BUNDLE, CONTAINER, SHELF] {
         fs::create_dir_all(at(dir))?;
     }
     File::create(at(INIT))?;
     for dir in ["/proc", "/dev"] {
         bind(Path::new(dir), &at(dir), true)?;
     }
-    bind_cgroups(&at)?;
+    bind_cgroups(&stage)?;
     // Not recursive: the disk that is mounted in the sandbox's directory stays outside.
     bind(layout.dir(), &at(SANDBOX), false)?;
-    bind(&layout.volume().join("workspace"), &at(WORKSPACE), false)?;
-    bind(&layout.volume().join("home"), &at(HOME), false)?;
-    bind(init, &at(INIT), false)?;
-    layers::mount_all(layout, layers, &at(WORKSPACE))?;
-    let volume = layout.volume();
-    layers::mount_overlay(lower, &volume.join("upper"), &volume.join("work"), &at(ROOT), "")?;
+    let mut owners = Owners::of(order.ids, at(SHELF))?;
+    let volume = owners.show(&layout.volume())?;
+    bind(&volume.join("workspace"), &at(WORKSPACE), false)?;
+    if order.ahead {
+        mount(NOTHING, &at(WORKSPACE), NOTHING, MsFlags::MS_SHARED, NOTHING)?;
+    }
+    bind(&volume.join("home"), &at(HOME), false)?;
+    bind(&order.init, &at(INIT), false)?;
+    layers::mount_all(&volume, &order.layers, &mut owners, &at(WORKSPACE))?;
+    layers::mount_overlay(&order.lower, &volume.join("upper"), &volume.join("work"), &at(ROOT), "")?;
     std::env::set_current_dir(&stage)?;
     // The documented way without a place for the old root: it ends up under the new one, and is let go.
     pivot_root(".", ".")?;

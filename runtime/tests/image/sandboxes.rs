@@ -25,7 +25,8 @@ fn one(text: &str) -> Image {
 }
 
 fn spec(id: SandboxId, image: &str) -> SandboxSpec {
-    let limits = Limits { memory_bytes: 64 << 20, disk_bytes: 64 << 20, pids: 64, cpus: 1.0, timeout: Duration::from_secs(120) };
+    let limits =
+        Limits { memory_bytes: 64 << 20, disk_bytes: 64 << 20, pids: 64, cpus: 1.0, timeout: Duration::from_secs(120) };
     SandboxSpec { id, image: image.into(), limits, env: Vec::new(), hostname: "sandbox".into() }
 }
 

@@ -2,8 +2,11 @@
 //! behind. Every test here runs real containers and needs root and an image named `default`.
 #![allow(clippy::unwrap_used)]
 
+mod ahead;
+mod control_groups;
 mod escape;
 mod host;
+mod ids;
 mod isolation;
 mod layers;
 mod leftovers;
