@@ -282,7 +282,6 @@ fn take_apart(archive: impl Read, files: &Path) -> io::Result<(Vec<Said>, String
         io::copy(&mut entry, &mut io::sink())?;
         said.extend(act);
     }
-    drop(entries);
     let mut rest = archive.into_inner();
     left.set(MAX_TRAILER);
     io::copy(&mut rest, &mut io::sink())?;

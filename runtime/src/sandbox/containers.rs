@@ -29,7 +29,7 @@ use super::{
     Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, inspect, layers, leftovers, seccomp,
     spec, teardown, volume,
 };
-use crate::image::{ImageStore, Lease};
+use crate::image::{Image, ImageStore, Lease};
 
 /// How long a container may take to come up on a host that is very busy.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -131,23 +131,25 @@ impl Inner {
         handover::ahead(&layout).is_none().then(|| Running::new(id, layout, Arc::clone(&self.cgroups)))
     }
 
-    /// What the helper of such a sandbox is told, over this root file system.
+    /// What the helper of such a sandbox over this image is told.
     fn order(
         &self,
         spec: &SandboxSpec,
+        image: &Image,
         layout: &Layout,
-        lower: PathBuf,
         layers: Vec<Layer>,
         ids: IdRange,
     ) -> HelperOrder {
-        let mut description = spec::container(spec, &self.cgroups.spec_path(layout.cgroup()), ids);
+        let mut spec = spec.clone();
+        spec.take_variables(&image.manifest.env);
+        let mut description = spec::container(&spec, &self.cgroups.spec_path(layout.cgroup()), ids);
         if self.cgroups.limits_by_itself() {
             description["linux"]["resources"] = serde_json::json!({});
         }
         HelperOrder {
             ahead: false,
             description,
-            lower,
+            lower: image.rootfs.clone(),
             layers,
             ids,
             init: self.init.clone(),
@@ -163,19 +165,17 @@ impl Inner {
     }
 
     /// Everything on disk that the helper needs.
-    fn prepare(&self, mut spec: SandboxSpec, ahead: bool) -> Result<(Layout, Lease), SandboxError> {
+    fn prepare(&self, spec: &SandboxSpec, ahead: bool) -> Result<(Layout, Lease), SandboxError> {
         let id = spec.id;
         let layout = self.state.layout(id);
         // Held until the helper holds it.
         let lease = self.images.lease(&spec.image)?;
-        spec.take_variables(&lease.image.manifest.env);
         volume::create(&self.state, id, spec.limits.disk_bytes)?;
         let preparing = || SandboxError::host(format!("preparing sandbox {id}"));
         teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
         let layers = layers::read(&layout).map_err(preparing())?;
         let ids = self.ranges.claim(&layout, &layers, &self.cgroups).map_err(|error| error.of(id))?;
-        let order = self.order(&spec, &layout, lease.image.rootfs.clone(), layers, ids);
-        let order = HelperOrder { ahead, ..order };
+        let order = HelperOrder { ahead, ..self.order(spec, &lease.image, &layout, layers, ids) };
         let write = || {
             if self.cgroups.limits_by_itself() {
                 self.cgroups.furnish(layout.cgroup(), &spec.limits)?;
@@ -186,7 +186,7 @@ impl Inner {
                 let noted = Ahead { disk_bytes: spec.limits.disk_bytes };
                 write_whole(&layout.ahead(), &serde_json::to_vec(&noted)?, 0o600)?;
             }
-            self.describe(&spec, &layout)?;
+            self.describe(spec, &layout)?;
             write_whole(&layout.order(), &serde_json::to_vec(&order)?, 0o600)
         };
         write().map_err(preparing())?;
@@ -201,9 +201,7 @@ impl Inner {
         let layers = layers::read(layout).ok()?;
         let ids = self.ranges.held(layout, &layers).ok()??;
         let image = self.images.find(&spec.image).ok()?;
-        let mut spec = spec.clone();
-        spec.take_variables(&image.manifest.env);
-        let wanted = HelperOrder { ahead: true, ..self.order(&spec, layout, image.rootfs, layers, ids) };
+        let wanted = HelperOrder { ahead: true, ..self.order(spec, &image, layout, layers, ids) };
         // What lies under the work tree and how long it may live are told when it is handed over.
         let was = HelperOrder { layers: wanted.layers.clone(), timeout: wanted.timeout, ..was };
         let stands = noted.disk_bytes == spec.limits.disk_bytes && was == wanted && self.is_alive(layout);
@@ -230,7 +228,7 @@ impl Inner {
     pub(super) async fn bring_up(self: &Arc<Self>, spec: SandboxSpec, ahead: bool) -> Result<Running, SandboxError> {
         let id = spec.id;
         let prepared = self.blocking(id, move |this| {
-            let (layout, lease) = this.prepare(spec, ahead)?;
+            let (layout, lease) = this.prepare(&spec, ahead)?;
             let failed = |error: io::Error| SandboxError::StartFailed { id, detail: error.to_string() };
             let report = this.start_helper(&layout, true).map_err(failed)?;
             Ok((layout, report, lease))
