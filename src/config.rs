@@ -4,6 +4,7 @@
 //! command line. [`Loaded`] remembers which layer each value came from, for `orchestra serve --print-config`.
 
 mod commits;
+mod images;
 mod layers;
 
 use std::collections::BTreeMap;
@@ -17,11 +18,12 @@ use orchestra_runtime::forge::{ForgeConfig, ForgeKind};
 use orchestra_runtime::gateway::{Abandoned, GatewayPolicy};
 use orchestra_runtime::git::{BranchOverrides, BranchPolicies, BranchSettings};
 use orchestra_runtime::model::{Dialect, HostedTool, PriceRow, ProviderConfig, Timeouts, read_operator};
-use orchestra_runtime::sandbox::HostIds;
+use orchestra_runtime::sandbox::{HostIds, MAX_READY};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 pub use commits::CommitsSection;
+pub use images::ImagesSection;
 pub use layers::{Loaded, load};
 
 /// Every key. `*` stands for a name of the operator's choosing.
@@ -66,6 +68,13 @@ pub const KEYS: &[&str] = &[
     "cache.max_size",
     "cache.max_age",
     "cache.lowers",
+    "images.allow",
+    "images.keep",
+    "images.max_size",
+    "images.docker_config",
+    "images.*.reference",
+    "images.*.username",
+    "images.*.password_env",
     "sandbox.image",
     "sandbox.images_dir",
     "sandbox.memory",
@@ -94,6 +103,8 @@ pub const KEYS: &[&str] = &[
     "prices_file",
     "billing.refund_failed",
     "teams.*.models",
+    "teams.*.image",
+    "teams.*.images",
     "teams.*.branches.bases",
     "teams.*.branches.template",
     "teams.*.branches.names",
@@ -140,6 +151,8 @@ pub struct Config {
     pub branches: BranchSettings,
     /// How much of what was fetched is kept.
     pub cache: CacheSection,
+    /// Where images come from.
+    pub images: ImagesSection,
     /// What a sandbox may use.
     pub sandbox: SandboxSection,
     /// How much runs at once.
@@ -222,7 +235,7 @@ pub struct SandboxSection {
     pub disk: String,
     /// Wall-clock limit of tasks that name none, such as `30m`.
     pub timeout: String,
-    /// Sandboxes kept ready. Must be 0: sandboxes start on demand.
+    /// Sandboxes of the default image kept started ahead; 0 for none.
     pub warm_pool: u32,
     /// The host's user ids that sandboxes run with.
     pub host_ids: HostIdsSection,
@@ -310,6 +323,12 @@ pub struct TeamSection {
     /// The models it may use, as patterns; all that have a price when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<String>>,
+    /// The image of its tasks that name none; `sandbox.image` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The images its tasks may name, as patterns; all that are there when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<Vec<String>>,
     /// Its own rules about branches, over those of `branches`.
     #[serde(default)]
     pub branches: BranchOverrides,
@@ -364,6 +383,7 @@ impl Default for Config {
             commits: CommitsSection::default(),
             branches: BranchSettings::default(),
             cache: CacheSection { max_size: "20GiB".to_owned(), max_age: "168h".to_owned(), lowers: 8 },
+            images: ImagesSection::default(),
             sandbox: SandboxSection {
                 image: "default".to_owned(),
                 images_dir: None,
@@ -450,6 +470,7 @@ impl Config {
         self.commits.rules()?;
         self.branch_policies()?;
         self.sandbox.host_ids.ids()?;
+        self.check_images()?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
         refuse(self.cache.lowers == 0, "cache.lowers is at least 1")?;
@@ -462,7 +483,10 @@ impl Config {
         refuse(timeout.as_secs() == 0, "sandbox.timeout is at least 1s")?;
         refuse(!(self.sandbox.cpus > 0.0 && self.sandbox.cpus <= 1024.0), "sandbox.cpus is above 0 and at most 1024")?;
         refuse(self.sandbox.pids < 16, "sandbox.pids is at least 16")?;
-        refuse(self.sandbox.warm_pool > 0, "sandbox.warm_pool must be 0: sandboxes are started on demand")?;
+        refuse(
+            self.sandbox.warm_pool as usize > MAX_READY,
+            &format!("sandbox.warm_pool is at most {MAX_READY}: each holds memory and a disk"),
+        )?;
         refuse(
             self.scheduler.places == 0 || self.scheduler.per_team == 0,
             "scheduler.places and per_team are at least 1",

@@ -14,7 +14,7 @@ use nix::mount::{MsFlags, mount};
 use serde::{Deserialize, Serialize};
 
 use super::idmap::Owners;
-use super::layout::{Layout, State, write_settled};
+use super::layout::{HelperOrder, Layout, State, write_settled};
 use super::{WORKSPACE_GID, WORKSPACE_UID};
 
 /// Most folders of one work tree that have a directory laid under them: a task has one for each of its repositories.
@@ -33,7 +33,7 @@ pub struct Layer {
 
 impl Layer {
     /// Where on the disk, outside of everything the sandbox sees, its changes are.
-    fn changes(&self, volume: &Path) -> PathBuf {
+    pub fn changes(&self, volume: &Path) -> PathBuf {
         let name = if self.directory.is_empty() { "workspace".to_owned() } else { format!("in-{}", self.directory) };
         volume.join("layers").join(name)
     }
@@ -62,11 +62,21 @@ pub fn lowers(state: &State) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// The root file system of every sandbox's image, as far as its order says. A helper holds its image too; this is for one that
+/// was killed while its sandbox lives on.
+pub fn images(state: &State) -> Vec<PathBuf> {
+    let entries = fs::read_dir(state.sandboxes()).into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let orders = ids.filter_map(|id| fs::read(state.layout(id).order()).ok());
+    orders.filter_map(|order| Some(serde_json::from_slice::<HelperOrder>(&order).ok()?.lower)).collect()
+}
+
 fn refused(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, what.to_owned())
 }
 
-fn check_name(directory: &str) -> io::Result<()> {
+/// Whether this can be the name of a folder that has a layer.
+pub fn check_name(directory: &str) -> io::Result<()> {
     // One name: a folder further down could be moved away with what is mounted in it.
     let mut parts = Path::new(directory).components();
     let plain =
@@ -121,11 +131,13 @@ fn make_folder(path: &Path, for_agent: bool) -> io::Result<()> {
     if for_agent { fchown(&folder, Some(WORKSPACE_UID), Some(WORKSPACE_GID)) } else { Ok(()) }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+/// Opens a directory, whatever its name, and follows no link there.
+pub fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path)
 }
 
-fn by_descriptor(file: &File) -> String {
+/// A path to what is open.
+pub fn by_descriptor(file: &File) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 

@@ -16,6 +16,7 @@ mod client;
 mod container;
 mod containers;
 mod error;
+mod handover;
 mod helper;
 mod idmap;
 mod ids;
@@ -24,6 +25,7 @@ mod layers;
 mod layout;
 mod leftovers;
 mod network;
+mod pool;
 mod seccomp;
 mod spec;
 mod stage;
@@ -32,7 +34,7 @@ mod teardown;
 mod volume;
 mod zygote;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -55,6 +57,7 @@ pub use inspect::{About, Confinement, Entry, EntryKind, Inspection, MAX_ENTRIES,
 pub use layers::MAX_LAYERS;
 pub use network::listen_inside;
 pub use orchestra_init::{Listed, Window};
+pub use pool::MAX_READY;
 pub use seccomp::profile as seccomp_profile;
 pub use spec::container as container_description;
 pub use streams::{INPUT_CHUNKS, Piece, StreamedExec};
@@ -106,6 +109,23 @@ pub struct SandboxSpec {
     pub env: Vec<(String, String)>,
     /// What it calls itself.
     pub hostname: String,
+}
+
+impl SandboxSpec {
+    /// A task's sandbox, with nothing that differs from task to task but these.
+    pub fn of_a_task(id: SandboxId, image: String, limits: Limits) -> Self {
+        Self { id, image, limits, env: Vec::new(), hostname: "sandbox".to_owned() }
+    }
+
+    /// Takes an image's own variables, as far as nothing is said of them already. Its path comes after the user's own.
+    fn take_variables(&mut self, image: &BTreeMap<String, String>) {
+        for (name, value) in image {
+            if !self.env.iter().any(|(given, _)| given == name) {
+                let value = if name == "PATH" { format!("{}/.local/bin:{value}", spec::HOME) } else { value.clone() };
+                self.env.push((name.clone(), value));
+            }
+        }
+    }
 }
 
 /// Where sandboxes live on this host.
@@ -223,13 +243,17 @@ pub struct Walls {
 pub trait Sandboxes: Send + Sync {
     /// Makes the sandbox's disk, so that a work tree can be put there before the start. Replaces nothing that exists.
     async fn create_volume(&self, id: SandboxId, disk_bytes: u64) -> Result<Volume, SandboxError>;
+    /// Makes the disk of a sandbox that will be started exactly so, which may be that of one that was started ahead.
+    async fn prepare(&self, spec: &SandboxSpec) -> Result<Volume, SandboxError> {
+        self.create_volume(spec.id, spec.limits.disk_bytes).await
+    }
     /// Starts a sandbox, or finds it running.
     async fn start(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, SandboxError>;
     /// Finds a running sandbox, whoever started it. `None` when it does not run (any more).
     async fn attach(&self, id: SandboxId) -> Result<Option<Arc<dyn Sandbox>>, SandboxError>;
     /// Kills everything in a sandbox and removes all that it had on this host. Doing so again changes nothing.
     async fn destroy(&self, id: SandboxId) -> Result<(), SandboxError>;
-    /// Every directory that lies under the work tree of any sandbox: none of them may be removed or changed.
+    /// Every directory that lies under the work tree of any sandbox, or under its root: none of them may be removed or changed.
     async fn lowers(&self) -> Result<HashSet<PathBuf>, SandboxError>;
     /// Those who have entered a sandbox from the host and are not written down anywhere else yet, oldest first.
     async fn entries(&self, id: SandboxId) -> Result<Vec<Entry>, SandboxError>;
