@@ -72,7 +72,7 @@ async fn every_sandbox_is_seen_with_and_without_its_server() {
         assert!(seen["usage"]["memoryBytes"].as_u64().unwrap() > 100_000, "{seen:#}");
         assert!(seen["usage"]["memoryPeakBytes"].as_u64() >= seen["usage"]["memoryBytes"].as_u64(), "{seen:#}");
         assert!(seen["usage"]["cpuMs"].as_u64().unwrap() > 0, "{seen:#}");
-        assert!(seen["usage"]["pids"].as_u64().unwrap() >= 3, "{seen:#}");
+        assert!(seen["usage"]["pids"].as_u64().unwrap() >= 2, "{seen:#}");
         assert!(seen["usage"]["diskUsedBytes"].as_u64().unwrap() > 0, "{seen:#}");
         let (code, table, _) = run(sandbox(&house, "ps")).await;
         let id = seen["id"].as_str().unwrap();
@@ -336,7 +336,7 @@ async fn usage_and_entries_are_in_the_stream_while_the_sandbox_runs() {
     let usage = house.event(&task, "sandbox-usage").await;
     let data = &usage.data["data"];
     assert!(data["diskBytes"].as_u64().unwrap() > 20_000_000, "{data:#}");
-    assert!(data["memoryBytes"].as_u64().unwrap() > 0 && data["pids"].as_u64().unwrap() >= 3, "{data:#}");
+    assert!(data["memoryBytes"].as_u64().unwrap() > 0 && data["pids"].as_u64().unwrap() >= 2, "{data:#}");
     assert_eq!(data["limits"]["pids"], 128);
     // Whoever went in before is on record by then, though the sandbox runs on.
     let events = house.events(&task).await;
@@ -349,7 +349,7 @@ async fn usage_and_entries_are_in_the_stream_while_the_sandbox_runs() {
         line.rsplit(' ').next().unwrap().parse().unwrap()
     };
     assert_eq!(gauge("orchestra_sandboxes_sampled "), 1.0);
-    assert!(gauge("orchestra_sandbox_disk_bytes ") > 20_000_000.0 && gauge("orchestra_sandbox_pids ") >= 3.0);
+    assert!(gauge("orchestra_sandbox_disk_bytes ") > 20_000_000.0 && gauge("orchestra_sandbox_pids ") >= 2.0);
     let script = "rm /workspace/big; touch /tmp/go";
     assert_eq!(exec(&house, &task, &["sh", "-c", script]).await.0, Some(0));
     assert_eq!(house.ended(&task).await["status"], "succeeded");

@@ -77,7 +77,7 @@ impl Progress {
         // The built-in agent's message names its tools; a harness's does not.
         self.harness |= event.kind == "harness-started";
         let told = match &*event.kind {
-            "model-called" | "harness-read" => false,
+            "model-called" | "harness-read" | "sandbox-usage" => false,
             "tool-called" => self.harness,
             _ => true,
         };
@@ -143,6 +143,14 @@ pub fn line(envelope: &Value) -> String {
         "created" => text("task").to_owned(),
         "cloned" => format!("{} {} at {}", text("repo"), text("base"), short("commit")),
         "sandbox-started" => format!("in {} ms", data["startMs"]),
+        "sandbox-usage" => {
+            format!(
+                "{} MiB of memory, {} ms of CPU time",
+                data["memoryBytes"].as_u64().unwrap_or(0) >> 20,
+                data["cpuMs"]
+            )
+        }
+        "operator-entered" => format!("{} ran {}", text("operator"), text("program")),
         "tokens-charged" => {
             let usage = &data["usage"];
             format!("{} in, {} out, ${}", usage["inputTokens"], usage["outputTokens"], nano_usd(data))

@@ -37,6 +37,12 @@ impl Meter {
     }
 }
 
+/// A size as short as it can be told.
+fn size(bytes: u64) -> String {
+    const GIB: u64 = 1 << 30;
+    if bytes >= GIB { format!("{:.1} GiB", bytes as f64 / GIB as f64) } else { format::bytes(bytes) }
+}
+
 fn share(used: u64, limit: u64) -> Option<f64> {
     (limit > 0).then(|| used as f64 / limit as f64)
 }
@@ -73,20 +79,20 @@ fn meters(usage: &SandboxUsage) -> Vec<Meter> {
         processors,
         Meter::new(
             "Memory",
-            format::bytes(usage.memory_bytes),
-            Some(format::bytes(limits.memory_bytes)),
+            size(usage.memory_bytes),
+            Some(size(limits.memory_bytes)),
             share(usage.memory_bytes, limits.memory_bytes),
         ),
         Meter::new(
             "Disk",
-            format::bytes(usage.disk_bytes),
-            Some(format::bytes(limits.disk_bytes)),
+            size(usage.disk_bytes),
+            Some(size(limits.disk_bytes)),
             share(usage.disk_bytes, limits.disk_bytes),
         ),
         Meter::new("Processes", usage.pids.to_string(), Some(limits.pids.to_string()), share(usage.pids, limits.pids)),
     ];
     if let Some(egress) = &usage.egress {
-        let traffic = format!("{} in, {} out", format::bytes(egress.received_bytes), format::bytes(egress.sent_bytes));
+        let traffic = format!("{} in, {} out", size(egress.received_bytes), size(egress.sent_bytes));
         meters.push(Meter::new("Network", traffic, None, None));
     }
     meters
@@ -98,7 +104,7 @@ fn note(usage: &SandboxUsage) -> Option<String> {
         said.push(format!("{} of CPU time so far", format::milliseconds(usage.cpu_ms)));
     }
     if usage.memory_peak_bytes > 0 {
-        said.push(format!("at most {} of memory at once", format::bytes(usage.memory_peak_bytes)));
+        said.push(format!("at most {} of memory at once", size(usage.memory_peak_bytes)));
     }
     if usage.oom_kills > 0 {
         said.push(format!("{} killed for memory", format::count(usage.oom_kills, "process", "processes")));
