@@ -286,6 +286,12 @@ fn traces(state: &Path) -> Vec<String> {
             found.push(format!("loop device {}", device.path().display()));
         }
     }
+    // Ranges of host user ids are claimed by links to the sandbox's folder.
+    for claim in fs::read_dir("/run/orchestra/ids").into_iter().flatten().flatten() {
+        if fs::read_link(claim.path()).is_ok_and(|owner| owner.starts_with(&state)) {
+            found.push(format!("range of ids {}", claim.path().display()));
+        }
+    }
     // What all sandboxes share stays; nothing of any one of them does, and nothing half made.
     let mut folders = vec![state.clone()];
     while let Some(folder) = folders.pop() {
