@@ -2,7 +2,7 @@
 //!
 //! It stands behind the permissions of files and the mounts, and says the same once more in other words: what is not the
 //! agent's is for reading. Who got round one of them would still have this one before him. It holds for this process and its
-//! children for ever, needs no right, and can only take away. A kernel without it runs sandboxes with one wall less.
+//! children for ever, needs no right, and can only take away. A place is known by what is mounted there when the wall is put up: mount first. A kernel without it runs sandboxes with one wall less.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -118,6 +118,12 @@ fn version() -> u32 {
     let asked =
         unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<Handled>(), 0, ASK_VERSION) };
     u32::try_from(asked).unwrap_or(0)
+}
+
+/// The version that commands on this kernel are restricted by; 0 when there is none that is of use.
+pub fn usable() -> u32 {
+    let version = version();
+    if handled(version).is_some() { version } else { 0 }
 }
 
 /// The folders of the image that anybody may write to. What is written there lies on the sandbox's own disk.

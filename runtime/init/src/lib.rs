@@ -183,7 +183,7 @@ pub struct Stats {
     pub kept: u32,
     /// Orphans and commands buried so far.
     pub reaped: u64,
-    /// The version of Landlock that init and all commands are restricted by; 0 is none.
+    /// The version of Landlock that all commands are restricted by, and init from the first of them on; 0 is none.
     #[serde(default)]
     pub landlock: u32,
 }

@@ -74,8 +74,8 @@ struct Supervisor {
     sinks: VecDeque<OwnedFd>,
     processes: u64,
     reaped: u64,
-    /// The version of Landlock that everything in here is restricted by.
-    landlock: u32,
+    /// The version of Landlock that everything in here is restricted by, once that is so.
+    landlock: Option<u32>,
     buffer: Box<[u8; CHUNK_BYTES]>,
 }
 
@@ -94,7 +94,6 @@ enum Source {
 /// Runs until the sandbox ends. Commands get at most `processes` processes between them.
 pub fn run(processes: u64) -> io::Result<Infallible> {
     set_dumpable(false)?;
-    let landlock = landlock::restrict()?;
     // SAFETY: the host hands over exactly this descriptor, and nothing else in this process owns it.
     let listener = unsafe { OwnedFd::from_raw_fd(LISTENER) };
     fcntl(&listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
@@ -120,7 +119,7 @@ pub fn run(processes: u64) -> io::Result<Infallible> {
         sinks: VecDeque::new(),
         processes,
         reaped: 0,
-        landlock,
+        landlock: None,
         buffer: Box::new([0; CHUNK_BYTES]),
     };
     loop {
@@ -306,7 +305,7 @@ impl Supervisor {
                     running: self.jobs.len() as u32,
                     kept: self.kept.len() as u32,
                     reaped: self.reaped,
-                    landlock: self.landlock,
+                    landlock: self.landlock.unwrap_or_else(landlock::usable),
                 })
                 .to_frame(),
             ),
@@ -331,7 +330,7 @@ impl Supervisor {
             None if self.kept.len() + self.jobs.len() >= MAX_KEPT => {
                 return Some(refuse("too many results wait to be forgotten"));
             }
-            None => match Job::start(exec, stdin, self.next_mark, self.processes) {
+            None => match self.start(exec, stdin) {
                 Ok(job) => {
                     self.next_mark += 1;
                     drop(self.jobs.insert(exec.id.clone(), job));
@@ -343,6 +342,15 @@ impl Supervisor {
             client.watches = Some(exec.id.clone());
         }
         None
+    }
+
+    /// Starts a command, behind the second wall. That is put up before the first one and not sooner: the wall knows files by
+    /// where they are mounted, and a sandbox that was started ahead gets its work tree later.
+    fn start(&mut self, exec: &Exec, stdin: Vec<u8>) -> io::Result<Job> {
+        if self.landlock.is_none() {
+            self.landlock = Some(landlock::restrict()?);
+        }
+        Job::start(exec, stdin, self.next_mark, self.processes)
     }
 
     /// The result of a command that could not be started, with the codes a shell uses.

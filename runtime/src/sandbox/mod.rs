@@ -233,7 +233,7 @@ pub struct Walls {
     pub no_new_privileges: bool,
     /// Capabilities that a program could still give it, as the kernel's bits.
     pub capabilities: u64,
-    /// The version of Landlock that it is restricted by; 0 is none: the host's kernel does not have it, or only the first
+    /// The version of Landlock that it is restricted by from the first command on; 0 is none: the host's kernel does not have it, or only the first
     /// version, which allows no renames between folders.
     pub landlock: u32,
 }
