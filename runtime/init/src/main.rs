@@ -17,7 +17,8 @@ fn main() -> ExitCode {
     match arguments.next().as_deref() {
         Some("pid1") => {
             let processes = arguments.next().and_then(|count| count.parse().ok()).unwrap_or(64);
-            match supervisor::run(processes) {
+            let awaited = arguments.next().as_deref() == Some("awaited");
+            match supervisor::run(processes, awaited) {
                 Ok(never) => match never {},
                 Err(error) => {
                     eprintln!("init: {error}");

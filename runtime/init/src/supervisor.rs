@@ -75,7 +75,7 @@ struct Supervisor {
     processes: u64,
     reaped: u64,
     /// The version of Landlock that everything in here is restricted by.
-    landlock: u32,
+    landlock: Option<u32>,
     buffer: Box<[u8; CHUNK_BYTES]>,
 }
 
@@ -91,10 +91,12 @@ enum Source {
     Sink(usize),
 }
 
-/// Runs until the sandbox ends. Commands get at most `processes` processes between them.
-pub fn run(processes: u64) -> io::Result<Infallible> {
+/// Runs until the sandbox ends. Commands get at most `processes` processes between them. Where the work tree is `awaited`, the
+/// second wall is put up before the first command instead of now: its rules are about the folders that there are, and what is
+/// mounted over one of them afterwards would be beyond it.
+pub fn run(processes: u64, awaited: bool) -> io::Result<Infallible> {
     set_dumpable(false)?;
-    let landlock = landlock::restrict()?;
+    let landlock = if awaited { None } else { Some(landlock::restrict()?) };
     // SAFETY: the host hands over exactly this descriptor, and nothing else in this process owns it.
     let listener = unsafe { OwnedFd::from_raw_fd(LISTENER) };
     fcntl(&listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
@@ -306,11 +308,17 @@ impl Supervisor {
                     running: self.jobs.len() as u32,
                     kept: self.kept.len() as u32,
                     reaped: self.reaped,
-                    landlock: self.landlock,
+                    landlock: self.landlock.unwrap_or(0),
                 })
                 .to_frame(),
             ),
         }
+    }
+
+    /// Puts the second wall up, once.
+    fn put_up_wall(&mut self) -> io::Result<()> {
+        self.landlock = Some(landlock::restrict()?);
+        Ok(())
     }
 
     /// Starts, joins or answers for a command; nothing to send yet when it runs.
@@ -330,6 +338,9 @@ impl Supervisor {
             None if self.jobs.len() >= MAX_RUNNING => return Some(refuse("too many commands are running")),
             None if self.kept.len() + self.jobs.len() >= MAX_KEPT => {
                 return Some(refuse("too many results wait to be forgotten"));
+            }
+            None if self.landlock.is_none() && self.put_up_wall().is_err() => {
+                return Some(refuse("the second wall cannot be put up, and nothing runs without it"));
             }
             None => match Job::start(exec, stdin, self.next_mark, self.processes) {
                 Ok(job) => {

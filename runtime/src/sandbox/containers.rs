@@ -130,20 +130,25 @@ impl Inner {
         handover::ahead(&layout).is_none().then(|| Running::new(id, layout, Arc::clone(&self.cgroups)))
     }
 
-    /// What the helper of such a sandbox is told.
+    /// What the helper of such a sandbox is told, if it is started for a task or `ahead`.
     fn order(
         &self,
         spec: &SandboxSpec,
         layout: &Layout,
         layers: Vec<Layer>,
         ids: IdRange,
+        ahead: bool,
     ) -> Result<HelperOrder, SandboxError> {
         let mut description = spec::container(spec, &self.cgroups.spec_path(layout.cgroup()), ids);
         if self.cgroups.limits_by_itself() {
             description["linux"]["resources"] = serde_json::json!({});
         }
+        if ahead && let Some(arguments) = description["process"]["args"].as_array_mut() {
+            // Its work tree is still to come.
+            arguments.push("awaited".into());
+        }
         Ok(HelperOrder {
-            ahead: false,
+            ahead,
             description,
             lower: self.images.resolve(&spec.image)?,
             layers,
@@ -170,7 +175,7 @@ impl Inner {
         teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
         let layers = layers::read(&layout).map_err(preparing())?;
         let ids = self.ranges.claim(&layout, &layers, &self.cgroups).map_err(|error| error.of(id))?;
-        let order = HelperOrder { ahead, ..self.order(spec, &layout, layers, ids)? };
+        let order = self.order(spec, &layout, layers, ids, ahead)?;
         let write = || {
             if self.cgroups.limits_by_itself() {
                 self.cgroups.furnish(layout.cgroup(), &spec.limits)?;
@@ -195,7 +200,7 @@ impl Inner {
         let was: HelperOrder = serde_json::from_slice(&fs::read(layout.order()).ok()?).ok()?;
         let layers = layers::read(layout).ok()?;
         let ids = self.ranges.held(layout, &layers).ok()??;
-        let wanted = HelperOrder { ahead: true, ..self.order(spec, layout, layers, ids).ok()? };
+        let wanted = self.order(spec, layout, layers, ids, true).ok()?;
         // What lies under the work tree and how long it may live are told when it is handed over.
         let was = HelperOrder { layers: wanted.layers.clone(), timeout: wanted.timeout, ..was };
         let stands = noted.disk_bytes == spec.limits.disk_bytes && was == wanted && self.is_alive(layout);
