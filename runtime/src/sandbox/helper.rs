@@ -32,6 +32,7 @@ use super::handover::Counter;
 use super::layout::{Cause, Ending, HelperOrder, HelperReport, Layout, whole_file_lock, write_whole};
 use super::seccomp::Filter;
 use super::{network, stage};
+use crate::image;
 
 /// The first argument of a program that is to be a sandbox's helper; the sandbox's directory follows.
 pub const HELPER_ARG: &str = "sandbox-helper";
@@ -150,6 +151,8 @@ fn run(dir: &Path) -> io::Result<()> {
     let listener = hand_over_socket(&layout)?;
     let counter = order.ahead.then(|| Counter::open(&layout)).transpose()?;
     let filter = Filter::read(&order.filter)?;
+    // For as long as this process lives, nobody removes what the sandbox stands on.
+    let _image = image::hold(&order.lower)?;
     stage::enter(&layout, &order)?;
     fs::write(Path::new(stage::BUNDLE).join("config.json"), serde_json::to_vec(&order.description)?)?;
     let layout = Layout::at(stage::SANDBOX.into(), order.cgroup.clone());
