@@ -21,6 +21,7 @@ use super::container::Running;
 use super::helper::HELPER_ARG;
 use super::ids::{HostIds, Ranges};
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
+use super::rootless::Authority;
 use super::zygote::Zygote;
 use super::{
     Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, layers, seccomp, spec, teardown, volume,
@@ -136,11 +137,14 @@ impl Inner {
             description["linux"]["resources"] = serde_json::json!({});
             self.cgroups.furnish(layout.cgroup(), &spec.limits).map_err(preparing())?;
         }
+        let authority = Authority::of_user();
+        authority.adapt(&mut description);
         let order = HelperOrder {
             description,
             lower,
             layers,
             ids,
+            authority,
             init: self.init.clone(),
             filter: self.filter.clone(),
             timeout: spec.limits.timeout,

@@ -167,8 +167,23 @@ pub fn probe(directory: &Path) -> io::Result<()> {
         .map_err(|error| io::Error::other(format!("a user namespace for it cannot be made: {error}")))?
         .namespace;
     translated(directory, &namespace).map(drop).map_err(|error| {
-        io::Error::other(format!("files in {} cannot be shown with other owners: {error}", directory.display()))
+        let kind = error.raw_os_error().map_or(io::ErrorKind::Other, |code| match code {
+            libc::EINVAL => io::ErrorKind::Unsupported,
+            _ => io::ErrorKind::Other,
+        });
+        io::Error::new(kind, format!("files in {} cannot be shown with other owners: {error}", directory.display()))
     })
+}
+
+/// Whether the kernel can do it at all for this process: a sandbox's own disk is ext4, whatever `directory` is on.
+///
+/// # Errors
+/// When not.
+pub fn probe_kernel(directory: &Path) -> io::Result<()> {
+    match probe(directory) {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+        probed => probed,
+    }
 }
 
 #[cfg(test)]

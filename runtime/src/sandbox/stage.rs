@@ -18,6 +18,7 @@ use super::idmap::Owners;
 use super::ids::IdRange;
 use super::layers::{self, Layer};
 use super::layout::Layout;
+use super::rootless;
 
 /// The sandbox's directory, seen from the stage.
 pub const SANDBOX: &str = "/sandbox";
@@ -77,7 +78,10 @@ pub fn enter(layout: &Layout, range: IdRange, lower: &Path, layers: &[Layer], in
     for dir in ["/proc", "/dev"] {
         bind(Path::new(dir), &at(dir), true)?;
     }
-    bind_cgroups(&stage)?;
+    // Who has none sees an empty directory, which the container library takes for a host without.
+    if !rootless::is_needed() || cgroup::is_version_2() {
+        bind_cgroups(&stage)?;
+    }
     // Not recursive: the disk that is mounted in the sandbox's directory stays outside.
     bind(layout.dir(), &at(SANDBOX), false)?;
     let mut owners = Owners::of(range, at(SHELF))?;

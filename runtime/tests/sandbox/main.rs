@@ -11,6 +11,7 @@ mod layers;
 mod leftovers;
 mod life;
 mod limits;
+mod rootless;
 mod streams;
 mod work_tree;
 mod zygote;
