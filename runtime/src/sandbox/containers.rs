@@ -134,7 +134,9 @@ impl Inner {
         let ids = self.ranges.claim(&layout, &layers, &self.cgroups).map_err(|error| error.of(id))?;
         let mut description = spec::container(spec, &cgroup, ids);
         if self.cgroups.limits_by_itself() {
-            description["linux"]["resources"] = serde_json::json!({});
+            if let Some(linux) = description["linux"].as_object_mut() {
+                linux.remove("resources");
+            }
             self.cgroups.furnish(layout.cgroup(), &spec.limits).map_err(preparing())?;
         }
         let authority = Authority::of_user();

@@ -29,6 +29,7 @@ use nix::unistd::{Pid, setgroups, setsid};
 
 use super::cgroup::Hierarchy;
 use super::layout::{Cause, Ending, HelperOrder, HelperReport, Layout, whole_file_lock, write_whole};
+use super::rootless::Authority;
 use super::seccomp::Filter;
 use super::{network, stage};
 
@@ -148,11 +149,18 @@ fn run(dir: &Path) -> io::Result<()> {
     let deadline = Instant::now().checked_add(order.timeout);
     let listener = hand_over_socket(&layout)?;
     let filter = Filter::read(&order.filter)?;
+    let mut description = order.description;
     order.authority.enter()?;
+    let _namespaces = order.authority.make_namespaces(&mut description)?;
     stage::enter(&layout, order.ids, &order.lower, &order.layers, &order.init)?;
-    fs::write(Path::new(stage::BUNDLE).join("config.json"), serde_json::to_vec(&order.description)?)?;
+    fs::write(Path::new(stage::BUNDLE).join("config.json"), serde_json::to_vec(&description)?)?;
     let layout = Layout::at(stage::SANDBOX.into(), order.cgroup);
-    let started = create_and_start(&layout, &cgroups, Filtered { filter, dies_with_helper: cgroups.are_absent() });
+    let started = create_and_start(
+        &layout,
+        &cgroups,
+        Filtered { filter, dies_with_helper: cgroups.are_absent() },
+        order.authority != Authority::Root,
+    );
     // The sandbox has its own copy; with this one open, a dead sandbox would seem to accept connections.
     drop(listener);
     match started {
@@ -202,7 +210,12 @@ impl Executor for Filtered {
     }
 }
 
-fn create_and_start(layout: &Layout, cgroups: &Hierarchy, program: Filtered) -> io::Result<(Container, Pid)> {
+fn create_and_start(
+    layout: &Layout,
+    cgroups: &Hierarchy,
+    program: Filtered,
+    network_is_up: bool,
+) -> io::Result<(Container, Pid)> {
     let failed = |error: libcontainer::error::LibcontainerError| io::Error::other(whole_story(&error));
     let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
     let seat = cgroups.take_seat(layout.cgroup());
@@ -227,7 +240,7 @@ fn create_and_start(layout: &Layout, cgroups: &Hierarchy, program: Filtered) -> 
     let pid = container.pid().ok_or_else(|| io::Error::other("the container has no process"))?;
     let pid = Pid::from_raw(pid.as_raw());
     let started = write_whole(&layout.first_process(), pid.to_string().as_bytes(), 0o600)
-        .and_then(|()| network::raise_loopback_of(pid.as_raw()))
+        .and_then(|()| if network_is_up { Ok(()) } else { network::raise_loopback_of(pid.as_raw()) })
         .and_then(|()| container.start().map_err(failed));
     if let Err(error) = started {
         let _ = kill(pid, Signal::SIGKILL);

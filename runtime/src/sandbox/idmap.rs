@@ -85,9 +85,14 @@ fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
 
 /// A user namespace with this map.
 fn namespace(lines: &str) -> io::Result<File> {
+    namespaces(lines, CloneFlags::empty(), &["user"]).map(|mut files| files.swap_remove(0))
+}
+
+/// New namespaces of these kinds, a user namespace with this map first among them, which owns the others.
+pub fn namespaces(lines: &str, others: CloneFlags, kinds: &[&str]) -> io::Result<Vec<File>> {
     let mut stack = vec![0u8; STACK_BYTES];
     // In the caller's memory: copying the map of that would be the slowest part. On a stack of its own it only waits.
-    let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_VM;
+    let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_VM | others;
     let parent = std::process::id();
     let wait = || -> isize {
         // SAFETY: plain system calls; the process ends with its parent, also with one that has ended already.
@@ -104,7 +109,7 @@ fn namespace(lines: &str) -> io::Result<File> {
     let mapped = ["uid_map", "gid_map"]
         .iter()
         .try_for_each(|map| fs::write(format!("/proc/{child}/{map}"), lines))
-        .and_then(|()| File::open(format!("/proc/{child}/ns/user")));
+        .and_then(|()| kinds.iter().map(|kind| File::open(format!("/proc/{child}/ns/{kind}"))).collect());
     let _ = kill(child, Signal::SIGKILL);
     while waitpid(child, None) == Err(nix::errno::Errno::EINTR) {}
     mapped

@@ -30,8 +30,13 @@ fn raise_loopback() -> io::Result<()> {
 
 /// Raises the loopback device of a process's network namespace, and comes back. For a program with one thread.
 pub fn raise_loopback_of(pid: i32) -> io::Result<()> {
+    raise_loopback_in(&namespace(pid)?)
+}
+
+/// The same in a namespace that is open.
+pub fn raise_loopback_in(namespace: &File) -> io::Result<()> {
     let home = File::open("/proc/self/ns/net")?;
-    setns(namespace(pid)?, CloneFlags::CLONE_NEWNET)?;
+    setns(namespace, CloneFlags::CLONE_NEWNET)?;
     let raised = raise_loopback();
     setns(home, CloneFlags::CLONE_NEWNET)?;
     raised

@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 
 use super::ids::{ON_DISK, RANGE};
 use super::spec::AGENT_ID;
+use super::{idmap, network};
 
 /// Where distributions install the tools that write maps.
 const FOLDERS: [&str; 3] = ["/usr/bin", "/bin", "/usr/local/bin"];
@@ -112,11 +113,8 @@ impl Authority {
         match self {
             Self::Root | Self::Subordinate { .. } => {}
             Self::Alone => {
-                // The container library becomes user 0 of a new namespace first, so the only user is that one. He has no
+                // The container library becomes user 0 of the namespace first, so the only user is that one. He has no
                 // capability, like everybody in a sandbox.
-                let map = json!([{ "containerID": 0, "hostID": ON_DISK + AGENT_ID, "size": 1 }]);
-                description["linux"]["uidMappings"] = map.clone();
-                description["linux"]["gidMappings"] = map;
                 description["process"]["user"] = json!({ "uid": 0, "gid": 0 });
                 for mount in description["mounts"].as_array_mut().into_iter().flatten() {
                     if let Some(options) = mount["options"].as_array_mut() {
@@ -125,6 +123,42 @@ impl Authority {
                 }
             }
         }
+    }
+
+    /// Makes the sandbox's user and network namespaces, once this process has entered its own, and names them in the description.
+    /// The library would write a map of several lines with the tools for that, which know nothing of namespaces in namespaces;
+    /// and what it makes, nobody but root may look at before the first program runs.
+    ///
+    /// They are open for as long as what is returned.
+    pub fn make_namespaces(self, description: &mut Value) -> io::Result<Vec<File>> {
+        let agent = ON_DISK + AGENT_ID;
+        let lines = match self {
+            Self::Root => return Ok(Vec::new()),
+            // One line for each that the outer map has, because none may lie across two of those.
+            Self::Subordinate { .. } => format!(
+                "0 {ON_DISK} {AGENT_ID}\n{AGENT_ID} {agent} 1\n{} {} {}\n",
+                AGENT_ID + 1,
+                agent + 1,
+                RANGE - AGENT_ID - 1
+            ),
+            Self::Alone => format!("0 {agent} 1\n"),
+        };
+        let made = idmap::namespaces(&lines, CloneFlags::CLONE_NEWNET, &["user", "net"])?;
+        if let [_, network] = &made[..] {
+            network::raise_loopback_in(network)?;
+        }
+        for (kind, file) in ["user", "network"].iter().zip(&made) {
+            for namespace in description["linux"]["namespaces"].as_array_mut().into_iter().flatten() {
+                if namespace["type"] == *kind {
+                    namespace["path"] = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
+                }
+            }
+        }
+        if let Some(linux) = description["linux"].as_object_mut() {
+            linux.remove("uidMappings");
+            linux.remove("gidMappings");
+        }
+        Ok(made)
     }
 
     /// Moves this process into a user namespace where it may do what root may elsewhere. For a program with one thread.
@@ -442,7 +476,6 @@ mod tests {
             "linux": {}, "process": {}, "mounts": [{ "options": ["newinstance", "gid=5"] }, { "destination": "/x" }],
         });
         Authority::Alone.adapt(&mut description);
-        assert_eq!(description["linux"]["uidMappings"], json!([{ "containerID": 0, "hostID": 101_000, "size": 1 }]));
         assert_eq!(description["mounts"][0]["options"], json!(["newinstance"]));
         assert_eq!(description["process"]["user"]["uid"], 0);
     }

@@ -52,7 +52,8 @@ fn bind_cgroups(stage: &Path) -> io::Result<()> {
     const ALL: &str = "/sys/fs/cgroup";
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let mut trees = cgroup::limiting_trees(&mounts);
-    if trees.is_empty() {
+    // Trees that version 2 was mounted over are in the list of mounts, and out of reach.
+    if trees.is_empty() || cgroup::is_version_2() {
         return bind(Path::new(ALL), &stage.join("sys/fs/cgroup"), true);
     }
     trees.extend(cgroup::unified_tree(&mounts));
