@@ -260,10 +260,20 @@ pub fn try_overlay() -> io::Result<()> {
             paths[2].display()
         );
         let at = CString::new(paths[3].as_os_str().as_bytes())?;
+        let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+        let maps = [
+            (c"/proc/self/setgroups", "deny".to_owned()),
+            (c"/proc/self/uid_map", own_line(uid)),
+            (c"/proc/self/gid_map", format!("{} {gid} 1", ON_DISK + AGENT_ID)),
+        ];
         let attempt = || -> isize {
             // SAFETY: plain system calls; every string ends with a zero byte and outlives them.
             unsafe {
                 let ok = libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) == 0
+                    && maps.iter().all(|(path, text)| {
+                        let map = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+                        map >= 0 && libc::write(map, text.as_ptr().cast(), text.len()) == text.len() as isize
+                    })
                     && libc::mount(
                         c"overlay".as_ptr(),
                         at.as_ptr(),
