@@ -39,6 +39,7 @@ use crate::mirror::Mirrors;
 use crate::policy::RetryPolicy;
 use crate::speech::Speech;
 use crate::task::Recorder;
+use crate::usage::{self, Totals};
 
 pub use repository::CommitRules;
 pub(crate) use repository::append_diff;
@@ -83,6 +84,8 @@ pub struct Workshop {
     pub policy: RetryPolicy,
     /// What a sandbox may use; the timeout comes with the task.
     pub limits: Limits,
+    /// What all sandboxes use together.
+    pub totals: Totals,
     /// The name of this node.
     pub node: String,
     /// Bare repositories of running tasks, one folder a sandbox.
@@ -172,7 +175,12 @@ impl Workshop {
                 ran
             }
             Step::Commit(repo) => self.unless(cancel, task, self.commit(id, task, repo)).await?,
-            Step::StopSandbox(sandbox, reason) => self.stop_sandbox(sandbox, reason).await,
+            Step::StopSandbox(sandbox, reason) => {
+                // Before anything of it is gone; recorded with its end, so that a step that is repeated repeats nothing.
+                let last = usage::last(self, sandbox, &self.limits(task), &recorder).await.map(Box::new);
+                let stopped = self.stop_sandbox(sandbox, reason).await;
+                stopped.map(|_| Command::RecordSandboxEnd { sandbox, reason, last })
+            }
             Step::Push(repo) => self.push(id, task, repo).await,
             Step::OpenPullRequest(repo) => self.open_pull_request(id, task, repo).await,
             Step::LinkPullRequest(repo) => self.link_pull_request(id, task, repo).await,
@@ -253,8 +261,13 @@ impl Workshop {
     }
 
     /// The limits of this task's sandbox.
-    fn limits(&self, task: &Task) -> Limits {
+    pub(crate) fn limits(&self, task: &Task) -> Limits {
         Limits { timeout: Duration::from_secs(task.spec.timeout_seconds), ..self.limits.clone() }
+    }
+
+    /// This task's sandbox. The same from the making of its disk to its start, or one that was started ahead is of no use.
+    fn sandbox_spec(&self, task: &Task, id: SandboxId) -> SandboxSpec {
+        SandboxSpec::of_a_task(id, task.spec.image.clone(), self.limits(task))
     }
 
     /// What follows a failure of this task's step.
@@ -282,15 +295,8 @@ impl Workshop {
                     let hint = "Retry the task: it begins again from the repository.";
                     return Err(Failed::new(failure.with_retryable(false).with_hint(hint)));
                 }
-                let limits = self.limits(task);
-                self.sandboxes.create_volume(id, limits.disk_bytes).await?;
-                let spec = SandboxSpec {
-                    id,
-                    image: task.spec.image.clone(),
-                    limits,
-                    env: Vec::new(),
-                    hostname: "sandbox".to_owned(),
-                };
+                let spec = self.sandbox_spec(task, id);
+                self.sandboxes.prepare(&spec).await?;
                 self.sandboxes.start(&spec).await?
             }
         };

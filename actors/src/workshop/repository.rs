@@ -243,7 +243,7 @@ impl Workshop {
             may_be_ours: task.landed.contains_key(&target.repo.to_string()),
         };
         self.branches.of(&task.spec.team).check(&situation).map_err(|refused| Failed::new(refused.failure()))?;
-        let volume = self.sandboxes.create_volume(sandbox, self.limits(task).disk_bytes).await?;
+        let volume = self.sandboxes.prepare(&self.sandbox_spec(task, sandbox)).await?;
         volume.lay(&target.directory, &tree.lower).await?;
         // From here on the sandbox's own record keeps the files.
         let cloned = tree.cloned;

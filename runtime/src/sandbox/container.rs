@@ -16,7 +16,7 @@ use super::cgroup::Hierarchy;
 use super::client::{self, ANSWER_GRACE, Connection, PipedExec};
 use super::layout::{Cause, Layout, write_whole};
 use super::streams::StreamedExec;
-use super::{Exec, ExecOutcome, Exit, Sandbox, SandboxError, Usage, network};
+use super::{Exec, ExecOutcome, Exit, Sandbox, SandboxError, Usage, Walls, network};
 
 /// Times that a broken connection to a living sandbox is made again for one command.
 const RECONNECTS: usize = 5;
@@ -49,6 +49,35 @@ fn is_end(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::BrokenPipe
     )
+}
+
+/// What the kernel says of a process, out of the text of `/proc/<pid>/status`; what it does not say is taken for the worst.
+fn walls(status: &str, landlock: u32) -> Walls {
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap_or_default().trim()
+    };
+    Walls {
+        filter: field("Seccomp") == "2",
+        no_new_privileges: field("NoNewPrivs") == "1",
+        capabilities: u64::from_str_radix(field("CapBnd"), 16).unwrap_or(u64::MAX),
+        landlock,
+    }
+}
+
+/// What a sandbox uses now.
+pub fn read_usage(layout: &Layout, cgroups: &Hierarchy) -> io::Result<Usage> {
+    let disk = nix::sys::statvfs::statvfs(&layout.volume())?;
+    let (block, group) = (disk.fragment_size(), layout.cgroup());
+    Ok(Usage {
+        cpu: cgroups.cpu_time(group),
+        memory_bytes: cgroups.memory(group),
+        memory_peak_bytes: cgroups.memory_peak(group),
+        pids: cgroups.tasks(group),
+        disk_used_bytes: (disk.blocks() - disk.blocks_free()) * block,
+        disk_bytes: disk.blocks() * block,
+        oom_kills: cgroups.oom_kills(group),
+    })
 }
 
 impl Running {
@@ -246,19 +275,31 @@ impl Sandbox for Running {
         bound.await.unwrap_or_else(|error| Err(self.unresponsive(error.to_string())))
     }
 
-    async fn usage(&self) -> Result<Usage, SandboxError> {
+    async fn walls(&self) -> Result<Walls, SandboxError> {
+        let landlock = match self.ask(&Request::Ping).await? {
+            Reply::Pong(stats) => stats.landlock,
+            Reply::Output(_)
+            | Reply::Errors(_)
+            | Reply::Outcome(..)
+            | Reply::Done(_)
+            | Reply::Running(_)
+            | Reply::Refused(_) => {
+                return Err(self.unresponsive("it answered something else"));
+            }
+        };
         let this = self.clone();
         let read = tokio::task::spawn_blocking(move || {
-            let disk = nix::sys::statvfs::statvfs(&this.layout.volume())?;
-            let block = disk.fragment_size();
-            Ok(Usage {
-                memory_bytes: this.cgroups.memory(this.layout.cgroup()),
-                pids: this.cgroups.tasks(this.layout.cgroup()),
-                disk_used_bytes: (disk.blocks() - disk.blocks_free()) * block,
-                disk_bytes: disk.blocks() * block,
-                oom_kills: this.cgroups.oom_kills(this.layout.cgroup()),
-            })
+            let pid = first_process(&this.layout, &this.cgroups).ok_or(SandboxError::Gone(this.id))?;
+            let status = fs::read_to_string(format!("/proc/{pid}/status"));
+            status.map_err(SandboxError::host(format!("reading what sandbox {} is behind", this.id)))
         });
+        let status = read.await.unwrap_or_else(|error| Err(self.unresponsive(error.to_string())))?;
+        Ok(walls(&status, landlock))
+    }
+
+    async fn usage(&self) -> Result<Usage, SandboxError> {
+        let this = self.clone();
+        let read = tokio::task::spawn_blocking(move || read_usage(&this.layout, &this.cgroups));
         let read = read.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         read.map_err(SandboxError::host(format!("reading what sandbox {} uses", self.id)))
     }
@@ -268,5 +309,19 @@ impl Sandbox for Running {
         let killed = tokio::task::spawn_blocking(move || this.cgroups.kill(this.layout.cgroup())).await;
         let killed = killed.unwrap_or_else(|error| Err(io::Error::other(error)));
         killed.map_err(SandboxError::host(format!("killing sandbox {}", self.id)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_does_not_say_is_taken_for_the_worst() {
+        let none = Walls { filter: false, no_new_privileges: false, capabilities: u64::MAX, landlock: 0 };
+        assert_eq!(walls("", 0), none);
+        let status = "Name:\tinit\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000001\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t1\n";
+        let all = Walls { filter: true, no_new_privileges: true, capabilities: 1, landlock: 7 };
+        assert_eq!(walls(status, 7), all);
     }
 }

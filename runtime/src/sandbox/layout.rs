@@ -24,8 +24,11 @@ pub struct State {
 }
 
 /// What the helper is told.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct HelperOrder {
+    /// Whether it is started ahead, for whoever comes.
+    #[serde(default)]
+    pub ahead: bool,
     /// The container in OCI form.
     pub description: serde_json::Value,
     /// The image's root file system.
@@ -113,6 +116,15 @@ fn write(path: &Path, bytes: &[u8], mode: u32, settle: bool) -> io::Result<()> {
 }
 
 impl State {
+    /// The directory of a server that has run.
+    ///
+    /// # Errors
+    /// When no server has kept sandboxes there.
+    pub fn existing(dir: &Path) -> io::Result<Self> {
+        fs::read_dir(dir.join("sandboxes"))?;
+        Self::open(dir)
+    }
+
     /// Opens (and makes) the directory.
     pub fn open(dir: &Path) -> io::Result<Self> {
         make_dir(&dir.join("sandboxes"))?;
@@ -142,9 +154,12 @@ impl State {
         format!("{}{}.", super::cgroup::PREFIX, self.tag)
     }
 
-    /// The paths of one sandbox.
+    /// The paths of one sandbox. Its control groups bear its name, unless it was started ahead under another.
     pub fn layout(&self, id: SandboxId) -> Layout {
-        Layout { dir: self.sandboxes().join(id.to_string()), cgroup: format!("{}{id}", self.cgroup_prefix()) }
+        let dir = self.sandboxes().join(id.to_string());
+        let named = |name: SandboxId| format!("{}{name}", self.cgroup_prefix());
+        let cgroup = named(Layout::first_name(&dir).unwrap_or(id));
+        Layout { dir, cgroup }
     }
 
     /// The sandbox's first process as a file.
@@ -180,6 +195,24 @@ impl Layout {
     /// Of the sandbox in this directory; for the helper, which is told nothing else.
     pub fn at(dir: PathBuf, cgroup: String) -> Self {
         Self { dir, cgroup }
+    }
+
+    /// The socket of a helper whose sandbox was started ahead.
+    pub const HANDOVER: &str = "handover.sock";
+
+    /// The name under which the sandbox in this directory was started, if that is written there.
+    pub fn first_name(dir: &Path) -> Option<SandboxId> {
+        fs::read_to_string(dir.join("first-name")).ok()?.parse().ok()
+    }
+
+    /// Notes the name under which the sandbox was started; its directory gets another, its control groups cannot.
+    pub fn note_first_name(&self, id: SandboxId) -> io::Result<()> {
+        write_whole(&self.dir.join("first-name"), id.to_string().as_bytes(), 0o600)
+    }
+
+    /// What is noted of a sandbox that was started ahead, for as long as it is nobody's.
+    pub fn ahead(&self) -> PathBuf {
+        self.dir.join("ahead.json")
     }
 
     /// Of the sandbox whose directory this is, of whichever server on this host.
@@ -231,6 +264,16 @@ impl Layout {
     /// What the helper is told.
     pub fn order(&self) -> PathBuf {
         self.dir.join("helper.json")
+    }
+
+    /// What is to be known about it without asking it.
+    pub fn about(&self) -> PathBuf {
+        self.dir.join("about.json")
+    }
+
+    /// One file for each entry from the host that nobody has taken down yet.
+    pub fn entries(&self) -> PathBuf {
+        self.dir.join("entries")
     }
 
     /// What the helper's own errors go to.

@@ -16,12 +16,15 @@ mod client;
 mod container;
 mod containers;
 mod error;
+mod handover;
 mod helper;
 mod idmap;
 mod ids;
+mod inspect;
 mod layers;
 mod layout;
 mod network;
+mod pool;
 mod rootless;
 mod seccomp;
 mod spec;
@@ -50,9 +53,11 @@ pub use containers::Containers;
 pub use error::SandboxError;
 pub use helper::{HELPER_ARG, helper_main};
 pub use ids::{HostIds, IdRange};
+pub use inspect::{About, Confinement, Entry, EntryKind, Inspection, MAX_ENTRIES, Process, RunState, Survey};
 pub use layers::MAX_LAYERS;
 pub use network::listen_inside;
 pub use orchestra_init::{Listed, Window};
+pub use pool::MAX_READY;
 pub use rootless::workspace_owner;
 pub use seccomp::profile as seccomp_profile;
 pub use spec::container as container_description;
@@ -105,6 +110,13 @@ pub struct SandboxSpec {
     pub env: Vec<(String, String)>,
     /// What it calls itself.
     pub hostname: String,
+}
+
+impl SandboxSpec {
+    /// A task's sandbox, with nothing that differs from task to task but these.
+    pub fn of_a_task(id: SandboxId, image: String, limits: Limits) -> Self {
+        Self { id, image, limits, env: Vec::new(), hostname: "sandbox".to_owned() }
+    }
 }
 
 /// Where sandboxes live on this host.
@@ -187,8 +199,12 @@ pub struct PipedOutcome {
 /// What a sandbox uses now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Usage {
+    /// Processor time of all its processes so far.
+    pub cpu: Duration,
     /// Memory of all its processes and temporary file systems.
     pub memory_bytes: u64,
+    /// The most of it at once; 0 where the kernel does not say.
+    pub memory_peak_bytes: u64,
     /// Processes and threads.
     pub pids: u64,
     /// Bytes used of its disk.
@@ -199,11 +215,29 @@ pub struct Usage {
     pub oom_kills: u64,
 }
 
+/// What stands between a running sandbox and the host beside its namespaces, as found now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Walls {
+    /// Whether the first process, and so every command, is behind a system call filter.
+    pub filter: bool,
+    /// Whether no program can lend it privileges.
+    pub no_new_privileges: bool,
+    /// Capabilities that a program could still give it, as the kernel's bits.
+    pub capabilities: u64,
+    /// The version of Landlock that it is restricted by; 0 is none: the host's kernel does not have it, or only the first
+    /// version, which allows no renames between folders.
+    pub landlock: u32,
+}
+
 /// Starts, finds and removes sandboxes.
 #[async_trait]
 pub trait Sandboxes: Send + Sync {
     /// Makes the sandbox's disk, so that a work tree can be put there before the start. Replaces nothing that exists.
     async fn create_volume(&self, id: SandboxId, disk_bytes: u64) -> Result<Volume, SandboxError>;
+    /// Makes the disk of a sandbox that will be started exactly so, which may be that of one that was started ahead.
+    async fn prepare(&self, spec: &SandboxSpec) -> Result<Volume, SandboxError> {
+        self.create_volume(spec.id, spec.limits.disk_bytes).await
+    }
     /// Starts a sandbox, or finds it running.
     async fn start(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, SandboxError>;
     /// Finds a running sandbox, whoever started it. `None` when it does not run (any more).
@@ -212,6 +246,10 @@ pub trait Sandboxes: Send + Sync {
     async fn destroy(&self, id: SandboxId) -> Result<(), SandboxError>;
     /// Every directory that lies under the work tree of any sandbox: none of them may be removed or changed.
     async fn lowers(&self) -> Result<HashSet<PathBuf>, SandboxError>;
+    /// Those who have entered a sandbox from the host and are not written down anywhere else yet, oldest first.
+    async fn entries(&self, id: SandboxId) -> Result<Vec<Entry>, SandboxError>;
+    /// Lets an entry go that is written down elsewhere.
+    async fn forget_entry(&self, id: SandboxId, entry: uuid::Uuid) -> Result<(), SandboxError>;
     /// Every sandbox of which anything is left on this host, running or not.
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError>;
 }
@@ -244,6 +282,8 @@ pub trait Sandbox: Send + Sync {
     /// Binds a listener on the sandbox's own loopback, served by this process. Bind before the first command runs, so
     /// that nothing in the sandbox can have taken the port.
     async fn listen(&self, port: u16) -> Result<std::net::TcpListener, SandboxError>;
+    /// What keeps it in.
+    async fn walls(&self) -> Result<Walls, SandboxError>;
     /// What it uses now.
     async fn usage(&self) -> Result<Usage, SandboxError>;
     /// Kills everything in it at once. Its disk stays until it is destroyed.

@@ -15,9 +15,8 @@ use nix::unistd::pivot_root;
 
 use super::cgroup;
 use super::idmap::Owners;
-use super::ids::IdRange;
-use super::layers::{self, Layer};
-use super::layout::Layout;
+use super::layers;
+use super::layout::{HelperOrder, Layout};
 use super::rootless;
 
 /// The sandbox's directory, seen from the stage.
@@ -65,8 +64,9 @@ fn bind_cgroups(stage: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the stage and moves into it. For a program with one thread.
-pub fn enter(layout: &Layout, range: IdRange, lower: &Path, layers: &[Layer], init: &Path) -> io::Result<()> {
+/// Makes the stage and moves into it. What is mounted in the work tree of a sandbox that is started ahead spreads into the
+/// container. For a program with one thread.
+pub fn enter(layout: &Layout, order: &HelperOrder) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
     let stage = layout.stage();
@@ -85,13 +85,16 @@ pub fn enter(layout: &Layout, range: IdRange, lower: &Path, layers: &[Layer], in
     }
     // Not recursive: the disk that is mounted in the sandbox's directory stays outside.
     bind(layout.dir(), &at(SANDBOX), false)?;
-    let mut owners = Owners::of(range, at(SHELF))?;
+    let mut owners = Owners::of(order.ids, at(SHELF))?;
     let volume = owners.show(&layout.volume())?;
     bind(&volume.join("workspace"), &at(WORKSPACE), false)?;
+    if order.ahead {
+        mount(NOTHING, &at(WORKSPACE), NOTHING, MsFlags::MS_SHARED, NOTHING)?;
+    }
     bind(&volume.join("home"), &at(HOME), false)?;
-    bind(init, &at(INIT), false)?;
-    layers::mount_all(&volume, layers, &mut owners, &at(WORKSPACE))?;
-    layers::mount_overlay(lower, &volume.join("upper"), &volume.join("work"), &at(ROOT), "")?;
+    bind(&order.init, &at(INIT), false)?;
+    layers::mount_all(&volume, &order.layers, &mut owners, &at(WORKSPACE))?;
+    layers::mount_overlay(&order.lower, &volume.join("upper"), &volume.join("work"), &at(ROOT), "")?;
     std::env::set_current_dir(&stage)?;
     // The documented way without a place for the old root: it ends up under the new one, and is let go.
     pivot_root(".", ".")?;
