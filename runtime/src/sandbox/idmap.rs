@@ -9,9 +9,10 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::sched::{CloneFlags, clone};
+use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 
 use super::ids::{self, IdRange};
 
@@ -83,6 +84,18 @@ fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Waits to be killed, and ends with its parent, also with one that has ended already.
+extern "C" fn wait(parent: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: plain system calls; whoever made this process keeps the argument for as long as it lives.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        while libc::getppid() == *parent.cast::<libc::pid_t>() {
+            libc::pause();
+        }
+    }
+    0
+}
+
 /// A user namespace with this map.
 fn namespace(lines: &str) -> io::Result<File> {
     namespaces(lines, CloneFlags::empty(), &["user"]).map(|mut files| files.swap_remove(0))
@@ -90,22 +103,20 @@ fn namespace(lines: &str) -> io::Result<File> {
 
 /// New namespaces of these kinds, a user namespace with this map first among them, which owns the others.
 pub fn namespaces(lines: &str, others: CloneFlags, kinds: &[&str]) -> io::Result<Vec<File>> {
-    let mut stack = vec![0u8; STACK_BYTES];
-    // In the caller's memory: copying the map of that would be the slowest part. On a stack of its own it only waits.
+    let mut stack = vec![0u128; STACK_BYTES / size_of::<u128>()];
+    // SAFETY: plain system call.
+    let mut parent = unsafe { libc::getpid() };
     let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_VM | others;
-    let parent = std::process::id();
-    let wait = || -> isize {
-        // SAFETY: plain system calls; the process ends with its parent, also with one that has ended already.
-        unsafe {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            while libc::getppid() == parent as libc::pid_t {
-                libc::pause();
-            }
-        }
-        0
+    // In the caller's memory: copying the map of that would be the slowest part. SAFETY: stack and argument outlive the child,
+    // which is waited for below and neither allocates nor locks; the stack grows down from its aligned end.
+    let child = unsafe {
+        let top = stack.as_mut_ptr().add(stack.len()).cast();
+        libc::clone(wait, top, flags.bits() | libc::SIGCHLD, (&raw mut parent).cast())
     };
-    // SAFETY: the child neither allocates nor locks, and is gone before its stack is.
-    let child = unsafe { clone(Box::new(wait), &mut stack, flags, Some(libc::SIGCHLD)) }?;
+    if child < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let child = Pid::from_raw(child);
     let mapped = ["uid_map", "gid_map"]
         .iter()
         .try_for_each(|map| fs::write(format!("/proc/{child}/{map}"), lines))
