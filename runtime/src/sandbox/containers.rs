@@ -140,10 +140,8 @@ impl Inner {
         ids: IdRange,
     ) -> Result<HelperOrder, SandboxError> {
         let mut description = spec::container(spec, &self.cgroups.spec_path(layout.cgroup()), ids);
-        if self.cgroups.limits_by_itself() {
-            if let Some(linux) = description["linux"].as_object_mut() {
-                linux.remove("resources");
-            }
+        if let Some(linux) = description["linux"].as_object_mut().filter(|_| self.cgroups.limits_by_itself()) {
+            linux.remove("resources");
         }
         let authority = Authority::of_user();
         authority.adapt(&mut description);

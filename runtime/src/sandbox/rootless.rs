@@ -466,7 +466,7 @@ mod tests {
         fs::create_dir_all(root.join(".removed-1/x")).unwrap();
         std::os::unix::fs::symlink(&kept, root.join("a/link")).unwrap();
         std::os::unix::fs::symlink(&kept, root.join("link")).unwrap();
-        fs::set_permissions(root.join("a/b/closed"), Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(root.join("a/b/closed"), Permissions::from_mode(0o000)).unwrap();
         // Deeper than a path can say: each round puts what there is into a new directory.
         fs::create_dir(root.join("deep")).unwrap();
         for _ in 0..5_000 {
