@@ -4,6 +4,7 @@
 //! command line. [`Loaded`] remembers which layer each value came from, for `orchestra serve --print-config`.
 
 mod commits;
+mod images;
 mod layers;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 pub use commits::CommitsSection;
+pub use images::ImagesSection;
 pub use layers::{Loaded, load};
 
 /// Every key. `*` stands for a name of the operator's choosing.
@@ -66,6 +68,13 @@ pub const KEYS: &[&str] = &[
     "cache.max_size",
     "cache.max_age",
     "cache.lowers",
+    "images.allow",
+    "images.keep",
+    "images.max_size",
+    "images.docker_config",
+    "images.*.reference",
+    "images.*.username",
+    "images.*.password_env",
     "sandbox.image",
     "sandbox.images_dir",
     "sandbox.memory",
@@ -94,6 +103,8 @@ pub const KEYS: &[&str] = &[
     "prices_file",
     "billing.refund_failed",
     "teams.*.models",
+    "teams.*.image",
+    "teams.*.images",
     "teams.*.branches.bases",
     "teams.*.branches.template",
     "teams.*.branches.names",
@@ -140,6 +151,8 @@ pub struct Config {
     pub branches: BranchSettings,
     /// How much of what was fetched is kept.
     pub cache: CacheSection,
+    /// Where images come from.
+    pub images: ImagesSection,
     /// What a sandbox may use.
     pub sandbox: SandboxSection,
     /// How much runs at once.
@@ -310,6 +323,12 @@ pub struct TeamSection {
     /// The models it may use, as patterns; all that have a price when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<String>>,
+    /// The image of its tasks that name none; `sandbox.image` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The images its tasks may name, as patterns; all that are there when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<Vec<String>>,
     /// Its own rules about branches, over those of `branches`.
     #[serde(default)]
     pub branches: BranchOverrides,
@@ -364,6 +383,7 @@ impl Default for Config {
             commits: CommitsSection::default(),
             branches: BranchSettings::default(),
             cache: CacheSection { max_size: "20GiB".to_owned(), max_age: "168h".to_owned(), lowers: 8 },
+            images: ImagesSection::default(),
             sandbox: SandboxSection {
                 image: "default".to_owned(),
                 images_dir: None,
@@ -450,6 +470,7 @@ impl Config {
         self.commits.rules()?;
         self.branch_policies()?;
         self.sandbox.host_ids.ids()?;
+        self.check_images()?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
         refuse(self.cache.lowers == 0, "cache.lowers is at least 1")?;

@@ -92,13 +92,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         fragments: config.templates_dir.as_deref().map_or_else(Fragments::default, Fragments::with_overrides),
         ..Dashboard::default()
     };
+    let images = Arc::clone(&workshop.images);
     let orchestra = Orchestra::start(
         Arc::clone(&store),
         Arc::clone(&read),
         workshop,
         Capacity { places: config.scheduler.places, per_team: config.scheduler.per_team },
         Defaults {
-            image: config.sandbox.image.clone(),
             timeout_seconds: parse_duration(&config.sandbox.timeout)?.as_secs(),
             retry: Some(Attempts { most: config.retry.attempts, workspace: config.retry.workspace }),
         },
@@ -125,6 +125,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     .run();
     let handle = server.handle();
     let serving = actix_web::rt::spawn(server);
+    // Beside everything else: a task that needs one of them before waits for its pull.
+    actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { images.pull_all().await }));
     let resumed = orchestra.resume().await.context("cannot take up the open tasks")?;
     tracing::info!(%address, resumed, "serving");
     let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
@@ -177,6 +179,8 @@ async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Resul
         vault: Arc::new(Vault::new()),
         calls: CallMarks::open(data.join("calls")).context("cannot create the folder of call marks")?,
         speech: Speech::default(),
+        images: Arc::new(config.supply()?),
+        image_rules: config.image_rules()?,
         policy: RetryPolicy {
             most_failures: config.retry.most_failures,
             first_wait: parse_duration(&config.retry.first_wait)?,

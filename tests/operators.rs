@@ -34,7 +34,10 @@ async fn exec(house: &House, id: &str, more: &[&str]) -> (Option<i32>, String, S
 
 /// A house with a task whose agent sleeps until it is told.
 async fn at_work() -> (House, String) {
-    let turns = json!([bash("until [ -e /tmp/go ]; do sleep 0.1; done; rm /tmp/go"), done()]);
+    let turns = json!([
+        bash("for i in {1..300000}; do :; done; until [ -e /tmp/go ]; do sleep 0.1; done; echo made > made.txt"),
+        done()
+    ]);
     let house = Setup::new(script(turns)).open().await;
     let id = house.submit(json!({})).await;
     house.event(&id, "tool-called").await;
@@ -163,7 +166,7 @@ async fn a_command_runs_as_the_agent_would_and_is_on_record() {
     assert_eq!((&entries[0]["data"]["how"], &entries[0]["data"]["program"]), (&json!("exec"), &json!("sh")));
     assert!(!serde_json::to_string(&events).unwrap().contains(secret), "arguments are nobody's business");
     let last = events.iter().rev().find(|event| event["type"] == "sandbox-usage").unwrap();
-    assert!(last["data"]["cpuMs"].as_u64().unwrap() > 0 && last["data"]["limits"]["pids"] == 512, "{last:#}");
+    assert!(last["data"]["cpuMs"].as_u64().unwrap() > 0 && last["data"]["limits"]["pids"] == 128, "{last:#}");
     house.nothing_left().await;
 }
 
@@ -286,7 +289,7 @@ async fn a_shell_has_a_terminal_and_gives_it_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_done_is_said_in_words_that_help() {
-    let (house, task) = at_work().await;
+    let (mut house, task) = at_work().await;
     let id = listed(&house).await[0]["id"].as_str().unwrap().to_owned();
     let (code, _, err) = exec(&house, "sbx_nobody", &["true"]).await;
     assert!(code == Some(2) && err.contains("the nearest are") && err.contains(&id), "{err}");
@@ -305,6 +308,7 @@ async fn what_cannot_be_done_is_said_in_words_that_help() {
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied),
     }
     // One whose server is gone and whose run has ended cannot be entered.
+    house.kill().await;
     for (pid, command) in processes_of(&house.data()) {
         if command.contains("pid1") {
             // SAFETY: a plain system call; the process is the first one of this test's own sandbox.
@@ -313,8 +317,46 @@ async fn what_cannot_be_done_is_said_in_words_that_help() {
     }
     gone(&house, "/orch/init pid1").await;
     let (code, _, err) = exec(&house, &id, &["true"]).await;
-    assert!(code == Some(2) && !err.is_empty(), "{err}");
+    assert!(code == Some(2) && err.contains("does not run any more"), "{err}");
+    let seen = &listed(&house).await[0];
+    assert_eq!(seen["state"], "stopped", "{seen:#}");
+    house.restart().await;
     house.api.post(&format!("/v1/tasks/{task}/cancel"), &json!({})).await;
     house.ended(&task).await;
     house.nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usage_and_entries_are_in_the_stream_while_the_sandbox_runs() {
+    let (house, task) = at_work().await;
+    assert_eq!(
+        exec(&house, &task, &["sh", "-c", "head -c 20000000 /dev/zero > /workspace/big; sync"]).await.0,
+        Some(0)
+    );
+    let usage = house.event(&task, "sandbox-usage").await;
+    let data = &usage.data["data"];
+    assert!(data["diskBytes"].as_u64().unwrap() > 20_000_000, "{data:#}");
+    assert!(data["memoryBytes"].as_u64().unwrap() > 0 && data["pids"].as_u64().unwrap() >= 3, "{data:#}");
+    assert_eq!(data["limits"]["pids"], 128);
+    // Whoever went in before is on record by then, though the sandbox runs on.
+    let events = house.events(&task).await;
+    assert!(events.iter().any(|event| event["type"] == "operator-entered"), "{events:#?}");
+    let shown = house.task(&task).await;
+    assert_eq!((&shown["status"], &shown["sandboxUsage"]["limits"]["pids"]), (&json!("running"), &json!(128)));
+    let metrics = house.api.text("/metrics").await;
+    let gauge = |name: &str| -> f64 {
+        let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {metrics}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    assert_eq!(gauge("orchestra_sandboxes_sampled "), 1.0);
+    assert!(gauge("orchestra_sandbox_disk_bytes ") > 20_000_000.0 && gauge("orchestra_sandbox_pids ") >= 3.0);
+    let script = "rm /workspace/big; touch /tmp/go";
+    assert_eq!(exec(&house, &task, &["sh", "-c", script]).await.0, Some(0));
+    assert_eq!(house.ended(&task).await["status"], "succeeded");
+    let after = house.events(&task).await;
+    let place = |kind: &str| after.iter().rposition(|event| event["type"] == kind).unwrap();
+    assert_eq!(place("sandbox-usage") + 1, place("sandbox-stopped"), "the last one comes with the end");
+    house.nothing_left().await;
+    let metrics = house.api.text("/metrics").await;
+    assert!(metrics.contains("orchestra_sandboxes_sampled 0"), "{metrics}");
 }

@@ -9,6 +9,7 @@
 pub mod allowed;
 pub mod calls;
 pub mod campaign;
+pub mod images;
 mod intake;
 pub mod journal;
 pub mod ledger;

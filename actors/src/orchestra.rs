@@ -51,8 +51,6 @@ const START_CATCH_UP: Duration = Duration::from_secs(300);
 /// What a task gets when it does not say.
 #[derive(Debug, Clone)]
 pub struct Defaults {
-    /// The sandbox image.
-    pub image: String,
     /// The wall-clock limit of an attempt, in seconds.
     pub timeout_seconds: u64,
     /// What follows an attempt that failed.
@@ -305,7 +303,7 @@ impl Orchestra {
             further: targets.collect(),
             pull_request: new.pull_request.clone(),
             campaign: None,
-            image: new.image.clone().unwrap_or_else(|| self.defaults.image.clone()),
+            image: self.workshop.image_rules.choose(&new.team, new.image.as_deref()),
             timeout_seconds: new.timeout_seconds.unwrap_or(self.defaults.timeout_seconds),
             retry: new.retry.or(self.defaults.retry).filter(|retry| retry.most > 1),
             metadata: new.metadata.clone(),
@@ -313,6 +311,24 @@ impl Orchestra {
             caller_brings_model_key: new.credentials.model.is_some(),
             caller_brings_git_token: new.credentials.git.is_some(),
         })
+    }
+
+    /// Whether there is such an image, as far as that can be known before it is pulled.
+    pub(crate) async fn check_image(&self, spec: &TaskSpec) -> Result<(), ServiceError> {
+        let TaskSpec { team, image, .. } = spec;
+        let rules = &self.workshop.image_rules;
+        // What the operator chose is not the caller's fault, and is told when the sandbox starts.
+        if *image == rules.choose(team, None) {
+            return Ok(());
+        }
+        let detail = match rules.refusal(team, image) {
+            Some(refused) => Some(refused),
+            None => rules.unknown(team, image, &self.workshop.images.names().await),
+        };
+        match detail {
+            Some(detail) => Err(ServiceError::Invalid(vec![FieldError { pointer: "/image".to_owned(), detail }])),
+            None => Ok(()),
+        }
     }
 
     /// Whether the first model call of such a task would fit under the caps of its scopes.
@@ -414,6 +430,7 @@ impl TaskService for Orchestra {
         // A repeat is answered with what stands, whatever is left of the money by now.
         let repeated = new.idempotency.is_some() && self.resource(id).await?.is_some();
         if !repeated {
+            self.check_image(&spec).await?;
             self.check_budget(&spec).await?;
         }
         let hash = spec.request_hash.clone();

@@ -71,7 +71,7 @@ async fn pass(store: &dyn EventStore, read: &ReadModels, workshop: &Workshop) ->
     let mut found: HashSet<SandboxId> =
         workshop.sandboxes.list().await.map_err(|error| error.to_string())?.into_iter().collect();
     found.extend(workshop.repositories_found().await);
-    let swept = workshop.mirrors.sweep().await;
+    let swept = workshop.mirrors.sweep().await + collect_images(workshop).await;
     if found.is_empty() {
         return Ok(swept);
     }
@@ -90,6 +90,28 @@ async fn pass(store: &dyn EventStore, read: &ReadModels, workshop: &Workshop) ->
     }
     metrics::counter!("orchestra_reaped_total").increment(removed as u64);
     Ok(removed + swept)
+}
+
+/// Removes images that nothing needs any more. Answers how much there was.
+async fn collect_images(workshop: &Workshop) -> usize {
+    // Every server that shares the images is seen by what it holds; this one also by what it has written down.
+    let collected = match workshop.sandboxes.lowers().await {
+        Ok(standing) => workshop.images.collect(standing).await.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match collected {
+        Ok(collected) => {
+            for image in &collected.images {
+                tracing::info!(%image, "removed an image that nothing needs any more");
+            }
+            metrics::counter!("orchestra_images_removed_total").increment(collected.images.len() as u64);
+            collected.count()
+        }
+        Err(error) => {
+            tracing::warn!(%error, "images are not collected");
+            0
+        }
+    }
 }
 
 /// A task that is not over.

@@ -25,6 +25,7 @@ use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
 use orchestra_runtime::forge::Forges;
 use orchestra_runtime::gateway::Gateway;
 use orchestra_runtime::git::{BranchPolicies, Git};
+use orchestra_runtime::image::Supply;
 use orchestra_runtime::model::{ModelClient, Models};
 use orchestra_runtime::sandbox::{Limits, Sandbox, SandboxError, SandboxSpec, Sandboxes};
 use orchestra_runtime::texts::Texts;
@@ -34,6 +35,7 @@ use uuid::Uuid;
 
 use crate::allowed::AllowedModels;
 use crate::calls::CallMarks;
+use crate::images::ImageRules;
 use crate::ledger::Ledgers;
 use crate::mirror::Mirrors;
 use crate::policy::RetryPolicy;
@@ -80,6 +82,10 @@ pub struct Workshop {
     pub calls: CallMarks,
     /// What is being said.
     pub speech: Speech,
+    /// Where images come from.
+    pub images: Arc<Supply>,
+    /// Which images the teams may use.
+    pub image_rules: ImageRules,
     /// What follows failures.
     pub policy: RetryPolicy,
     /// What a sandbox may use; the timeout comes with the task.
@@ -281,7 +287,8 @@ impl Workshop {
     }
 
     async fn start_sandbox(&self, task: &Task, id: SandboxId) -> Result<Command, Failed> {
-        let started = std::time::Instant::now();
+        let mut started = std::time::Instant::now();
+        let mut image_digest = None;
         let sandbox = match self.sandboxes.attach(id).await? {
             Some(running) => running,
             None => {
@@ -295,14 +302,23 @@ impl Workshop {
                     let hint = "Retry the task: it begins again from the repository.";
                     return Err(Failed::new(failure.with_retryable(false).with_hint(hint)));
                 }
+                // Held until the sandbox itself holds it. What has to be pulled first is not counted as the start.
+                let image = self.images.provide(&task.spec.image).await.map_err(|error| {
+                    let wait = error.asked_wait();
+                    Failed { wait, ..Failed::from(SandboxError::from(error)) }
+                })?;
+                image_digest = Some(image.image.manifest.identity());
+                started = std::time::Instant::now();
                 let spec = self.sandbox_spec(task, id);
                 self.sandboxes.prepare(&spec).await?;
-                self.sandboxes.start(&spec).await?
+                let sandbox = self.sandboxes.start(&spec).await?;
+                drop(image);
+                sandbox
             }
         };
         let start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         metrics::histogram!("orchestra_sandbox_start_seconds").record(started.elapsed().as_secs_f64());
-        Ok(Command::RecordSandbox { sandbox: sandbox.id(), start_ms })
+        Ok(Command::RecordSandbox { sandbox: sandbox.id(), start_ms, image_digest })
     }
 
     async fn stop_sandbox(&self, sandbox: SandboxId, reason: SandboxEnd) -> Result<Command, Failed> {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use orchestra_actors::allowed::AllowedModels;
 use orchestra_actors::calls::CallMarks;
+use orchestra_actors::images::ImageRules;
 use orchestra_actors::journal::new_events;
 use orchestra_actors::ledger::Ledgers;
 use orchestra_actors::mirror::Mirrors;
@@ -32,6 +33,7 @@ use orchestra_events::{
 use orchestra_runtime::forge::{ForgeConfig, ForgeKind, Forges};
 use orchestra_runtime::gateway::{Gateway, GatewayPolicy};
 use orchestra_runtime::git::{BranchPolicies, CacheLimits, Git, GitConfig};
+use orchestra_runtime::image::{ImageStore, Keep, Supply};
 use orchestra_runtime::model::{Models, ProviderConfig, Timeouts};
 use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, Sandboxes};
 use orchestra_runtime::texts::Texts;
@@ -147,6 +149,13 @@ async fn house(trouble: Trouble) -> House {
         vault: Arc::new(Vault::new()),
         calls: CallMarks::open(at("calls")).unwrap(),
         speech: Speech::default(),
+        images: Arc::new(Supply::new(
+            ImageStore::new(at("images")),
+            BTreeMap::new(),
+            orchestra_runtime::image::Credentials::Anonymous,
+            Keep { max_age: Duration::from_secs(60), max_bytes: 1 << 30 },
+        )),
+        image_rules: ImageRules::new("default".into(), &[], BTreeMap::new()).unwrap(),
         policy: RetryPolicy::default(),
         limits: Limits::default(),
         commits: CommitRules::default(),
@@ -155,7 +164,7 @@ async fn house(trouble: Trouble) -> House {
         node: "test".into(),
         repositories: at("repositories"),
     };
-    let defaults = Defaults { image: "default".into(), timeout_seconds: 60, retry: None };
+    let defaults = Defaults { timeout_seconds: 60, retry: None };
     let capacity = Capacity { places: 1, per_team: 1 };
     let orchestra = Orchestra::start(Arc::clone(&store), read, workshop, capacity, defaults);
     orchestra.resume().await.unwrap();

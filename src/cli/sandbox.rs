@@ -216,13 +216,14 @@ impl Sandbox {
                 let host = Host::open(&config)?;
                 let id = host.find(&id)?;
                 let listed = Listed { task: host.tasks.get(&id).copied(), seen: host.survey.inspect(id)? };
-                let commands = commands(&host, &listed.seen).await;
+                let (commands, landlock) = asked(&host, &listed.seen).await;
                 if json {
                     let mut value = serde_json::to_value(&listed)?;
                     value["commands"] = serde_json::to_value(&commands)?;
+                    value["landlock"] = landlock.into();
                     say(serde_json::to_string_pretty(&value)?);
                 } else {
-                    describe(&listed, &commands);
+                    describe(&listed, &commands, landlock);
                 }
             }
             Self::Exec(enter) => return enter.run().await,
@@ -242,25 +243,28 @@ struct Command {
     command: String,
 }
 
-/// The commands that run in a sandbox. It says so itself, so nothing rests on it.
-async fn commands(host: &Host, seen: &Inspection) -> Vec<Command> {
+/// The commands that run in a sandbox, and which interface of Landlock it is held by; 0 is none. Its first process says so
+/// itself, so nothing rests on it.
+async fn asked(host: &Host, seen: &Inspection) -> (Vec<Command>, Option<u32>) {
     if seen.state != RunState::Running {
-        return Vec::new();
+        return (Vec::new(), None);
     }
-    let Ok(sandbox) = host.survey.attach(seen.id).await else { return Vec::new() };
+    let Ok(sandbox) = host.survey.attach(seen.id).await else { return (Vec::new(), None) };
+    let landlock = sandbox.walls().await.ok().map(|walls| walls.landlock);
     let listed = sandbox.running().await.unwrap_or_default().into_iter();
     let harmless = |text: String| text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    listed
+    let commands = listed
         .map(|listed| Command {
             id: harmless(listed.id),
             pid: listed.pid,
             running_ms: listed.running_ms,
             command: harmless(listed.command),
         })
-        .collect()
+        .collect();
+    (commands, landlock)
 }
 
-fn describe(listed: &Listed, commands: &[Command]) {
+fn describe(listed: &Listed, commands: &[Command], landlock: Option<u32>) {
     let Listed { task, seen } = listed;
     let line = |name: &str, value: String| say(format!("{name:<14} {value}"));
     let some = |name: &str, value: Option<String>| value.into_iter().for_each(|value| line(name, value));
@@ -306,9 +310,13 @@ fn describe(listed: &Listed, commands: &[Command]) {
         line("new privileges", if walls.no_new_privileges { "never" } else { "POSSIBLE" }.to_owned());
         let held = walls.capabilities.iter().map(|(set, value)| format!("{set} {value}")).collect::<Vec<_>>();
         line("capabilities", if held.is_empty() { "none".to_owned() } else { held.join(", ") });
-        let abi =
-            walls.landlock_abi.map_or_else(|| "unknown to the kernel".to_owned(), |abi| format!("interface {abi}"));
-        line("landlock", abi);
+        let known = walls.landlock_abi.map_or_else(|| "none".to_owned(), |abi| format!("interface {abi}"));
+        let held = match landlock {
+            None => "unknown".to_owned(),
+            Some(0) => "none".to_owned(),
+            Some(abi) => format!("interface {abi}"),
+        };
+        line("landlock", format!("{held} (the kernel has {known})"));
         for (kind, namespace) in &walls.namespaces {
             let whose = if namespace.own { "its own" } else { "THE HOST'S" };
             line("namespace", format!("{kind}: {whose}, {}", namespace.id));

@@ -47,7 +47,7 @@ pub fn load(
     for (name, text) in variables {
         let path = name[PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
         // Those that are no configuration: the client's server address and key, and the tests' image folder.
-        if matches!(&*path, "url" | "key" | "images" | "failpoint") {
+        if matches!(&*path, "url" | "key" | "images" | "failpoint" | "registry_password") {
             continue;
         }
         known(&path).with_context(|| format!("in the environment variable {name}"))?;
@@ -165,7 +165,7 @@ fn set(table: &mut Table, path: &str, text: &str) -> anyhow::Result<()> {
         | "names_not_on_windows"
         | "case_twins"
         | "lfs" => Value::Boolean(text.parse().with_context(|| format!("{path} is true or false, not {text:?}"))?),
-        "allow" | "models" | "co_authors" | "protected_files" | "secrets_allowed_in" | "bases" | "names"
+        "allow" | "models" | "images" | "co_authors" | "protected_files" | "secrets_allowed_in" | "bases" | "names"
         | "push_options" => Value::Array(
             text.split(',')
                 .map(str::trim)

@@ -243,6 +243,7 @@ impl CampaignService for Orchestra {
                 let detail = "so many long names are too many for one campaign; make two of it".to_owned();
                 return Err(ServiceError::Invalid(vec![FieldError { pointer: "/repos".to_owned(), detail }]));
             }
+            self.check_image(&spec.template).await?;
             self.check_budget(&spec.template).await?;
             self.check_cap(&spec)?;
             journal::create_campaign(&*self.store, id, spec, &who).await.map_err(journal_error)?

@@ -55,6 +55,8 @@ pub enum Command {
         sandbox: SandboxId,
         /// How long it took, in milliseconds.
         start_ms: u64,
+        /// What its image's name stood for, if that is known.
+        image_digest: Option<String>,
     },
     /// Money is set aside for a model call.
     ReserveModel {
@@ -551,9 +553,10 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
         Command::RecordClone { repo, base, commit, sandbox } if next == Step::Clone(repo) => {
             Ok(vec![TaskEvent::Cloned { repo: named(task, repo)?, base, commit, sandbox }])
         }
-        Command::RecordSandbox { sandbox, start_ms } => match next {
+        Command::RecordSandbox { sandbox, start_ms, image_digest } => match next {
             Step::StartSandbox(workspace) if workspace == sandbox => {
-                Ok(vec![TaskEvent::SandboxStarted { sandbox, image: task.spec.image.clone(), start_ms }])
+                let image = task.spec.image.clone();
+                Ok(vec![TaskEvent::SandboxStarted { sandbox, image, start_ms, image_digest }])
             }
             _ => Err(Refusal::MovedOn),
         },

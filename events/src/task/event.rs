@@ -329,6 +329,9 @@ pub enum TaskEvent {
         image: String,
         /// From the request to the first answer of its init, in milliseconds.
         start_ms: u64,
+        /// What that name or reference stood for: the digest that it was pulled with, or of what it was built of.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        image_digest: Option<String>,
     },
     /// A model is about to be asked. The reservation stands until the call's outcome is known.
     ModelCalled {

@@ -101,7 +101,7 @@ impl Story {
         story
             .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox() })
             .expect("cloned");
-        story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
+        story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None }).expect("started");
         story
     }
 
@@ -299,7 +299,7 @@ fn a_tool_whose_sandbox_is_lost_is_not_run_twice() {
     assert!(matches!(story.next(), Step::RunTool(_)));
     story.when(Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Lost }).expect("lost");
     assert!(matches!(story.next(), Step::StartSandbox(_)));
-    story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 1 }).expect("again");
+    story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 1, image_digest: None }).expect("again");
     assert!(matches!(story.next(), Step::InterruptTool(_)));
 }
 
@@ -467,7 +467,7 @@ fn a_harness_that_is_done_is_paid_for_before_it_is_committed_and_hears_what_come
     story
         .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox() })
         .expect("cloned");
-    story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
+    story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None }).expect("started");
     story.when(Command::BeginHarness).expect("begun");
     let reserved = NanoUsd::from_nanos(100);
     let open = OpenCall { call: call(1), reserved, reserved_tokens: 5, max_output_tokens: 5 };
@@ -500,7 +500,9 @@ fn another_attempt_begins_anew_or_where_the_last_one_stopped() {
                 story
                     .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox() })
                     .expect("cloned");
-                story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
+                story
+                    .when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None })
+                    .expect("started");
             }
             // With the same workspace, nothing is cloned and nothing is started.
             assert_eq!(story.next(), Step::ReserveModel, "{workspace:?}");
@@ -540,7 +542,7 @@ fn what_another_attempt_would_not_mend_is_the_end() {
         story
             .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox() })
             .expect("cloned");
-        story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
+        story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None }).expect("started");
         story.when(Command::RecordFailure { failure: failure(code), then: Then::GiveUp }).expect("failed");
         assert_eq!(matches!(story.next(), Step::NextAttempt(..)), again, "{code}");
         if again {
@@ -585,7 +587,7 @@ fn drive(harness: Harness, retry: Option<Attempts>, further: usize, luck: &[(u8,
             Step::Clone(repo) => {
                 Command::RecordClone { repo, base: "main".into(), commit: oid('a'), sandbox: sandbox() }
             }
-            Step::StartSandbox(_) => Command::RecordSandbox { sandbox: sandbox(), start_ms: 1 },
+            Step::StartSandbox(_) => Command::RecordSandbox { sandbox: sandbox(), start_ms: 1, image_digest: None },
             Step::BeginHarness(_) => Command::BeginHarness,
             Step::RunHarness => {
                 // Shifted as time goes by: luck that repeats itself would never let a run end.
@@ -667,7 +669,7 @@ impl Story {
             let (base, commit) = ("main".into(), oid('a'));
             story.when(Command::RecordClone { repo, base, commit, sandbox: sandbox() }).expect("cloned");
         }
-        story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
+        story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None }).expect("started");
         story.when(reserve(1, 100)).expect("reserved");
         story.when(reply(1, vec![text("Done.")], StopReason::EndTurn)).expect("reply");
         story
@@ -754,7 +756,7 @@ fn what_is_committed_is_delivered_by_a_further_attempt_whatever_its_workspace() 
     story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
     let (base, commit) = ("main".into(), oid('a'));
     story.when(Command::RecordClone { repo: 0, base, commit, sandbox: sandbox() }).expect("cloned");
-    story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
+    story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None }).expect("started");
     story.when(reserve(1, 100)).expect("reserved");
     story.when(reply(1, vec![text("Done.")], StopReason::EndTurn)).expect("reply");
     story.when(commit_in(0)).expect("committed");

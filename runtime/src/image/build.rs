@@ -1,15 +1,16 @@
 //! Builds an image: Debian, the tools an agent expects, Node.js from the npm registry where there is a client, and the
 //! command line agents that were asked for.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use super::agents::AgentVersion;
+use super::authorities::Authorities;
 use super::debian::{self, Sources};
-use super::{Image, ImageError, ImageStore, Manifest, Progress, check_name, derive, furnish, npm, unpack};
+use super::packages::{self, NpmPackage};
+use super::store::About;
+use super::{Image, ImageError, ImageStore, Progress, check_name, derive, npm, unpack};
 
 /// Raised when a build does something else with the same inputs.
 const RECIPE: u32 = 1;
@@ -32,6 +33,10 @@ pub struct BuildOptions {
     pub from: Option<String>,
     /// Command line agents that are put into it.
     pub agents: Vec<AgentVersion>,
+    /// Packages of the npm registry that are put into it, with what they depend on.
+    pub npm: Vec<NpmPackage>,
+    /// Whether it trusts the certificate authorities that this machine's administrator has added.
+    pub host_authorities: bool,
 }
 
 /// Says how far the whole of a build is.
@@ -79,10 +84,13 @@ impl ImageStore {
     pub fn build(&self, options: &BuildOptions, progress: &dyn Fn(Progress)) -> Result<Image, ImageError> {
         check_name(&options.name)?;
         let say = |phase: &'static str, fraction: f64, detail: &str| {
-            progress(Progress { phase, fraction, detail: detail.to_owned() });
+            progress(Progress::new(phase, fraction, detail.to_owned()));
         };
         say("looking at the host", 0.0, "");
-        let share = if options.agents.is_empty() { 1.0 } else { BASE_SHARE };
+        let _writing = self.writing()?;
+        let authorities = if options.host_authorities { Some(Authorities::of_host()?) } else { None };
+        let has_more = !options.agents.is_empty() || !options.npm.is_empty() || authorities.is_some();
+        let share = if has_more { BASE_SHARE } else { 1.0 };
         let base = |phase, fraction: f64, detail: &str| say(phase, fraction * share, detail);
         let stored = match &options.from {
             Some(from) if options.packages.is_empty() => self.stored(from)?,
@@ -92,13 +100,13 @@ impl ImageStore {
             }
             None => self.debian(&options.packages, &base)?,
         };
-        let stored = if options.agents.is_empty() {
-            stored
-        } else {
+        let stored = if has_more {
             let name = options.from.as_ref().unwrap_or(&options.name);
-            self.with_agents(&stored, name, &options.agents, &|phase, fraction, detail| {
+            self.with_more(&stored, name, options, authorities.as_ref(), &|phase, fraction, detail| {
                 say(phase, share + fraction * (1.0 - share), detail);
             })?
+        } else {
+            stored
         };
         self.link(&options.name, &stored)?;
         say("done", 1.0, "");
@@ -123,7 +131,7 @@ impl ImageStore {
             return Ok(stored);
         }
         let source = format!("Debian {} with {}; node: {node}", sources.suite, packages.join(", "));
-        self.store_new(About { source, inputs, agents: BTreeMap::new() }, |work, rootfs| {
+        self.store_new(About { source, inputs, ..About::default() }, |work, rootfs| {
             debian::bootstrap(&sources, &packages, work, rootfs, &|fraction, line| {
                 say("installing Debian packages", 0.01 + 0.8 * fraction, line);
             })?;
@@ -135,92 +143,57 @@ impl ImageStore {
         })
     }
 
-    /// A stored image with these agents on top, without a name.
-    fn with_agents(
+    /// A stored image with these things on top, without a name.
+    fn with_more(
         &self,
         base: &Path,
         name: &str,
-        agents: &[AgentVersion],
+        options: &BuildOptions,
+        authorities: Option<&Authorities>,
         say: Say<'_>,
     ) -> Result<PathBuf, ImageError> {
+        let BuildOptions { agents, npm: tools, .. } = options;
         let below = Self::manifest(base, name)?;
-        let listed: Vec<String> = agents.iter().map(AgentVersion::fingerprint).collect();
+        let mut listed: Vec<String> = agents.iter().map(AgentVersion::fingerprint).collect();
+        listed.extend(tools.iter().map(|tool| format!("npm {tool}")));
+        listed.extend(authorities.map(|authorities| format!("authorities {}", authorities.fingerprint())));
         let inputs = digest(&format!("{RECIPE}\n{}\n{}", below.inputs, listed.join("\n")));
         if let Some(stored) = self.known(&inputs) {
             return Ok(stored);
         }
-        let names: Vec<String> = agents.iter().map(ToString::to_string).collect();
-        let source = format!("{}; agents: {}", below.source, names.join(", "));
+        let mut source = below.source;
+        for (what, names) in [
+            ("agents", agents.iter().map(ToString::to_string).collect::<Vec<_>>()),
+            ("npm", tools.iter().map(ToString::to_string).collect()),
+            ("authorities", authorities.iter().map(|_| "the host's".to_owned()).collect()),
+        ] {
+            if !names.is_empty() {
+                source = format!("{source}; {what}: {}", names.join(", "));
+            }
+        }
         let mut versions = below.agents;
         versions.extend(agents.iter().map(|agent| (agent.harness().as_str().to_owned(), agent.version().to_owned())));
-        self.store_new(About { source, inputs, agents: versions }, |work, rootfs| {
+        let mut env = below.env;
+        env.extend(authorities.iter().flat_map(|_| Authorities::variables()));
+        self.store_new(About { source, inputs, agents: versions, env, ..About::default() }, |work, rootfs| {
             say("deriving", 0.0, "");
             derive::derive(&base.join("rootfs"), rootfs)?;
             for (done, agent) in agents.iter().enumerate() {
                 agent.install(rootfs, work, &|fraction, what| {
-                    say("adding agents", 0.05 + 0.9 * (done as f64 + fraction) / agents.len() as f64, what);
+                    say("adding agents", 0.05 + 0.65 * (done as f64 + fraction) / agents.len() as f64, what);
                 })?;
+            }
+            if !tools.is_empty() {
+                say("adding npm packages", 0.7, "");
+                packages::install(tools, rootfs, work)?;
+            }
+            if let Some(authorities) = authorities {
+                say("adding certificate authorities", 0.9, "");
+                authorities.install(rootfs)?;
             }
             Ok(())
         })
     }
-
-    /// A stored image of the same inputs.
-    pub(super) fn known(&self, inputs: &str) -> Option<PathBuf> {
-        let stored = self.store().join(&inputs[..inputs.len().min(32)]);
-        stored.join("manifest.json").exists().then_some(stored)
-    }
-
-    /// Makes a root file system in a private place, and stores it once it is whole.
-    pub(super) fn store_new(
-        &self,
-        about: About,
-        fill: impl FnOnce(&Path, &Path) -> Result<(), ImageError>,
-    ) -> Result<PathBuf, ImageError> {
-        let store = self.store();
-        fs::create_dir_all(&store).map_err(ImageError::io("making", &store))?;
-        let partial = store.join(format!(".partial-{}", uuid::Uuid::now_v7()));
-        fs::create_dir(&partial).map_err(ImageError::io("making", &partial))?;
-        let done = self.fill_and_store(about, &partial, fill);
-        // What failed is removed; what succeeded has been moved away but for its scraps.
-        let _ = fs::remove_dir_all(&partial);
-        done
-    }
-
-    fn fill_and_store(
-        &self,
-        about: About,
-        partial: &Path,
-        fill: impl FnOnce(&Path, &Path) -> Result<(), ImageError>,
-    ) -> Result<PathBuf, ImageError> {
-        let About { source, inputs, agents } = about;
-        let home = partial.join("image");
-        let rootfs = home.join("rootfs");
-        fs::create_dir(&home).map_err(ImageError::io("making", &home))?;
-        fill(partial, &rootfs)?;
-        furnish::furnish(&rootfs)?;
-        let (bytes, entries) = furnish::measure(&rootfs)?;
-        let stored = self.store().join(&inputs[..inputs.len().min(32)]);
-        let created = jiff::Timestamp::now().to_string();
-        let manifest = Manifest { source, inputs, created, bytes, entries, agents };
-        let text = serde_json::to_vec_pretty(&manifest).expect("a manifest has string keys");
-        let file = home.join("manifest.json");
-        fs::write(&file, text).map_err(ImageError::io("writing", &file))?;
-        match fs::rename(&home, &stored) {
-            Ok(()) => {}
-            // Somebody else built the same meanwhile; theirs is as good.
-            Err(_) if stored.join("manifest.json").exists() => {}
-            Err(error) => return Err(ImageError::io("storing", &stored)(error)),
-        }
-        Ok(stored)
-    }
-}
-
-/// What a new image's manifest says of where it comes from.
-pub(super) struct About {
-    pub source: String,
-    pub inputs: String,
-    pub agents: BTreeMap<String, String>,
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use flate2::read::GzDecoder;
 
@@ -23,25 +23,37 @@ pub fn is_there() -> bool {
     asked.is_ok_and(|output| output.status.success())
 }
 
+/// What this kind of processor is called there.
+pub fn cpu() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "x64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// Runs the client to its end.
+pub fn run(command: &mut Command, doing: &str) -> Result<Output, ImageError> {
+    let output =
+        command.output().map_err(|error| failed(format!("it cannot be run ({error}); install npm, then try again")))?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said
+        .lines()
+        .map(|line| line.trim_start_matches("npm error").trim())
+        .filter(|line| !line.is_empty() && !line.contains("log of this run"));
+    Err(failed(format!("{doing}: {}", said.take(FIRST_WORDS).collect::<Vec<_>>().join("; "))))
+}
+
 /// Fetches a package as an archive. None of its programs is run.
 pub fn fetch(package: &str, work: &Path) -> Result<PathBuf, ImageError> {
-    let output = Command::new("npm")
-        // One more try after a network fault: the default has the caller wait for minutes when there is no network.
-        .args(["pack", package, "--loglevel=error", "--no-progress", "--fetch-retries=1", "--ignore-scripts"])
-        .arg("--pack-destination")
-        .arg(work)
-        .current_dir(work)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| failed(format!("it cannot be run ({error}); install npm, then try again")))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said = said
-            .lines()
-            .map(|line| line.trim_start_matches("npm error").trim())
-            .filter(|line| !line.is_empty() && !line.contains("log of this run"));
-        return Err(failed(format!("fetching {package}: {}", said.take(FIRST_WORDS).collect::<Vec<_>>().join("; "))));
-    }
+    let mut command = Command::new("npm");
+    // One more try after a network fault: the default has the caller wait for minutes when there is no network.
+    command.args(["pack", package, "--loglevel=error", "--no-progress", "--fetch-retries=1", "--ignore-scripts"]);
+    command.arg("--pack-destination").arg(work).current_dir(work).stdin(Stdio::null());
+    let output = run(&mut command, &format!("fetching {package}"))?;
     let said = String::from_utf8_lossy(&output.stdout);
     let name = said.lines().map(str::trim).rfind(|line| line.ends_with(".tgz"));
     let name = name.ok_or_else(|| failed(format!("fetching {package}: it named no file")))?;

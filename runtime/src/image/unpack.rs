@@ -3,6 +3,7 @@
 //! Every parent directory is opened by the kernel with the root file system as its root (`openat2` with
 //! `RESOLVE_IN_ROOT`), and the last name is used without following a link.
 
+use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
@@ -16,34 +17,23 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 
-/// Most entries of one image.
-const MAX_ENTRIES: u64 = 2_000_000;
+/// Most files, directories and links of one image, those included that an archive only implies.
+pub(super) const MAX_ENTRIES: u64 = 2_000_000;
 /// Most bytes of one image, unpacked: a bomb ends here instead of at the end of the disk.
-const MAX_BYTES: u64 = 20 << 30;
-/// Deepest directory that is removed for a whiteout.
-const MAX_DEPTH: usize = 256;
-/// The prefix of a name that says "not there any more", and the name that says "nothing from below".
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(super) const MAX_BYTES: u64 = 20 << 30;
+/// Deepest path: deeper than any that is meant, and few enough descriptors to walk it.
+const MAX_DEPTH: usize = 128;
+/// Longest path and longest name of one, as the kernel has them.
+const MAX_PATH: usize = 4_095;
+const MAX_NAME: usize = 255;
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 /// A root file system that is being filled.
 pub struct Root {
     fd: OwnedFd,
-}
-
-/// What all layers of an image may still take.
-#[derive(Debug)]
-pub struct Allowance {
-    entries: u64,
-    bytes: u64,
-}
-
-impl Default for Allowance {
-    fn default() -> Self {
-        Self { entries: MAX_ENTRIES, bytes: MAX_BYTES }
-    }
+    /// Directories that may still be made because a path implies them.
+    implied: Cell<u64>,
 }
 
 fn kind(stat: &FileStat) -> SFlag {
@@ -51,8 +41,11 @@ fn kind(stat: &FileStat) -> SFlag {
 }
 
 /// The plain names of a path; `..` is kept out rather than resolved.
-fn names(path: &Path) -> io::Result<Vec<&OsStr>> {
+pub(super) fn names(path: &Path) -> io::Result<Vec<&OsStr>> {
     let mut names = Vec::new();
+    if path.as_os_str().len() > MAX_PATH {
+        return Err(io::Error::other("the archive names a path that is longer than a path may be"));
+    }
     for part in path.components() {
         match part {
             Component::Normal(name) => names.push(name),
@@ -62,13 +55,16 @@ fn names(path: &Path) -> io::Result<Vec<&OsStr>> {
             }
         }
     }
+    if names.len() > MAX_DEPTH || names.iter().any(|name| name.len() > MAX_NAME) {
+        return Err(io::Error::other("the archive names a path that is deeper, or has a longer name, than may be"));
+    }
     Ok(names)
 }
 
 impl Root {
     /// Opens a directory as the root of everything that follows.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { fd: open(path, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())? })
+        Ok(Self { fd: open(path, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?, implied: Cell::new(MAX_ENTRIES) })
     }
 
     /// Whether there is a file at this path, links resolved within the root.
@@ -76,6 +72,19 @@ impl Root {
         let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
         let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve);
         openat2(&self.fd, path, how).and_then(|fd| fstat(&fd)).is_ok_and(|stat| kind(&stat) == SFlag::S_IFREG)
+    }
+
+    /// The start of a file, links resolved within the root; empty when there is none.
+    pub(super) fn read(&self, path: &Path, most: u64) -> io::Result<Vec<u8>> {
+        let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let mut bytes = Vec::new();
+        match openat2(&self.fd, path, OpenHow::new().flags(flags).resolve(resolve)) {
+            Ok(file) => File::from(file).take(most).read_to_end(&mut bytes)?,
+            Err(Errno::ENOENT) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(bytes)
     }
 
     fn open_dir(&self, path: &Path) -> nix::Result<OwnedFd> {
@@ -101,6 +110,8 @@ impl Root {
             at = match self.open_dir(&so_far) {
                 Ok(fd) => fd,
                 Err(Errno::ENOENT) => {
+                    let left = self.implied.get().checked_sub(1).ok_or_else(too_large)?;
+                    self.implied.set(left);
                     mkdirat(&at, name, Mode::from_bits_truncate(0o755))?;
                     self.open_dir(&so_far)?
                 }
@@ -134,7 +145,28 @@ impl Root {
         Ok(symlinkat(target, &parent, name)?)
     }
 
-    fn hard_link(&self, path: &Path, target: &Path) -> io::Result<()> {
+    /// Makes this name another one of a file that lies elsewhere on the same disk, replacing what was there.
+    pub(super) fn take_in(&self, path: &Path, folder: &OwnedFd, file: &OsStr) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        self.clear(&parent, name)?;
+        match linkat(folder, file, &parent, name, AtFlags::empty()) {
+            Ok(()) => Ok(()),
+            // As many names as the file system gives a file, or another file system: a copy of its own.
+            Err(Errno::EMLINK | Errno::EXDEV | Errno::EPERM) => {
+                let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let mut source = File::from(openat(folder, file, flags, Mode::empty())?);
+                let stat = fstat(&source)?;
+                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let mut copy = File::from(openat(&parent, name, flags, Mode::from_bits_truncate(0o600))?);
+                io::copy(&mut source, &mut copy)?;
+                copy.set_modified(source.metadata()?.modified()?)?;
+                Ok(fchmod(&copy, Mode::from_bits_truncate(stat.st_mode & 0o777))?)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) fn hard_link(&self, path: &Path, target: &Path) -> io::Result<()> {
         let (from, old) = self.parent(target)?;
         let (to, new) = self.parent(path)?;
         if kind(&fstatat(&from, old, AtFlags::AT_SYMLINK_NOFOLLOW)?) == SFlag::S_IFDIR {
@@ -144,7 +176,7 @@ impl Root {
         Ok(linkat(&from, old, &to, new, AtFlags::empty())?)
     }
 
-    fn directory(&self, path: &Path, mode: u32) -> io::Result<()> {
+    pub(super) fn directory(&self, path: &Path, mode: u32) -> io::Result<()> {
         if names(path)?.is_empty() {
             return Ok(());
         }
@@ -164,65 +196,34 @@ impl Root {
         Ok(())
     }
 
-    /// Removes what a layer says is gone. First for the whole layer, because a layer may say so after it has already put
-    /// something of its own there.
-    pub fn apply_whiteouts(&self, layer: impl Read) -> io::Result<()> {
-        let mut archive = tar::Archive::new(layer);
-        for entry in archive.entries()? {
-            let entry = entry?;
-            let path = entry.path()?.into_owned();
-            let Some(name) = path.file_name().map(OsStrExt::as_bytes) else { continue };
-            if name == OPAQUE {
-                let dir = path.parent().unwrap_or(Path::new(""));
-                names(dir)?;
-                match self.open_dir(dir) {
-                    Ok(fd) => empty(&fd, 0)?,
-                    Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            } else if let Some(gone) = name.strip_prefix(WHITEOUT) {
-                if matches!(gone, b"" | b"." | b"..") || gone.contains(&b'/') {
-                    return Err(io::Error::other("the archive removes something outside of it"));
-                }
-                let dir = path.parent().unwrap_or(Path::new(""));
-                names(dir)?;
-                match self.open_dir(dir) {
-                    Ok(fd) => remove(&fd, OsStr::from_bytes(gone), 0)?,
-                    Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
+    /// Removes what is here under this name.
+    pub(super) fn whiteout(&self, path: &Path) -> io::Result<()> {
+        let Some(name) = path.file_name() else {
+            return Err(io::Error::other("the archive removes something outside of it"));
+        };
+        let dir = path.parent().unwrap_or(Path::new(""));
+        names(dir)?;
+        match self.open_dir(dir) {
+            Ok(fd) => remove(&fd, name, 0),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(()),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
 
-    /// Puts a layer's files over those that are there.
-    pub fn apply_layer(&self, layer: impl Read, allowance: &mut Allowance) -> io::Result<()> {
-        let too_large = || io::Error::other("the image is larger than an image may be");
-        let mut archive = tar::Archive::new(layer);
-        for entry in archive.entries()? {
-            let mut entry = entry?;
-            allowance.entries = allowance.entries.checked_sub(1).ok_or_else(too_large)?;
-            let path = entry.path()?.into_owned();
-            if path.file_name().is_some_and(|name| name.as_bytes().starts_with(WHITEOUT)) {
-                continue;
-            }
-            let mode = entry.header().mode().unwrap_or(0o644);
-            let target = entry.link_name()?.map(std::borrow::Cow::into_owned);
-            match (entry.header().entry_type(), target) {
-                (tar::EntryType::Directory, _) => self.directory(&path, mode)?,
-                (tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse, _) => {
-                    allowance.bytes = allowance.bytes.checked_sub(entry.size()).ok_or_else(too_large)?;
-                    self.write_file(&path, mode, &mut entry)?;
-                }
-                (tar::EntryType::Symlink, Some(target)) => self.symlink(&path, &target)?,
-                (tar::EntryType::Link, Some(target)) => self.hard_link(&path, &target)?,
-                // Devices and pipes: a sandbox gets its own /dev, and nothing else may be one.
-                _ => {}
-            }
+    /// Removes all that is in this directory.
+    pub(super) fn opaque(&self, dir: &Path) -> io::Result<()> {
+        names(dir)?;
+        match self.open_dir(dir) {
+            Ok(fd) => empty(&fd, 0),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(()),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
+}
+
+/// What an image says that is larger than an image may be.
+pub(super) fn too_large() -> io::Error {
+    io::Error::other("the image is larger than an image may be")
 }
 
 /// Removes a file, a link, or a whole directory; no link is followed.

@@ -27,10 +27,10 @@ use super::pool::{Pool, Starts};
 use super::rootless::Authority;
 use super::zygote::Zygote;
 use super::{
-    Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, inspect, layers, seccomp, spec,
-    teardown, volume,
+    Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, inspect, layers, leftovers, seccomp,
+    spec, teardown, volume,
 };
-use crate::image::ImageStore;
+use crate::image::{ImageStore, Lease};
 
 /// How long a container may take to come up on a host that is very busy.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -81,6 +81,7 @@ impl Containers {
     pub fn with_host_ids(config: SandboxConfig, ids: HostIds) -> Result<Self, SandboxError> {
         let at = config.state_dir.display();
         let state = State::open(&config.state_dir).map_err(SandboxError::host(format!("opening {at}")))?;
+        leftovers::sweep(&config.state_dir);
         let cgroups =
             Hierarchy::for_user(&state.sandboxes()).map_err(SandboxError::host("looking for control groups"))?;
         cgroups.prepare().map_err(SandboxError::host("moving the server into a control group of its own"))?;
@@ -131,24 +132,25 @@ impl Inner {
         handover::ahead(&layout).is_none().then(|| Running::new(id, layout, Arc::clone(&self.cgroups)))
     }
 
-    /// What the helper of such a sandbox is told.
+    /// What the helper of such a sandbox is told, over this root file system.
     fn order(
         &self,
         spec: &SandboxSpec,
         layout: &Layout,
+        lower: PathBuf,
         layers: Vec<Layer>,
         ids: IdRange,
-    ) -> Result<HelperOrder, SandboxError> {
+    ) -> HelperOrder {
         let mut description = spec::container(spec, &self.cgroups.spec_path(layout.cgroup()), ids);
         if let Some(linux) = description["linux"].as_object_mut().filter(|_| self.cgroups.limits_by_itself()) {
             linux.remove("resources");
         }
         let authority = Authority::of_user();
         authority.adapt(&mut description);
-        Ok(HelperOrder {
+        HelperOrder {
             ahead: false,
             description,
-            lower: self.images.resolve(&spec.image)?,
+            lower,
             layers,
             ids,
             authority,
@@ -156,35 +158,43 @@ impl Inner {
             filter: self.filter.clone(),
             timeout: spec.limits.timeout,
             cgroup: layout.cgroup().to_owned(),
-        })
+        }
+    }
+
+    /// Writes down what operators are shown of it.
+    fn describe(&self, spec: &SandboxSpec, layout: &Layout) -> io::Result<()> {
+        inspect::About::of(spec, &self.cgroups.spec_path(layout.cgroup())).write(layout)
     }
 
     /// Everything on disk that the helper needs.
-    fn prepare(&self, spec: &SandboxSpec, ahead: bool) -> Result<Layout, SandboxError> {
+    fn prepare(&self, mut spec: SandboxSpec, ahead: bool) -> Result<(Layout, Lease), SandboxError> {
         let id = spec.id;
         let layout = self.state.layout(id);
-        self.images.resolve(&spec.image)?;
+        // Held until the helper holds it.
+        let lease = self.images.lease(&spec.image)?;
+        spec.take_variables(&lease.image.manifest.env);
         volume::create(&self.state, id, spec.limits.disk_bytes)?;
         let preparing = || SandboxError::host(format!("preparing sandbox {id}"));
         teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
         let layers = layers::read(&layout).map_err(preparing())?;
         let ids = self.ranges.claim(&layout, &layers, &self.cgroups).map_err(|error| error.of(id))?;
-        let order = HelperOrder { ahead, ..self.order(spec, &layout, layers, ids)? };
+        let order = self.order(&spec, &layout, lease.image.rootfs.clone(), layers, ids);
+        let order = HelperOrder { ahead, ..order };
         let write = || {
             if self.cgroups.limits_by_itself() {
                 self.cgroups.furnish(layout.cgroup(), &spec.limits)?;
             }
             make_dir(&layout.stage())?;
-            inspect::About::of(spec, &self.cgroups.spec_path(layout.cgroup())).write(&layout)?;
             if ahead {
                 layout.note_first_name(id)?;
                 let noted = Ahead { disk_bytes: spec.limits.disk_bytes };
                 write_whole(&layout.ahead(), &serde_json::to_vec(&noted)?, 0o600)?;
             }
+            self.describe(&spec, &layout)?;
             write_whole(&layout.order(), &serde_json::to_vec(&order)?, 0o600)
         };
         write().map_err(preparing())?;
-        Ok(layout)
+        Ok((layout, lease))
     }
 
     /// What the helper of the sandbox in this directory was told, if it was started ahead just as this one would be started
@@ -194,7 +204,10 @@ impl Inner {
         let was: HelperOrder = serde_json::from_slice(&fs::read(layout.order()).ok()?).ok()?;
         let layers = layers::read(layout).ok()?;
         let ids = self.ranges.held(layout, &layers).ok()??;
-        let wanted = HelperOrder { ahead: true, ..self.order(spec, layout, layers, ids).ok()? };
+        let image = self.images.find(&spec.image).ok()?;
+        let mut spec = spec.clone();
+        spec.take_variables(&image.manifest.env);
+        let wanted = HelperOrder { ahead: true, ..self.order(&spec, layout, image.rootfs, layers, ids) };
         // What lies under the work tree and how long it may live are told when it is handed over.
         let was = HelperOrder { layers: wanted.layers.clone(), timeout: wanted.timeout, ..was };
         let stands = noted.disk_bytes == spec.limits.disk_bytes && was == wanted && self.is_alive(layout);
@@ -211,7 +224,7 @@ impl Inner {
         let layout = self.state.layout(spec.id);
         handover::ahead(&layout)?;
         let order = self.ready_for(spec, &layout)?;
-        let handed = handover::hand_over(&layout, &order);
+        let handed = self.describe(spec, &layout).and_then(|()| handover::hand_over(&layout, &order));
         let id = spec.id;
         let handed = handed.inspect_err(|error| tracing::warn!(sandbox = %id, %error, "not handed over; started anew"));
         handed.ok().map(|()| layout)
@@ -221,12 +234,12 @@ impl Inner {
     pub(super) async fn bring_up(self: &Arc<Self>, spec: SandboxSpec, ahead: bool) -> Result<Running, SandboxError> {
         let id = spec.id;
         let prepared = self.blocking(id, move |this| {
-            let layout = this.prepare(&spec, ahead)?;
+            let (layout, lease) = this.prepare(spec, ahead)?;
             let failed = |error: io::Error| SandboxError::StartFailed { id, detail: error.to_string() };
             let report = this.start_helper(&layout, true).map_err(failed)?;
-            Ok((layout, report))
+            Ok((layout, report, lease))
         });
-        let (layout, report) = prepared.await?;
+        let (layout, report, _lease) = prepared.await?;
         self.launch(id, &layout, report).await?;
         let running = Running::new(id, layout, Arc::clone(&self.cgroups));
         running.ping().await?;
@@ -376,8 +389,13 @@ impl Sandboxes for Containers {
 
     async fn lowers(&self) -> Result<HashSet<PathBuf>, SandboxError> {
         let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
-        let looking = SandboxError::host("looking for what lies under the sandboxes' work trees");
-        self.inner.blocking(nobody, |this| layers::lowers(&this.state).map(HashSet::from_iter).map_err(looking)).await
+        let looking = SandboxError::host("looking for what lies under the sandboxes");
+        let work = |this: &Inner| {
+            let mut lowers = HashSet::from_iter(layers::lowers(&this.state).map_err(looking)?);
+            lowers.extend(layers::images(&this.state));
+            Ok(lowers)
+        };
+        self.inner.blocking(nobody, work).await
     }
 
     async fn entries(&self, id: SandboxId) -> Result<Vec<Entry>, SandboxError> {

@@ -77,6 +77,10 @@ impl SandboxError {
     pub fn failure(&self) -> Failure {
         let message = format!("{self}.");
         match self {
+            Self::Image(error) if error.is_passing() => Failure::new(FailureCode::SandboxStartFailed, message)
+                .with_hint(
+                    "The registry is asked again when the step is; `orchestra image pull` on the server shows more.",
+                ),
             Self::Image(_) => Failure::new(FailureCode::SandboxStartFailed, message)
                 .with_hint("Run `orchestra image list` on the server, and build or pull the image that is named.")
                 .with_retryable(false),

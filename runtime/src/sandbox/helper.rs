@@ -33,6 +33,7 @@ use super::layout::{Cause, Ending, HelperOrder, HelperReport, Layout, whole_file
 use super::rootless::Authority;
 use super::seccomp::Filter;
 use super::{network, stage};
+use crate::image;
 
 /// The first argument of a program that is to be a sandbox's helper; the sandbox's directory follows.
 pub const HELPER_ARG: &str = "sandbox-helper";
@@ -151,6 +152,8 @@ fn run(dir: &Path) -> io::Result<()> {
     let listener = hand_over_socket(&layout)?;
     let counter = order.ahead.then(|| Counter::open(&layout)).transpose()?;
     let filter = Filter::read(&order.filter)?;
+    // For as long as this process lives, nobody removes what the sandbox stands on.
+    let _image = image::hold(&order.lower)?;
     let mut description = std::mem::take(&mut order.description);
     order.authority.enter()?;
     let _namespaces = order.authority.make_namespaces(&mut description)?;

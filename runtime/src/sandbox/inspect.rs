@@ -178,7 +178,8 @@ pub struct Confinement {
     pub no_new_privileges: bool,
     /// Every set of capabilities that is not empty: there should be none.
     pub capabilities: BTreeMap<String, String>,
-    /// What the kernel knows of Landlock, as the number of its interface; absent where it has none.
+    /// The version of Landlock: what the kernel has, until the sandbox itself has been asked what it is behind
+    /// ([`Sandbox::walls`]); absent where there is none.
     pub landlock_abi: Option<u32>,
     /// Each kind of namespace, and whether it is another one than this process's.
     pub namespaces: BTreeMap<String, Namespace>,

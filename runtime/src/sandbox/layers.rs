@@ -14,7 +14,7 @@ use nix::mount::{MsFlags, mount};
 use serde::{Deserialize, Serialize};
 
 use super::idmap::Owners;
-use super::layout::{Layout, State, write_settled};
+use super::layout::{HelperOrder, Layout, State, write_settled};
 use super::rootless;
 
 /// Most folders of one work tree that have a directory laid under them: a task has one for each of its repositories.
@@ -60,6 +60,15 @@ pub fn lowers(state: &State) -> io::Result<Vec<PathBuf>> {
         found.extend(layers.into_iter().map(|layer| layer.lower));
     }
     Ok(found)
+}
+
+/// The root file system of every sandbox's image, as far as its order says. A helper holds its image too; this is for one that
+/// was killed while its sandbox lives on.
+pub fn images(state: &State) -> Vec<PathBuf> {
+    let entries = fs::read_dir(state.sandboxes()).into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let orders = ids.filter_map(|id| fs::read(state.layout(id).order()).ok());
+    orders.filter_map(|order| Some(serde_json::from_slice::<HelperOrder>(&order).ok()?.lower)).collect()
 }
 
 fn refused(what: &str) -> io::Error {

@@ -23,6 +23,7 @@ mod ids;
 mod inspect;
 mod layers;
 mod layout;
+mod leftovers;
 mod network;
 mod pool;
 mod rootless;
@@ -34,7 +35,7 @@ mod teardown;
 mod volume;
 mod zygote;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -116,6 +117,16 @@ impl SandboxSpec {
     /// A task's sandbox, with nothing that differs from task to task but these.
     pub fn of_a_task(id: SandboxId, image: String, limits: Limits) -> Self {
         Self { id, image, limits, env: Vec::new(), hostname: "sandbox".to_owned() }
+    }
+
+    /// Takes an image's own variables, as far as nothing is said of them already. Its path comes after the user's own.
+    fn take_variables(&mut self, image: &BTreeMap<String, String>) {
+        for (name, value) in image {
+            if !self.env.iter().any(|(given, _)| given == name) {
+                let value = if name == "PATH" { format!("{}/.local/bin:{value}", spec::HOME) } else { value.clone() };
+                self.env.push((name.clone(), value));
+            }
+        }
     }
 }
 
@@ -244,7 +255,7 @@ pub trait Sandboxes: Send + Sync {
     async fn attach(&self, id: SandboxId) -> Result<Option<Arc<dyn Sandbox>>, SandboxError>;
     /// Kills everything in a sandbox and removes all that it had on this host. Doing so again changes nothing.
     async fn destroy(&self, id: SandboxId) -> Result<(), SandboxError>;
-    /// Every directory that lies under the work tree of any sandbox: none of them may be removed or changed.
+    /// Every directory that lies under the work tree of any sandbox, or under its root: none of them may be removed or changed.
     async fn lowers(&self) -> Result<HashSet<PathBuf>, SandboxError>;
     /// Those who have entered a sandbox from the host and are not written down anywhere else yet, oldest first.
     async fn entries(&self, id: SandboxId) -> Result<Vec<Entry>, SandboxError>;

@@ -13,12 +13,12 @@ use orchestra_events::SandboxId;
 use super::cgroup::Hierarchy;
 use super::ids::Ranges;
 use super::layout::{Layout, State};
-use super::{SandboxError, rootless, volume};
+use super::{SandboxError, leftovers, rootless, volume};
 
 /// How long a helper may take to clear its container away before it is killed and its work is done here.
 const HELPER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Every sandbox that has a directory, a control group, a mount or a range of ids.
+/// Every sandbox that has a directory, a control group, a mount, a loop device or a range of ids.
 pub fn list(state: &State, cgroups: &Hierarchy, ranges: &Ranges) -> Result<Vec<SandboxId>, SandboxError> {
     let sandboxes = state.sandboxes();
     let looking = || SandboxError::host(format!("looking for sandboxes in {}", sandboxes.display()));
@@ -35,6 +35,7 @@ pub fn list(state: &State, cgroups: &Hierarchy, ranges: &Ranges) -> Result<Vec<S
     found.extend(named);
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(looking())?;
     found.extend(mounts_below(&mounts, &sandboxes));
+    found.extend(leftovers::loop_devices(&sandboxes).into_iter().map(|(id, _)| id));
     found.extend(ranges.owners(state).map_err(looking())?);
     // The groups of a sandbox that was started ahead bear the name that it had then.
     found.retain(|name| !renamed.contains(name));
@@ -107,6 +108,7 @@ pub fn destroy(state: &State, cgroups: &Hierarchy, ranges: &Ranges, id: SandboxI
             rootless::remove_tree(&layout.volume())?;
         }
         remove_mount_point(&layout.volume())?;
+        leftovers::detach(&state.sandboxes(), id)?;
         match fs::remove_dir_all(layout.dir()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -177,7 +177,7 @@ pub fn events() -> Vec<TaskEvent> {
         TaskEvent::Claimed { node: words() },
         TaskEvent::AttemptStarted { attempt: 1, deadline: time(), delivers: true },
         TaskEvent::Cloned { repo: repo.clone(), base: words(), commit: commit(), sandbox },
-        TaskEvent::SandboxStarted { sandbox, image: words(), start_ms: 84 },
+        TaskEvent::SandboxStarted { sandbox, image: words(), start_ms: 84, image_digest: Some(words()) },
         TaskEvent::ModelCalled {
             call,
             model: words(),

@@ -14,6 +14,9 @@ use serde_json::Value;
 use super::format;
 use super::prose::{self, Links};
 
+/// Letters of an image's digest that are shown: its kind, and as many digits as other tools show.
+const DIGEST_SHOWN: usize = 19;
+
 /// Most of a text that a row shows, in bytes: a page of a thousand rows must stay a page.
 pub const MAX_ROW_TEXT: usize = 16 * 1024;
 /// Most of a tool's input that a row shows, in bytes.
@@ -193,9 +196,11 @@ impl TimelineRow {
             TaskEvent::Cloned { repo, base, commit, .. } => {
                 self.say(Tone::Quiet, "Git", format!("Checked out {repo} at {base} ({}).", short(commit.as_str())));
             }
-            TaskEvent::SandboxStarted { image, start_ms, .. } => {
+            TaskEvent::SandboxStarted { image, start_ms, image_digest, .. } => {
                 let took = format::milliseconds(*start_ms);
-                self.say(Tone::Quiet, "Sandbox", format!("Sandbox with image {image} up in {took}."));
+                let shown = |digest: &String| format!(" ({})", digest.chars().take(DIGEST_SHOWN).collect::<String>());
+                let which = image_digest.as_ref().map_or_else(String::new, shown);
+                self.say(Tone::Quiet, "Sandbox", format!("Sandbox with image {image}{which} up in {took}."));
             }
             TaskEvent::SandboxUsage(usage) => {
                 let memory = format::bytes(usage.memory_bytes);

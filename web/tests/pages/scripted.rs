@@ -239,7 +239,7 @@ impl World {
         service
             .step(id, Command::RecordClone { repo: 0, base: "main".to_owned(), commit: commit("4be1a09c"), sandbox })
             .await;
-        service.step(id, Command::RecordSandbox { sandbox, start_ms: 84 }).await;
+        service.step(id, Command::RecordSandbox { sandbox, start_ms: 84, image_digest: None }).await;
         sandbox
     }
 
