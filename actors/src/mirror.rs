@@ -14,7 +14,7 @@ use orchestra_runtime::git::{
     Access, CacheDir, CacheLimits, Cached, Cloned, Git, GitError, Lower, Mirror, MirrorKey, Operation, Part, Remote,
     victims,
 };
-use orchestra_runtime::sandbox::{Sandboxes, WORKSPACE_GID, WORKSPACE_UID};
+use orchestra_runtime::sandbox::{Sandboxes, workspace_owner};
 use secrecy::SecretString;
 use tokio::sync::oneshot;
 
@@ -343,7 +343,7 @@ impl Handler<Make> for MirrorActor {
             let lower = tokio::select! {
                 biased;
                 () = wanted_by.closed() => return Err(gone()),
-                lower = git.lower(&mirror, &remote, token, &wanted, (WORKSPACE_UID, WORKSPACE_GID)) => lower?,
+                lower = git.lower(&mirror, &remote, token, &wanted, workspace_owner()) => lower?,
             };
             // Nothing is removed from this mirror while this runs, so nothing of it is condemned.
             let hold = hold(&holds, &lower.path).ok_or_else(gone)?;

@@ -38,6 +38,17 @@ pub enum Hierarchy {
 /// What limits a sandbox, by the names of version 2.
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 
+/// A place in a sandbox's group, to be left once the sandbox is made.
+#[must_use]
+pub struct Seat(Option<PathBuf>);
+
+impl Seat {
+    /// Goes back to where this process was.
+    pub fn leave(self) -> io::Result<()> {
+        self.0.map_or(Ok(()), |home| fs::write(home, "0"))
+    }
+}
+
 /// Every mounted control group tree, out of the text of `/proc/self/mountinfo`.
 fn mounted(mountinfo: &str) -> Vec<PathBuf> {
     let trees = mountinfo.lines().filter_map(|line| {
@@ -47,6 +58,11 @@ fn mounted(mountinfo: &str) -> Vec<PathBuf> {
         (matches!(kind, "cgroup" | "cgroup2") && at.starts_with(ROOT)).then(|| PathBuf::from(at))
     });
     trees.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Whether version 2 is all that there is.
+pub fn is_version_2() -> bool {
+    Path::new(ROOT).join("cgroup.controllers").exists()
 }
 
 /// The version 1 trees whose controllers a sandbox needs, devices included because the library reads the list of processes
@@ -118,7 +134,7 @@ impl Hierarchy {
     /// # Errors
     /// When no control groups are mounted.
     pub fn detect() -> io::Result<Self> {
-        if Path::new(ROOT).join("cgroup.controllers").exists() {
+        if is_version_2() {
             let own = fs::read_to_string("/proc/self/cgroup")?;
             let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("");
             return Ok(Self::V2(Path::new(ROOT).join(own.trim_end_matches("/server"))));
@@ -210,13 +226,32 @@ impl Hierarchy {
         CONTROLLERS.into_iter().filter(|name| !given.contains(*name)).collect()
     }
 
-    /// Puts a sandbox's first process, while it is alone, where everything of it can be killed at once: on a hybrid host into
-    /// the tree of version 2 too. Without it the group is killed process by process, so a failure is none of the sandbox's.
-    pub fn join_for_killing(&self, name: &str, pid: Pid) {
-        let Self::V1(trees) = self else { return };
-        let Some(unified) = trees.iter().find(|tree| **tree == Path::new(ROOT).join("unified")) else { return };
-        let group = unified.join(name);
-        let _ = fs::create_dir(&group).and_then(|()| fs::write(group.join("cgroup.procs"), pid.to_string()));
+    /// Moves this process, which is about to make a sandbox, to where everything of that can be killed at once: on a hybrid
+    /// host, into a group of the version 2 tree too. Made in there, the sandbox sees it as the root. Where that fails, the
+    /// sandbox's processes are killed one by one.
+    pub fn take_seat(&self, name: &str) -> Seat {
+        let taken = || -> io::Result<PathBuf> {
+            let Self::V1(trees) = self else { return Err(io::ErrorKind::Unsupported.into()) };
+            let unified = Path::new(ROOT).join("unified");
+            if !trees.contains(&unified) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            let own = fs::read_to_string("/proc/self/cgroup")?;
+            let own = own.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(io::ErrorKind::NotFound)?;
+            let home = unified.join(own).join("cgroup.procs");
+            // Who could not get back would be killed with the sandbox.
+            access(&home, AccessFlags::W_OK)?;
+            let group = unified.join(name);
+            fs::create_dir(&group)?;
+            fs::write(group.join("cgroup.procs"), "0")?;
+            Ok(home)
+        };
+        Seat(taken().ok())
+    }
+
+    /// Whether there are no groups at all.
+    pub fn are_absent(&self) -> bool {
+        matches!(self, Self::Absent(_))
     }
 
     /// Takes the wait out of the next move of a process into a group. The kernel keeps every fork and exit away from a move,

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::cgroup::Hierarchy;
+use super::{idmap, rootless};
 
 /// One thing that was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,9 +24,13 @@ fn read(path: &str) -> String {
 }
 
 fn cgroup_check() -> Check {
-    let (ok, detail) = match Hierarchy::detect() {
+    let (ok, detail) = match Hierarchy::for_user(Path::new("/")) {
+        Ok(Hierarchy::Absent(_)) => (false, "none that this user may change: nothing but time is limited".to_owned()),
         Ok(cgroups) => {
-            let kind = if matches!(cgroups, Hierarchy::V1(_)) { "version 1" } else { "version 2" };
+            let kind = match &cgroups {
+                Hierarchy::V1(_) => "version 1",
+                Hierarchy::V2(_) | Hierarchy::Absent(_) => "version 2",
+            };
             let missing = cgroups.missing_controllers();
             let detail = if missing.is_empty() {
                 format!("{kind}, with memory, pids and cpu")
@@ -57,7 +62,7 @@ pub fn checks() -> Vec<Check> {
         .into_iter()
         .filter(|kind| !Path::new("/proc/self/ns").join(kind).exists())
         .collect();
-    vec![
+    let mut all = vec![
         Check {
             name: "processor",
             ok: cfg!(target_arch = "x86_64"),
@@ -70,10 +75,17 @@ pub fn checks() -> Vec<Check> {
             detail: kernel,
             remedy: "Use Linux 5.11 or newer (close_range, pidfd, LOOP_CONFIGURE, overlay).",
         },
+        // Not a fault, but whoever runs it so should know.
         Check {
             name: "root",
-            ok: root,
-            detail: if root { "yes".into() } else { "the server does not run as root".into() },
+            ok: true,
+            detail: if root {
+                "yes".into()
+            } else {
+                "no; weaker than with it: no disk of limited size, limits only where control groups of version 2 are delegated, \
+                 and what is in a sandbox runs with this user's own id"
+                    .into()
+            },
             remedy: "Run the server as root; everything in a sandbox still runs as an unprivileged user.",
         },
         Check {
@@ -117,5 +129,96 @@ pub fn checks() -> Vec<Check> {
             detail: if actions.is_empty() { "seccomp is not available".into() } else { actions },
             remedy: "Use a kernel with CONFIG_SECCOMP_FILTER.",
         },
-    ]
+        landlock(),
+    ];
+    if root {
+        all.extend([own_ids(), kill_at_once()]);
+    } else {
+        // Disks are root's.
+        all.retain(|check| !matches!(check.name, "ext4 file system" | "loop devices"));
+        all.extend([map_tools(), subordinate_ids(), overlay_for_users()]);
+    }
+    all
+}
+
+fn check(name: &'static str, found: Result<String, String>, remedy: &'static str) -> Check {
+    let (ok, detail) = match found {
+        Ok(detail) => (true, detail),
+        Err(detail) => (false, detail),
+    };
+    Check { name, ok, detail, remedy }
+}
+
+fn landlock() -> Check {
+    const LANDLOCK_CREATE_RULESET_VERSION: libc::c_uint = 1;
+    // SAFETY: with this flag the call takes no ruleset and only answers.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<libc::c_void>(),
+            0usize,
+            LANDLOCK_CREATE_RULESET_VERSION,
+        )
+    };
+    // It is a further wall where there is one; sandboxes stand without it.
+    let detail = if version > 0 { format!("version {version}") } else { "not in this kernel".to_owned() };
+    check("landlock", Ok(detail), "Nothing needs it; a kernel with CONFIG_SECURITY_LANDLOCK and lsm=landlock has it.")
+}
+
+fn own_ids() -> Check {
+    let found =
+        idmap::probe_kernel(Path::new("/var/lib")).map_err(|error| format!("{error}; all sandboxes share one range"));
+    check(
+        "host ids per sandbox",
+        found.map(|()| "files can be shown with other owners".to_owned()),
+        "Use Linux 5.19 or newer, and keep /run writable for the server.",
+    )
+}
+
+fn kill_at_once() -> Check {
+    let trees = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].iter().map(Path::new);
+    let tree = trees.into_iter().find(|tree| tree.join("cgroup.controllers").exists());
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let mut numbers = kernel.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let new = (numbers.next(), numbers.next()) >= (Some(5), Some(14));
+    let detail = match tree {
+        Some(tree) if new => format!("cgroup.kill in {}", tree.display()),
+        _ => "no cgroup.kill; a sandbox's processes are killed with its first process, or one by one".to_owned(),
+    };
+    check("killing at once", Ok(detail), "Use Linux 5.14 or newer, and mount cgroup2 on /sys/fs/cgroup/unified.")
+}
+
+fn map_tools() -> Check {
+    let missing: Vec<_> =
+        ["newuidmap", "newgidmap"].into_iter().filter(|name| rootless::map_tool(name).is_none()).collect();
+    let found =
+        if missing.is_empty() { Ok("installed".to_owned()) } else { Err(format!("missing: {}", missing.join(", "))) };
+    check("newuidmap", found, "Install them (Debian: uidmap); without, a sandbox has one user.")
+}
+
+fn subordinate_ids() -> Check {
+    let missing: Vec<_> = ["/etc/subuid", "/etc/subgid"]
+        .into_iter()
+        .filter(|file| rootless::subordinate_of_user(file).is_none())
+        .collect();
+    let found = if missing.is_empty() {
+        Ok("65,536 of this user's own".to_owned())
+    } else {
+        Err(format!("none for this user in {}; a sandbox has one user", missing.join(" and ")))
+    };
+    check(
+        "subordinate ids",
+        found,
+        "Give the user 65,536 of each: usermod --add-subuids FIRST-LAST --add-subgids FIRST-LAST USER.",
+    )
+}
+
+fn overlay_for_users() -> Check {
+    let found = rootless::try_overlay().map(|()| "works".to_owned()).map_err(|error| error.to_string());
+    check(
+        "overlay for users",
+        found,
+        "Use Linux 5.11 or newer, and let users make namespaces (kernel.unprivileged_userns_clone, \
+         kernel.apparmor_restrict_unprivileged_userns).",
+    )
 }

@@ -24,6 +24,7 @@ use super::ids::{HostIds, IdRange, Ranges};
 use super::layers::Layer;
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
 use super::pool::{Pool, Starts};
+use super::rootless::Authority;
 use super::zygote::Zygote;
 use super::{
     Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, inspect, layers, leftovers, seccomp,
@@ -143,15 +144,18 @@ impl Inner {
         let mut spec = spec.clone();
         spec.take_variables(&image.manifest.env);
         let mut description = spec::container(&spec, &self.cgroups.spec_path(layout.cgroup()), ids);
-        if self.cgroups.limits_by_itself() {
-            description["linux"]["resources"] = serde_json::json!({});
+        if let Some(linux) = description["linux"].as_object_mut().filter(|_| self.cgroups.limits_by_itself()) {
+            linux.remove("resources");
         }
+        let authority = Authority::of_user();
+        authority.adapt(&mut description);
         HelperOrder {
             ahead: false,
             description,
             lower: image.rootfs.clone(),
             layers,
             ids,
+            authority,
             init: self.init.clone(),
             filter: self.filter.clone(),
             timeout: spec.limits.timeout,

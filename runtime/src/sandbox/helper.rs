@@ -30,6 +30,7 @@ use nix::unistd::{Pid, setgroups, setsid};
 use super::cgroup::Hierarchy;
 use super::handover::Counter;
 use super::layout::{Cause, Ending, HelperOrder, HelperReport, Layout, whole_file_lock, write_whole};
+use super::rootless::Authority;
 use super::seccomp::Filter;
 use super::{network, stage};
 use crate::image;
@@ -145,7 +146,7 @@ fn run(dir: &Path) -> io::Result<()> {
     let layout = Layout::at(dir.to_owned(), String::new());
     let _lock = lock(&layout)?;
     // Read after the lock is held: who removes a sandbox takes the order away first, so a late helper finds nothing.
-    let order: HelperOrder = serde_json::from_slice(&fs::read(layout.order())?)?;
+    let mut order: HelperOrder = serde_json::from_slice(&fs::read(layout.order())?)?;
     let layout = Layout::at(dir.to_owned(), order.cgroup.clone());
     let deadline = Instant::now().checked_add(order.timeout);
     let listener = hand_over_socket(&layout)?;
@@ -153,11 +154,16 @@ fn run(dir: &Path) -> io::Result<()> {
     let filter = Filter::read(&order.filter)?;
     // For as long as this process lives, nobody removes what the sandbox stands on.
     let _image = image::hold(&order.lower)?;
+    let mut description = std::mem::take(&mut order.description);
+    order.authority.enter()?;
+    let _namespaces = order.authority.make_namespaces(&mut description)?;
     stage::enter(&layout, &order)?;
-    fs::write(Path::new(stage::BUNDLE).join("config.json"), serde_json::to_vec(&order.description)?)?;
+    fs::write(Path::new(stage::BUNDLE).join("config.json"), serde_json::to_vec(&description)?)?;
     let layout = Layout::at(stage::SANDBOX.into(), order.cgroup.clone());
-    drop(order);
-    let started = create_and_start(&layout, &cgroups, filter);
+    let network_is_up = order.authority != Authority::Root;
+    drop((order, description));
+    let program = Filtered { filter, dies_with_helper: cgroups.are_absent() };
+    let started = create_and_start(&layout, &cgroups, program, network_is_up);
     // The sandbox has its own copy; with this one open, a dead sandbox would seem to accept connections.
     drop(listener);
     match started {
@@ -180,7 +186,11 @@ fn run(dir: &Path) -> io::Result<()> {
 
 /// Starts the first process's program like the library does, but behind our own system call filter.
 #[derive(Clone)]
-struct Filtered(Filter);
+struct Filtered {
+    filter: Filter,
+    /// Whether it must not outlive this process, because nothing else would find it.
+    dies_with_helper: bool,
+}
 
 impl Executor for Filtered {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
@@ -197,18 +207,28 @@ impl Executor for Filtered {
         DefaultExecutor {}.setup_envs(variables)?;
         let refused =
             |error| ExecutorSetEnvsError::Other(format!("the kernel refuses the system call filter: {error}"));
-        self.0.install().map_err(refused)
+        if self.dies_with_helper {
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
+                .map_err(|error| ExecutorSetEnvsError::Other(error.to_string()))?;
+        }
+        self.filter.install().map_err(refused)
     }
 }
 
-fn create_and_start(layout: &Layout, cgroups: &Hierarchy, filter: Filter) -> io::Result<(Container, Pid)> {
+fn create_and_start(
+    layout: &Layout,
+    cgroups: &Hierarchy,
+    program: Filtered,
+    network_is_up: bool,
+) -> io::Result<(Container, Pid)> {
     let failed = |error: libcontainer::error::LibcontainerError| io::Error::other(whole_story(&error));
     let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
-    let mut container = ContainerBuilder::new(layout.cgroup().to_owned(), SyscallType::default())
+    let seat = cgroups.take_seat(layout.cgroup());
+    let container = ContainerBuilder::new(layout.cgroup().to_owned(), SyscallType::default())
         .with_root_path(stage::CONTAINER)
         .map_err(failed)?
         .with_preserved_fds(1)
-        .with_executor(Filtered(filter))
+        .with_executor(program)
         .with_stdin(null()?)
         .with_stdout(null()?)
         .with_stderr(null()?)
@@ -218,12 +238,14 @@ fn create_and_start(layout: &Layout, cgroups: &Hierarchy, filter: Filter) -> io:
         .with_systemd(false)
         .with_detach(true)
         .build()
-        .map_err(failed)?;
+        .map_err(failed);
+    // Before anything can go wrong that kills the group.
+    seat.leave()?;
+    let mut container = container?;
     let pid = container.pid().ok_or_else(|| io::Error::other("the container has no process"))?;
     let pid = Pid::from_raw(pid.as_raw());
-    cgroups.join_for_killing(layout.cgroup(), pid);
     let started = write_whole(&layout.first_process(), pid.to_string().as_bytes(), 0o600)
-        .and_then(|()| network::raise_loopback_of(pid.as_raw()))
+        .and_then(|()| if network_is_up { Ok(()) } else { network::raise_loopback_of(pid.as_raw()) })
         .and_then(|()| container.start().map_err(failed));
     if let Err(error) = started {
         let _ = kill(pid, Signal::SIGKILL);

@@ -9,9 +9,10 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::sched::{CloneFlags, clone};
+use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 
 use super::ids::{self, IdRange};
 
@@ -83,28 +84,43 @@ fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Waits to be killed, and ends with its parent, also with one that has ended already.
+extern "C" fn wait(parent: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: plain system calls; whoever made this process keeps the argument for as long as it lives.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        while libc::getppid() == *parent.cast::<libc::pid_t>() {
+            libc::pause();
+        }
+    }
+    0
+}
+
 /// A user namespace with this map.
 fn namespace(lines: &str) -> io::Result<File> {
-    let mut stack = vec![0u8; STACK_BYTES];
-    // In the caller's memory: copying the map of that would be the slowest part. On a stack of its own it only waits.
-    let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_VM;
-    let parent = std::process::id();
-    let wait = || -> isize {
-        // SAFETY: plain system calls; the process ends with its parent, also with one that has ended already.
-        unsafe {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            while libc::getppid() == parent as libc::pid_t {
-                libc::pause();
-            }
-        }
-        0
+    namespaces(lines, CloneFlags::empty(), &["user"]).map(|mut files| files.swap_remove(0))
+}
+
+/// New namespaces of these kinds, a user namespace with this map first among them, which owns the others.
+pub fn namespaces(lines: &str, others: CloneFlags, kinds: &[&str]) -> io::Result<Vec<File>> {
+    let mut stack = vec![0u128; STACK_BYTES / size_of::<u128>()];
+    // SAFETY: plain system call.
+    let mut parent = unsafe { libc::getpid() };
+    let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_VM | others;
+    // In the caller's memory: copying the map of that would be the slowest part. SAFETY: stack and argument outlive the child,
+    // which is waited for below and neither allocates nor locks; the stack grows down from its aligned end.
+    let child = unsafe {
+        let top = stack.as_mut_ptr().add(stack.len()).cast();
+        libc::clone(wait, top, flags.bits() | libc::SIGCHLD, (&raw mut parent).cast())
     };
-    // SAFETY: the child neither allocates nor locks, and is gone before its stack is.
-    let child = unsafe { clone(Box::new(wait), &mut stack, flags, Some(libc::SIGCHLD)) }?;
+    if child < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let child = Pid::from_raw(child);
     let mapped = ["uid_map", "gid_map"]
         .iter()
         .try_for_each(|map| fs::write(format!("/proc/{child}/{map}"), lines))
-        .and_then(|()| File::open(format!("/proc/{child}/ns/user")));
+        .and_then(|()| kinds.iter().map(|kind| File::open(format!("/proc/{child}/ns/{kind}"))).collect());
     let _ = kill(child, Signal::SIGKILL);
     while waitpid(child, None) == Err(nix::errno::Errno::EINTR) {}
     mapped
@@ -167,8 +183,23 @@ pub fn probe(directory: &Path) -> io::Result<()> {
         .map_err(|error| io::Error::other(format!("a user namespace for it cannot be made: {error}")))?
         .namespace;
     translated(directory, &namespace).map(drop).map_err(|error| {
-        io::Error::other(format!("files in {} cannot be shown with other owners: {error}", directory.display()))
+        let kind = error.raw_os_error().map_or(io::ErrorKind::Other, |code| match code {
+            libc::EINVAL => io::ErrorKind::Unsupported,
+            _ => io::ErrorKind::Other,
+        });
+        io::Error::new(kind, format!("files in {} cannot be shown with other owners: {error}", directory.display()))
     })
+}
+
+/// Whether the kernel can do it at all for this process: a sandbox's own disk is ext4, whatever `directory` is on.
+///
+/// # Errors
+/// When not.
+pub fn probe_kernel(directory: &Path) -> io::Result<()> {
+    match probe(directory) {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+        probed => probed,
+    }
 }
 
 #[cfg(test)]

@@ -20,11 +20,11 @@ use nix::fcntl::{Flock, FlockArg};
 use orchestra_events::SandboxId;
 use serde::{Deserialize, Serialize};
 
-use super::SandboxError;
 use super::cgroup::Hierarchy;
 use super::idmap;
 use super::layers::Layer;
 use super::layout::{Layout, State};
+use super::{SandboxError, rootless};
 
 /// What user 0 of a sandbox is called on its disk, and under its work tree.
 pub const ON_DISK: u32 = 100_000;
@@ -147,9 +147,13 @@ impl Ranges {
     /// Looks whether sandboxes with their disks in this state directory can have ranges of their own, and makes the directory
     /// of claims.
     pub fn open(ids: HostIds, state: &State) -> Self {
+        if rootless::is_needed() {
+            return Self { ids, without: Some("only root gives ids away".to_owned()), able: Mutex::default() };
+        }
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&ids.claims);
         let made = made.map_err(|error| format!("{} cannot be made: {error}", ids.claims.display()));
-        let without = made.and_then(|()| idmap::probe(&state.sandboxes()).map_err(|error| error.to_string())).err();
+        let without =
+            made.and_then(|()| idmap::probe_kernel(&state.sandboxes()).map_err(|error| error.to_string())).err();
         if let Some(why) = &without {
             tracing::warn!(%why, "all sandboxes share one range of host user ids");
         }
@@ -244,6 +248,9 @@ impl Ranges {
 
     /// Every claim on this host, also of ranges that another server was told of. None where there is no directory.
     fn claims(&self) -> io::Result<Vec<(IdRange, PathBuf)>> {
+        if rootless::is_needed() {
+            return Ok(Vec::new());
+        }
         let entries = match fs::read_dir(&self.ids.claims) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Ok(Vec::new());

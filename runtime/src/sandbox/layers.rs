@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::idmap::Owners;
 use super::layout::{HelperOrder, Layout, State, write_settled};
-use super::{WORKSPACE_GID, WORKSPACE_UID};
+use super::rootless;
 
 /// Most folders of one work tree that have a directory laid under them: a task has one for each of its repositories.
 pub const MAX_LAYERS: usize = 64;
@@ -102,7 +102,7 @@ pub fn lay(layout: &Layout, directory: &str, lower: &Path) -> io::Result<()> {
         return Err(refused("there are too many layers"));
     }
     let disk = open(&layout.volume())?;
-    if disk.metadata()?.dev() == fs::symlink_metadata(layout.dir())?.dev() {
+    if !rootless::is_needed() && disk.metadata()?.dev() == fs::symlink_metadata(layout.dir())?.dev() {
         return Err(refused("its disk is not mounted"));
     }
     // By descriptor: what is unmounted from here on takes these folders along.
@@ -128,7 +128,8 @@ fn make_folder(path: &Path, for_agent: bool) -> io::Result<()> {
         Some(libc::ELOOP | libc::ENOTDIR) => refused("what is at its place on the disk is not a folder"),
         _ => error,
     })?;
-    if for_agent { fchown(&folder, Some(WORKSPACE_UID), Some(WORKSPACE_GID)) } else { Ok(()) }
+    let owner = rootless::workspace_owner();
+    if for_agent { fchown(&folder, Some(owner.0), Some(owner.1)) } else { Ok(()) }
 }
 
 /// Opens a directory, whatever its name, and follows no link there.
@@ -153,6 +154,7 @@ pub fn mount_overlay(lower: &Path, upper: &Path, work: &Path, at: &Path, options
         by_descriptor(&upper),
         by_descriptor(&work)
     );
+    let options = options + if rootless::is_needed() { ",userxattr" } else { "" };
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
     mount(Some("overlay"), by_descriptor(&at).as_str(), Some("overlay"), flags, Some(&*options)).map_err(failed)
 }
@@ -165,8 +167,9 @@ pub fn mount_all(volume: &Path, layers: &[Layer], owners: &mut Owners, workspace
         let changes = layer.changes(volume);
         let lower = owners.show(&layer.lower)?;
         // A folder of the lower directory can be renamed: the kernel notes in an attribute, which no sandbox can write, where
-        // its content is.
-        mount_overlay(&lower, &changes.join("upper"), &changes.join("work"), &at, ",redirect_dir=on")
+        // its content is. Such attributes are root's; elsewhere a rename is a copy.
+        let options = if rootless::is_needed() { "" } else { ",redirect_dir=on" };
+        mount_overlay(&lower, &changes.join("upper"), &changes.join("work"), &at, options)
             .map_err(|error| io::Error::other(format!("laying files under the work tree: {error}")))?;
     }
     Ok(())

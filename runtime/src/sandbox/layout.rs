@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::ids::IdRange;
 use super::layers::Layer;
+use super::rootless::Authority;
 
 /// The program that is the first process of every sandbox.
 const INIT: &[u8] = include_bytes!(env!("ORCHESTRA_INIT"));
@@ -37,6 +38,9 @@ pub struct HelperOrder {
     pub layers: Vec<Layer>,
     /// The host's ids for its users.
     pub ids: IdRange,
+    /// What it is made with.
+    #[serde(default)]
+    pub authority: Authority,
     /// The first process's program.
     pub init: PathBuf,
     /// The compiled system call filter.

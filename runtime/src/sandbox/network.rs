@@ -5,6 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsRawFd;
 
+use super::rootless;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
@@ -29,8 +30,13 @@ fn raise_loopback() -> io::Result<()> {
 
 /// Raises the loopback device of a process's network namespace, and comes back. For a program with one thread.
 pub fn raise_loopback_of(pid: i32) -> io::Result<()> {
+    raise_loopback_in(&namespace(pid)?)
+}
+
+/// The same in a namespace that is open.
+pub fn raise_loopback_in(namespace: &File) -> io::Result<()> {
     let home = File::open("/proc/self/ns/net")?;
-    setns(namespace(pid)?, CloneFlags::CLONE_NEWNET)?;
+    setns(namespace, CloneFlags::CLONE_NEWNET)?;
     let raised = raise_loopback();
     setns(home, CloneFlags::CLONE_NEWNET)?;
     raised
@@ -42,6 +48,9 @@ pub fn raise_loopback_of(pid: i32) -> io::Result<()> {
 /// # Errors
 /// When the process is gone, or the port is taken in there.
 pub fn listen_inside(pid: i32, port: u16) -> io::Result<TcpListener> {
+    if rootless::is_needed() {
+        return rootless::listen_inside(pid, port);
+    }
     let namespace = namespace(pid)?;
     // A thread that dies after it: a namespace is a property of a thread, and none of ours should keep this one.
     let thread = std::thread::Builder::new().name("listen-inside".into()).spawn(move || {

@@ -178,6 +178,11 @@ impl Containers {
     /// Keeps up to `size` sandboxes like this one, but for its name, started ahead; none for 0. Those that an earlier process
     /// has left are taken over, if they are just as they would be started now. Once per process, on a runtime.
     pub async fn keep_ready(&self, size: usize, spec: SandboxSpec) {
+        if super::rootless::is_needed() {
+            // What lies under a work tree can be mounted into a running sandbox by root alone.
+            tracing::warn!("without root no sandboxes are kept ready");
+            return;
+        }
         if size == 0 || self.inner.pool.set(Arc::new(Pool::new(spec, size))).is_err() {
             return;
         }

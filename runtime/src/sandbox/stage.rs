@@ -17,6 +17,7 @@ use super::cgroup;
 use super::idmap::Owners;
 use super::layers;
 use super::layout::{HelperOrder, Layout};
+use super::rootless;
 
 /// The sandbox's directory, seen from the stage.
 pub const SANDBOX: &str = "/sandbox";
@@ -50,7 +51,8 @@ fn bind_cgroups(stage: &Path) -> io::Result<()> {
     const ALL: &str = "/sys/fs/cgroup";
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let mut trees = cgroup::limiting_trees(&mounts);
-    if trees.is_empty() {
+    // Trees that version 2 was mounted over are in the list of mounts, and out of reach.
+    if trees.is_empty() || cgroup::is_version_2() {
         return bind(Path::new(ALL), &stage.join("sys/fs/cgroup"), true);
     }
     trees.extend(cgroup::unified_tree(&mounts));
@@ -77,7 +79,10 @@ pub fn enter(layout: &Layout, order: &HelperOrder) -> io::Result<()> {
     for dir in ["/proc", "/dev"] {
         bind(Path::new(dir), &at(dir), true)?;
     }
-    bind_cgroups(&stage)?;
+    // Who has none sees an empty directory, which the container library takes for a host without.
+    if !rootless::is_needed() || cgroup::is_version_2() {
+        bind_cgroups(&stage)?;
+    }
     // Not recursive: the disk that is mounted in the sandbox's directory stays outside.
     bind(layout.dir(), &at(SANDBOX), false)?;
     let mut owners = Owners::of(order.ids, at(SHELF))?;

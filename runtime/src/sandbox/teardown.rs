@@ -13,7 +13,7 @@ use orchestra_events::SandboxId;
 use super::cgroup::Hierarchy;
 use super::ids::Ranges;
 use super::layout::{Layout, State};
-use super::{SandboxError, leftovers, volume};
+use super::{SandboxError, leftovers, rootless, volume};
 
 /// How long a helper may take to clear its container away before it is killed and its work is done here.
 const HELPER_PATIENCE: Duration = Duration::from_secs(10);
@@ -104,6 +104,9 @@ pub fn destroy(state: &State, cgroups: &Hierarchy, ranges: &Ranges, id: SandboxI
     let removed = end_run(&layout, cgroups).and_then(|()| {
         // An unmounted mount point is an empty directory, or this fails: nothing that the sandbox wrote is walked.
         remove_mount_point(&layout.stage())?;
+        if rootless::is_needed() {
+            rootless::remove_tree(&layout.volume())?;
+        }
         remove_mount_point(&layout.volume())?;
         leftovers::detach(&state.sandboxes(), id)?;
         match fs::remove_dir_all(layout.dir()) {

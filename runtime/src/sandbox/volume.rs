@@ -16,7 +16,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use orchestra_events::SandboxId;
 
 use super::layout::{Layout, State};
-use super::{SandboxError, WORKSPACE_GID, WORKSPACE_UID, layers};
+use super::{SandboxError, WORKSPACE_GID, WORKSPACE_UID, layers, rootless};
 
 /// Smallest disk: below this a file system has no room for anything.
 const MIN_BYTES: u64 = 16 << 20;
@@ -106,6 +106,11 @@ pub fn create(state: &State, id: SandboxId, bytes: u64) -> Result<Volume, Sandbo
         furnish(&at).map_err(|error| full(error, "preparing"))?;
         return Ok(volume);
     }
+    if rootless::is_needed() {
+        // Only root mounts disk images: a plain directory, whose size nothing limits.
+        let made = super::layout::make_dir(&at).and_then(|()| furnish(&at));
+        return made.map(|()| volume).map_err(|error| full(error, "making the directory for"));
+    }
     if !layout.volume_image().exists() {
         let template = template(&state.templates(), bytes)
             .map_err(|error| full(error, "making an empty file system (with mkfs.ext4) for"))?;
@@ -125,6 +130,8 @@ fn furnish(at: &Path) -> io::Result<()> {
     let directory = |name: &str, mode: u32, owner: u32| {
         let path = at.join(name);
         match fs::DirBuilder::new().mode(mode).create(&path) {
+            // What another user than root makes is the sandbox's as it is.
+            Ok(()) if rootless::is_needed() => Ok(()),
             Ok(()) => chown(&path, Some(owner), Some(owner)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(error) => Err(error),

@@ -12,6 +12,7 @@ mod layers;
 mod leftovers;
 mod life;
 mod limits;
+mod rootless;
 mod streams;
 mod work_tree;
 mod zygote;
