@@ -21,4 +21,5 @@ mod reaper;
 mod reconnect;
 mod repos;
 mod secrets;
+mod setup;
 mod templates;

@@ -9,6 +9,7 @@ mod harness;
 mod meter;
 pub mod money;
 mod repository;
+mod setup;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,6 +43,7 @@ use crate::task::Recorder;
 
 pub use repository::CommitRules;
 pub(crate) use repository::append_diff;
+pub use setup::{SetupRules, Setups, setup_sandbox_of};
 
 /// Everything the steps are done with.
 pub struct Workshop {
@@ -53,6 +55,8 @@ pub struct Workshop {
     pub git: Arc<Git>,
     /// Repositories that were fetched before.
     pub mirrors: Mirrors,
+    /// What repositories' setup scripts have made.
+    pub setups: Setups,
     /// Where repositories live.
     pub forges: Forges,
     /// How the agents' work becomes commits.
@@ -162,6 +166,7 @@ impl Workshop {
             Step::RunTool(tool) => self.unless(cancel, task, self.run_tool(task, tool)).await?,
             Step::InterruptTool(tool) => return Some(agent::interrupted(tool)),
             Step::Clone(repo) => self.unless(cancel, task, self.clone_repository(id, task, repo)).await?,
+            Step::SetUp(workspace) => self.unless(cancel, task, self.set_up(id, task, workspace, &recorder)).await?,
             Step::StartSandbox(sandbox) => self.unless(cancel, task, self.start_sandbox(task, sandbox)).await?,
             Step::BeginHarness(_) => return Some(Command::BeginHarness),
             Step::RunHarness => {
@@ -228,6 +233,7 @@ impl Workshop {
             Step::WaitForClaim
             | Step::WaitForCredentials
             | Step::WaitUntil(_)
+            | Step::SetUp(_)
             | Step::StartSandbox(_)
             | Step::AbandonModel(_)
             | Step::CallTool(_)
@@ -272,16 +278,7 @@ impl Workshop {
         let sandbox = match self.sandboxes.attach(id).await? {
             Some(running) => running,
             None => {
-                // The checkout is on the sandbox's disk. Where that is gone (a log put back from a back-up), an empty one
-                // in its place would show the agent a repository without files.
-                if !self.sandboxes.list().await?.contains(&id) {
-                    let failure = Failure::new(
-                        FailureCode::SandboxStartFailed,
-                        "The sandbox's disk is gone, and the work of this attempt with it.",
-                    );
-                    let hint = "Retry the task: it begins again from the repository.";
-                    return Err(Failed::new(failure.with_retryable(false).with_hint(hint)));
-                }
+                self.disk_is_there(id).await?;
                 let limits = self.limits(task);
                 self.sandboxes.create_volume(id, limits.disk_bytes).await?;
                 let spec = SandboxSpec {
@@ -297,6 +294,20 @@ impl Workshop {
         let start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         metrics::histogram!("orchestra_sandbox_start_seconds").record(started.elapsed().as_secs_f64());
         Ok(Command::RecordSandbox { sandbox: sandbox.id(), start_ms })
+    }
+
+    /// The checkout is on the sandbox's disk. Where that is gone (a log put back from a back-up), an empty one in its place
+    /// would show the agent a repository without files.
+    async fn disk_is_there(&self, id: SandboxId) -> Result<(), Failed> {
+        if self.sandboxes.list().await?.contains(&id) {
+            return Ok(());
+        }
+        let failure = Failure::new(
+            FailureCode::SandboxStartFailed,
+            "The sandbox's disk is gone, and the work of this attempt with it.",
+        );
+        let hint = "Retry the task: it begins again from the repository.";
+        Err(Failed::new(failure.with_retryable(false).with_hint(hint)))
     }
 
     async fn stop_sandbox(&self, sandbox: SandboxId, reason: SandboxEnd) -> Result<Command, Failed> {
@@ -332,6 +343,8 @@ impl Workshop {
     async fn next_attempt(&self, id: TaskId, task: &Task, failure: Failure, workspace: Workspace) -> Command {
         if workspace == Workspace::Fresh {
             self.clear_away(id, task).await;
+        } else {
+            self.end_setup(id, task).await;
         }
         let refund = self.refund(id, task, &Ending::Failed(failure)).await;
         let (until, wait_ms) = self.policy.before_attempt(task.attempt + 1, Timestamp::now(), random());
@@ -344,6 +357,7 @@ impl Workshop {
         if let Err(error) = self.stop_sandbox(sandbox, SandboxEnd::Finished).await {
             tracing::warn!(%sandbox, failure = %error.failure, "the sandbox is left to the reaper");
         }
+        self.end_setup(id, task).await;
         self.forget_repositories(sandbox).await;
         self.calls.clear_all(id).await;
     }

@@ -111,7 +111,13 @@ impl Story {
     fn in_sandbox() -> Self {
         let mut story = Self::working();
         story
-            .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox(), setup: false })
+            .when(Command::RecordClone {
+                repo: 0,
+                base: "main".into(),
+                commit: oid('a'),
+                sandbox: sandbox(),
+                setup: false,
+            })
             .expect("cloned");
         story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
         story
@@ -510,7 +516,13 @@ fn another_attempt_begins_anew_or_where_the_last_one_stopped() {
             story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
             if attempt == 1 || workspace == Workspace::Fresh {
                 story
-                    .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox(), setup: false })
+                    .when(Command::RecordClone {
+                        repo: 0,
+                        base: "main".into(),
+                        commit: oid('a'),
+                        sandbox: sandbox(),
+                        setup: false,
+                    })
                     .expect("cloned");
                 story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
             }
@@ -550,7 +562,13 @@ fn what_another_attempt_would_not_mend_is_the_end() {
         story.when(Command::Claim { node: "n".into() }).expect("claimed");
         story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
         story
-            .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox(), setup: false })
+            .when(Command::RecordClone {
+                repo: 0,
+                base: "main".into(),
+                commit: oid('a'),
+                sandbox: sandbox(),
+                setup: false,
+            })
             .expect("cloned");
         story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40 }).expect("started");
         story.when(Command::RecordFailure { failure: failure(code), then: Then::GiveUp }).expect("failed");

@@ -1,11 +1,11 @@
 //! Sandboxes as libcontainer containers on this host.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use orchestra_events::SandboxId;
@@ -18,8 +18,10 @@ use super::client::Connection;
 use super::container::Running;
 use super::helper::HELPER_ARG;
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
+use super::setups::Setups;
 use super::{
-    Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, layers, seccomp, spec, teardown, volume,
+    Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, SetupKey, SetupLimits, Volume, layers, seccomp, spec,
+    teardown, volume,
 };
 use crate::image::ImageStore;
 
@@ -41,6 +43,7 @@ struct Inner {
     state: State,
     cgroups: Arc<Hierarchy>,
     images: ImageStore,
+    setups: Setups,
     /// The program of every sandbox's first process.
     init: PathBuf,
     /// The compiled system call filter of every sandbox.
@@ -63,7 +66,9 @@ impl Containers {
         let filter = seccomp::compile().and_then(|program| state.filter(&program));
         let filter = filter.map_err(SandboxError::host("compiling the system call filter"))?;
         let images = ImageStore::new(config.images.clone());
-        let inner = Inner { config, state, cgroups: Arc::new(cgroups), images, init, filter, busy: Mutex::default() };
+        let setups = Setups::open(&state).map_err(SandboxError::host("opening what setup scripts have made"))?;
+        let (cgroups, busy) = (Arc::new(cgroups), Mutex::default());
+        let inner = Inner { config, state, cgroups, images, setups, init, filter, busy };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -114,6 +119,7 @@ impl Inner {
             description: spec::container(spec, &cgroup),
             lower,
             layers: layers::read(&layout).map_err(preparing())?,
+            setup: self.setups.order(&layout).map_err(preparing())?,
             init: self.init.clone(),
             filter: self.filter.clone(),
             timeout: spec.limits.timeout,
@@ -215,6 +221,62 @@ impl Sandboxes for Containers {
         let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
         let looking = SandboxError::host("looking for what lies under the sandboxes' work trees");
         self.inner.blocking(nobody, |this| layers::lowers(&this.state).map(HashSet::from_iter).map_err(looking)).await
+    }
+
+    async fn create_setup(&self, id: SandboxId, like: SandboxId, disk_bytes: u64) -> Result<(), SandboxError> {
+        let work = move |this: &Inner| {
+            volume::create(&this.state, id, disk_bytes)?;
+            let begun = this.setups.begin(&this.state.layout(id), &this.state.layout(like));
+            begun.map_err(SandboxError::host(format!("preparing the setup in sandbox {id}")))
+        };
+        self.alone(id, move |inner: Arc<Inner>| async move { inner.blocking(id, work).await }).await
+    }
+
+    async fn keep_setup(
+        &self,
+        id: SandboxId,
+        key: &SetupKey,
+        excluded: BTreeMap<String, Vec<String>>,
+    ) -> Result<(), SandboxError> {
+        let key = key.clone();
+        let work = move |this: &Inner| {
+            let layout = this.state.layout(id);
+            let kept = teardown::end_run(&layout, &this.cgroups)
+                .and_then(|()| this.setups.keep(&layout, &key, excluded))
+                .map_err(SandboxError::host(format!("keeping the setup of sandbox {id}")))?;
+            tracing::info!(sandbox = %id, key = key.short(), bytes = kept, "setup kept");
+            teardown::destroy(&this.state, &this.cgroups, id)
+        };
+        self.alone(id, move |inner: Arc<Inner>| async move { inner.blocking(id, work).await }).await
+    }
+
+    async fn use_setup(&self, id: SandboxId, key: &SetupKey) -> Result<bool, SandboxError> {
+        let key = key.clone();
+        let work = move |this: &Inner| {
+            let put = this.setups.put_under(&this.state.layout(id), &key);
+            put.map_err(SandboxError::host(format!("putting a setup under sandbox {id}")))
+        };
+        self.alone(id, move |inner: Arc<Inner>| async move { inner.blocking(id, work).await }).await
+    }
+
+    async fn trim_setups(&self, limits: SetupLimits) -> Result<usize, SandboxError> {
+        let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
+        let trimmed = self.inner.blocking(nobody, move |this| {
+            this.setups.trim(&limits, SystemTime::now()).map_err(SandboxError::host("trimming the kept setups"))
+        });
+        let (removed, bytes) = trimmed.await?;
+        metrics::gauge!("orchestra_setups_bytes").set(bytes as f64);
+        Ok(removed)
+    }
+
+    async fn image_identity(&self, image: &str) -> Result<String, SandboxError> {
+        let (nobody, image) = (SandboxId::from_uuid(uuid::Uuid::nil()), image.to_owned());
+        let work = move |this: &Inner| {
+            let found = this.images.find(&image)?;
+            let stored = found.rootfs.parent().and_then(|home| home.file_name()).unwrap_or_default().to_owned();
+            Ok(format!("{}/{}/{}", stored.display(), found.manifest.inputs, found.manifest.created))
+        };
+        self.inner.blocking(nobody, work).await
     }
 
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError> {

@@ -141,7 +141,7 @@ fn run(dir: &Path) -> io::Result<()> {
     let deadline = Instant::now().checked_add(order.timeout);
     let listener = hand_over_socket(&layout)?;
     let filter = Filter::read(&order.filter)?;
-    stage::enter(&layout, &order.lower, &order.layers, &order.init)?;
+    stage::enter(&layout, &order.lower, &order.layers, order.setup.as_ref(), &order.init)?;
     fs::write(Path::new(stage::BUNDLE).join("config.json"), serde_json::to_vec(&order.description)?)?;
     let layout = Layout::at(stage::SANDBOX.into(), order.cgroup);
     let started = create_and_start(&layout, filter);

@@ -14,6 +14,7 @@ use nix::mount::{MsFlags, mount};
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, State, write_settled};
+use super::setups::{Mounted, SetupOrder};
 use super::{WORKSPACE_GID, WORKSPACE_UID};
 
 /// Most folders of one work tree that have a directory laid under them: a task has one for each of its repositories.
@@ -32,7 +33,7 @@ pub struct Layer {
 
 impl Layer {
     /// Where on the disk, outside of everything the sandbox sees, its changes are.
-    fn changes(&self, volume: &Path) -> PathBuf {
+    pub(super) fn changes(&self, volume: &Path) -> PathBuf {
         let name = if self.directory.is_empty() { "workspace".to_owned() } else { format!("in-{}", self.directory) };
         volume.join("layers").join(name)
     }
@@ -123,15 +124,16 @@ fn by_descriptor(file: &File) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
-/// Mounts an overlay. Descriptors instead of paths: no character of a path can be taken for a separator, and no link that
+/// Mounts an overlay, the first of `lowers` on top of the others. Descriptors instead of paths: no character of a path can be taken for a separator, and no link that
 /// a sandbox has put there is followed.
-pub fn mount_overlay(lower: &Path, upper: &Path, work: &Path, at: &Path, options: &str) -> io::Result<()> {
+pub fn mount_overlay(lowers: &[&Path], upper: &Path, work: &Path, at: &Path, options: &str) -> io::Result<()> {
     let failed = |error| io::Error::other(format!("mounting the overlay: {error}"));
-    let (lower, upper, work) = (open(lower)?, open(upper)?, open(work)?);
+    let lowers: Vec<File> = lowers.iter().map(|lower| open(lower)).collect::<io::Result<_>>()?;
+    let (upper, work) = (open(upper)?, open(work)?);
     let at = open(at)?;
     let options = format!(
         "lowerdir={},upperdir={},workdir={}{options}",
-        by_descriptor(&lower),
+        lowers.iter().map(by_descriptor).collect::<Vec<_>>().join(":"),
         by_descriptor(&upper),
         by_descriptor(&work)
     );
@@ -140,14 +142,28 @@ pub fn mount_overlay(lower: &Path, upper: &Path, work: &Path, at: &Path, options
 }
 
 /// Mounts what lies under the work tree, which is at `workspace` already.
-pub fn mount_all(layout: &Layout, layers: &[Layer], workspace: &Path) -> io::Result<()> {
+pub fn mount_all(
+    layout: &Layout,
+    layers: &[Layer],
+    workspace: &Path,
+    setup: Option<&SetupOrder>,
+    made: Option<&Mounted>,
+) -> io::Result<()> {
+    // What becomes a setup will lie under other commits: a folder of this one's that is moved is copied, as between disks.
+    let options = match setup {
+        Some(SetupOrder::Makes) => ",redirect_dir=nofollow,metacopy=off",
+        // A folder of the lower directory can be renamed: the kernel notes in an attribute, which no sandbox can write,
+        // where its content is.
+        Some(SetupOrder::Uses { .. }) | None => ",redirect_dir=on",
+    };
     for layer in layers {
         check_name(&layer.directory)?;
         let at = if layer.directory.is_empty() { workspace.to_owned() } else { workspace.join(&layer.directory) };
         let changes = layer.changes(&layout.volume());
-        // A folder of the lower directory can be renamed: the kernel notes in an attribute, which no sandbox can write, where
-        // its content is.
-        mount_overlay(&layer.lower, &changes.join("upper"), &changes.join("work"), &at, ",redirect_dir=on")
+        let below = made.map(|made| made.below(layer));
+        let lowers: Vec<&Path> =
+            std::iter::once(&layer.lower).chain(below.iter().flatten()).map(AsRef::as_ref).collect();
+        mount_overlay(&lowers, &changes.join("upper"), &changes.join("work"), &at, options)
             .map_err(|error| io::Error::other(format!("laying files under the work tree: {error}")))?;
     }
     Ok(())

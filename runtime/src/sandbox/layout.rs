@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::layers::Layer;
+use super::setups::SetupOrder;
 
 /// The program that is the first process of every sandbox.
 const INIT: &[u8] = include_bytes!(env!("ORCHESTRA_INIT"));
@@ -31,6 +32,9 @@ pub struct HelperOrder {
     /// What lies under the work tree.
     #[serde(default)]
     pub layers: Vec<Layer>,
+    /// What it has to do with setup scripts.
+    #[serde(default)]
+    pub setup: Option<SetupOrder>,
     /// The first process's program.
     pub init: PathBuf,
     /// The compiled system call filter.
@@ -119,6 +123,11 @@ impl State {
     /// The directory that holds one directory per sandbox.
     pub fn sandboxes(&self) -> PathBuf {
         self.dir.join("sandboxes")
+    }
+
+    /// The directory of what setup scripts have made.
+    pub fn setups(&self) -> PathBuf {
+        self.dir.join("setups")
     }
 
     /// The directory of empty disks to copy.

@@ -20,12 +20,13 @@ mod layers;
 mod layout;
 mod network;
 mod seccomp;
+mod setups;
 mod spec;
 mod stage;
 mod teardown;
 mod volume;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -46,6 +47,7 @@ pub use helper::{HELPER_ARG, helper_main};
 pub use layers::MAX_LAYERS;
 pub use network::listen_inside;
 pub use seccomp::profile as seccomp_profile;
+pub use setups::{SetupKey, SetupLimits, patterns as exclude_patterns};
 pub use spec::container as container_description;
 pub use volume::Volume;
 
@@ -201,6 +203,24 @@ pub trait Sandboxes: Send + Sync {
     async fn destroy(&self, id: SandboxId) -> Result<(), SandboxError>;
     /// Every directory that lies under the work tree of any sandbox: none of them may be removed or changed.
     async fn lowers(&self) -> Result<HashSet<PathBuf>, SandboxError>;
+    /// Makes the disk of a sandbox that is to run setup scripts, over the same files as those of `like`, the sandbox of the
+    /// task that needs what they make. Replaces nothing that exists.
+    async fn create_setup(&self, id: SandboxId, like: SandboxId, disk_bytes: u64) -> Result<(), SandboxError>;
+    /// Ends such a sandbox, and keeps its disk under this key for the sandboxes of later tasks. `excluded` are, for each folder
+    /// of the work tree, patterns of what git is to pass over there.
+    async fn keep_setup(
+        &self,
+        id: SandboxId,
+        key: &SetupKey,
+        excluded: BTreeMap<String, Vec<String>>,
+    ) -> Result<(), SandboxError>;
+    /// Puts what is kept under this key below what the sandbox will change, which has a disk and has not run yet. `false` when
+    /// there is nothing under it. What lies under a sandbox is not removed while that is there.
+    async fn use_setup(&self, id: SandboxId, key: &SetupKey) -> Result<bool, SandboxError>;
+    /// Removes what the limits do not allow, and what a killed process has left half-made. Answers how many.
+    async fn trim_setups(&self, limits: SetupLimits) -> Result<usize, SandboxError>;
+    /// What tells the image that a name means now from every other.
+    async fn image_identity(&self, image: &str) -> Result<String, SandboxError>;
     /// Every sandbox of which anything is left on this host, running or not.
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError>;
 }

@@ -16,6 +16,7 @@ use nix::unistd::pivot_root;
 use super::cgroup;
 use super::layers::{self, Layer};
 use super::layout::Layout;
+use super::setups::{Mounted, SetupOrder};
 
 /// The sandbox's directory, seen from the stage.
 pub const SANDBOX: &str = "/sandbox";
@@ -30,6 +31,8 @@ pub const BUNDLE: &str = "/bundle";
 /// What the container library keeps about the container, seen from the stage; it exists nowhere else. The library writes it
 /// anew at every step, for which a disk can make it wait.
 pub const CONTAINER: &str = "/container";
+/// What the setup script has made, while the helper mounts things on top of it; empty afterwards.
+const SETUP: &str = "/setup";
 /// The first process's program, seen from the stage.
 pub const INIT: &str = "/init";
 
@@ -58,7 +61,13 @@ fn bind_cgroups(at: &impl Fn(&str) -> PathBuf) -> io::Result<()> {
 }
 
 /// Makes the stage and moves into it. For a program with one thread.
-pub fn enter(layout: &Layout, lower: &Path, layers: &[Layer], init: &Path) -> io::Result<()> {
+pub fn enter(
+    layout: &Layout,
+    lower: &Path,
+    layers: &[Layer],
+    setup: Option<&SetupOrder>,
+    init: &Path,
+) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
     let stage = layout.stage();
@@ -74,12 +83,31 @@ pub fn enter(layout: &Layout, lower: &Path, layers: &[Layer], init: &Path) -> io
     bind_cgroups(&at)?;
     // Not recursive: the disk that is mounted in the sandbox's directory stays outside.
     bind(layout.dir(), &at(SANDBOX), false)?;
-    bind(&layout.volume().join("workspace"), &at(WORKSPACE), false)?;
-    bind(&layout.volume().join("home"), &at(HOME), false)?;
     bind(init, &at(INIT), false)?;
-    layers::mount_all(layout, layers, &at(WORKSPACE))?;
+    let made = match setup {
+        Some(SetupOrder::Uses { image, mask }) => Some(Mounted::new(image, mask, &at(SETUP))?),
+        Some(SetupOrder::Makes) | None => None,
+    };
     let volume = layout.volume();
-    layers::mount_overlay(lower, &volume.join("upper"), &volume.join("work"), &at(ROOT), "")?;
+    let whole = layers.iter().any(|layer| layer.directory.is_empty());
+    for (folder, to) in [("workspace", WORKSPACE), ("home", HOME)] {
+        match &made {
+            // Where the work tree is one repository, that has the setup under it.
+            Some(made) if folder == "home" || !whole => {
+                let work = volume.join("setup").join(folder);
+                layers::mount_overlay(&[&made.folder(folder)], &volume.join(folder), &work, &at(to), "")?;
+            }
+            Some(_) | None => bind(&volume.join(folder), &at(to), false)?,
+        }
+    }
+    layers::mount_all(layout, layers, &at(WORKSPACE), setup, made.as_ref())?;
+    let upper_of_setup = made.as_ref().map(|made| made.folder("upper"));
+    let lowers: Vec<&Path> = upper_of_setup.iter().map(PathBuf::as_path).chain([lower]).collect();
+    layers::mount_overlay(&lowers, &volume.join("upper"), &volume.join("work"), &at(ROOT), "")?;
+    if made.is_some() {
+        // What is mounted on top of it keeps it.
+        umount2(&at(SETUP), MntFlags::MNT_DETACH)?;
+    }
     std::env::set_current_dir(&stage)?;
     // The documented way without a place for the old root: it ends up under the new one, and is let go.
     pivot_root(".", ".")?;
