@@ -5,7 +5,7 @@ use orchestra_test_forges::{ApiFault, Bare, FakeForge, GitServer, Kind, Login, O
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{House, Setup, bash, count, done, script};
+use crate::harness::{House, Setup, bash, count, done, script, until};
 
 /// The server's own first lines of a forge in its configuration.
 fn configured(kind: Kind) -> (&'static str, &'static str, &'static str) {
@@ -183,9 +183,7 @@ async fn a_lost_answer_and_a_kill_open_no_second_pull_request() {
     hub.forge.fault(On::Operation("POST", "/pulls"), ApiFault::LoseReply, 1);
     let id = hub.submit(hub.token, json!({})).await;
     hub.house.event(&id, "pushed").await;
-    while hub.pulls("acme/api").is_empty() {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    until("there is a pull request", || !hub.pulls("acme/api").is_empty()).await;
     hub.house.kill().await;
     hub.house.restart().await;
     hub.house.event(&id, "credentials-required").await;
@@ -285,9 +283,7 @@ async fn a_campaign_opens_one_pull_request_in_each_repository_whatever_happens()
     assert_eq!(status, 202, "{campaign}");
     let path = format!("/v1/campaigns/{}", campaign["id"].as_str().unwrap());
     let opened = |hub: &Hub| names.iter().filter(|name| !hub.pulls(name).is_empty()).count();
-    while opened(&hub) < 2 {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    until("there are two pull requests", || opened(&hub) >= 2).await;
     hub.house.kill().await;
     hub.house.restart().await;
     let (status, problem) = hub.house.api.put(&format!("{path}/credentials"), &credentials).await;

@@ -1,10 +1,8 @@
 //! What a crash leaves on the machine is gone after the next start, and what is still at work is not.
 
-use std::time::{Duration, Instant};
-
 use serde_json::json;
 
-use crate::harness::{House, PATIENCE, Setup, bash, done, orphan, processes_of, script};
+use crate::harness::{House, Setup, bash, done, orphan, processes_of, script, until};
 
 fn kill(pid: i32) {
     // SAFETY: a plain system call; the process is the helper of a sandbox of this test's own server.
@@ -15,15 +13,6 @@ fn kill(pid: i32) {
 fn kill_helpers(house: &House) -> usize {
     let helpers = processes_of(&house.data()).into_iter().filter(|(_, command)| command.contains("sandbox-helper"));
     helpers.map(|(pid, _)| kill(pid)).count()
-}
-
-/// Waits until this is so.
-async fn until(what: &str, is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "still not so: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,6 @@
 //! die at any moment, and whoever is made in its place does the same again, which changes nothing.
 
 pub(crate) mod children;
-pub mod journal;
 pub mod service;
 pub(crate) mod supervisor;
 
@@ -15,13 +14,13 @@ use std::time::Duration;
 use actix::prelude::*;
 use jiff::Timestamp;
 use orchestra_events::campaign::event::OpenedPullRequest;
-use orchestra_events::campaign::{ChildOutcome, Command, Refusal, Step, child_id, decide, next_step};
+use orchestra_events::campaign::{Campaign, ChildOutcome, Command, Refusal, Step, child_id, decide, next_step};
 use orchestra_events::ledger::Refusal as Refused;
 use orchestra_events::{Actor as Who, CampaignId, StoreError};
 use tokio::sync::watch;
 
 use self::children::{Means, Room, Run, until, who};
-use self::journal::{JournalError, Loaded};
+use crate::journal::{self, Loaded};
 use crate::ledger::LedgerError;
 
 /// Commands that may wait for one campaign: those of its callers, and what its tasks have to say, of which at most
@@ -31,6 +30,9 @@ pub const MAILBOX: usize = 128;
 const PAUSE: Duration = Duration::from_millis(250);
 /// How often a campaign whose cap is set aside for calls under way looks whether they have left some of it.
 const ROOM_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why a command to a campaign was not recorded.
+pub type JournalError = journal::JournalError<Refusal>;
 
 /// Why a campaign is paused whose cap leaves too little for another task.
 pub(crate) const USED_UP: &str = "the campaign's budget is used up";
@@ -51,7 +53,7 @@ pub(crate) type Farewell = Box<dyn FnOnce(CampaignId, Departure) + Send>;
 pub(crate) struct CampaignActor {
     id: CampaignId,
     means: Means,
-    loaded: Option<Loaded>,
+    loaded: Option<Loaded<Campaign>>,
     /// The tasks that are followed: which run of each, and the pull requests it has opened.
     followed: BTreeMap<u32, Followed>,
     /// The next task is being begun.
@@ -147,7 +149,7 @@ impl CampaignActor {
         if self.draining {
             return self.depart(ctx, Departure::Idle);
         }
-        let campaign = Arc::clone(&loaded.campaign);
+        let campaign = Arc::clone(&loaded.state);
         for (index, run, after) in campaign.running() {
             if self.followed.get(&index).is_none_or(|followed| followed.run != run) {
                 self.follow(Run { campaign: self.id, index, after }, run, ctx);
@@ -180,7 +182,7 @@ impl CampaignActor {
     fn start(&mut self, index: u32, ctx: &mut Context<Self>) {
         let Some(loaded) = &self.loaded else { return };
         self.starting = true;
-        let (id, means, campaign) = (self.id, self.means.clone(), Arc::clone(&loaded.campaign));
+        let (id, means, campaign) = (self.id, self.means.clone(), Arc::clone(&loaded.state));
         let prepared = async move {
             let room = match means.open_account(id, &campaign).await {
                 // One that is done again may have its work already, and need no model.
@@ -225,7 +227,7 @@ impl CampaignActor {
     /// Has a run go on, and takes down how it ends.
     fn follow(&mut self, run: Run, number: u32, ctx: &mut Context<Self>) {
         let Some(loaded) = &self.loaded else { return };
-        let (index, campaign, means) = (run.index, Arc::clone(&loaded.campaign), self.means.clone());
+        let (index, campaign, means) = (run.index, Arc::clone(&loaded.state), self.means.clone());
         let (stop, stopped) = watch::channel(campaign.cancelled);
         let followed = Followed { run: number, opened: Vec::new(), begun: false, told_to_stop: false, stop };
         self.followed.insert(index, followed);
@@ -267,7 +269,7 @@ impl CampaignActor {
     /// Asks every task that runs to stop, once.
     fn cancel_all(&mut self, ctx: &mut Context<Self>) {
         let Some(loaded) = &self.loaded else { return };
-        let campaign = Arc::clone(&loaded.campaign);
+        let campaign = Arc::clone(&loaded.state);
         for followed in self.followed.values().filter(|followed| !followed.begun) {
             followed.stop.send_replace(true);
         }
@@ -291,9 +293,9 @@ impl CampaignActor {
     }
 
     fn decide_and_append(&mut self, command: Command, who: Who) -> ResponseActFuture<Self, Result<(), JournalError>> {
-        let decided = decide(self.loaded.as_ref().map(|loaded| &*loaded.campaign), command);
+        let decided = decide(self.loaded.as_ref().map(|loaded| &*loaded.state), command);
         let (events, revision) = match (decided, &self.loaded) {
-            (Err(refusal), _) => return Box::pin(fut::ready(Err(refusal.into()))),
+            (Err(refusal), _) => return Box::pin(fut::ready(Err(JournalError::Refused(refusal)))),
             (Ok(events), Some(loaded)) if !events.is_empty() => (events, loaded.revision),
             (Ok(_), _) => return Box::pin(fut::ready(Ok(()))),
         };
@@ -304,7 +306,7 @@ impl CampaignActor {
         };
         Box::pin(append.into_actor(self).map(|(appended, events), actor, ctx| match appended {
             Ok(appended) => {
-                actor.loaded = actor.loaded.take().map(|loaded| loaded.after(&events, appended.revision));
+                actor.loaded = actor.loaded.take().map(|loaded| loaded.after::<CampaignId>(&events, appended.revision));
                 Ok(())
             }
             Err(error) => {
@@ -368,7 +370,7 @@ impl Handler<Act> for CampaignActor {
     type Result = AtomicResponse<Self, ()>;
 
     fn handle(&mut self, Act(command): Act, _ctx: &mut Self::Context) -> Self::Result {
-        let team = self.loaded.as_ref().map(|loaded| loaded.campaign.spec.template.team.clone()).unwrap_or_default();
+        let team = self.loaded.as_ref().map(|loaded| loaded.state.spec.template.team.clone()).unwrap_or_default();
         let recorded = Self::record(command.clone(), who(self.id, &team));
         AtomicResponse::new(Box::pin(recorded.map(move |result, actor, ctx| {
             if let (Command::RecordChild { index, run, .. }, true) = (&command, !is_trouble(&result))
@@ -428,6 +430,6 @@ impl Handler<Drain> for CampaignActor {
 
 impl From<Refusal> for AskError {
     fn from(refusal: Refusal) -> Self {
-        Self::Journal(refusal.into())
+        Self::Journal(JournalError::Refused(refusal))
     }
 }

@@ -20,10 +20,9 @@ use orchestra_events::ledger::{
     view,
 };
 use orchestra_events::{
-    Actor as Who, CallId, CampaignId, EventStore, Failure, FailureCode, NanoUsd, Revision, StoreError, StreamName,
-    TaskId,
+    Actor as Who, CallId, CampaignId, EventStore, Failure, FailureCode, NanoUsd, StoreError, StreamName, TaskId,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use self::actor::{Ask, LedgerActor, Reply, Standing, Wish};
 
@@ -234,18 +233,6 @@ impl Ledgers {
     /// The teams that have a ledger, in the order of their names.
     pub async fn teams(&self) -> Result<Vec<String>, LedgerError> {
         stream::teams(&*self.house.store).await
-    }
-
-    /// Rings whenever the team's ledger has grown. Get it before looking, and nothing is missed.
-    pub fn bell(&self, team: &str) -> Result<watch::Receiver<Option<Revision>>, LedgerError> {
-        let mut bell = self.house.store.stream_bell(&StreamName::ledger(team)?);
-        bell.mark_unchanged();
-        Ok(bell)
-    }
-
-    /// Waits until the team's ledger has grown from what it is now. `false`: the store was closed.
-    pub async fn wait_for_change(&self, team: &str) -> Result<bool, LedgerError> {
-        Ok(self.bell(team)?.changed().await.is_ok())
     }
 
     async fn act(&self, team: &str, command: Command, who: Who) -> Result<(), LedgerError> {

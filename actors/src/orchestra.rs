@@ -466,7 +466,7 @@ impl TaskService for Orchestra {
         }
         let loaded = journal::load(&*self.store, id).await;
         match loaded.map_err(|error| ServiceError::Internal(error.to_string()))? {
-            Some(loaded) => self.workshop.diff(&loaded.task).await.map_err(|f| ServiceError::Internal(f.to_string())),
+            Some(loaded) => self.workshop.diff(&loaded.state).await.map_err(|f| ServiceError::Internal(f.to_string())),
             None => Err(ServiceError::NoSuchTask),
         }
     }

@@ -57,7 +57,7 @@ pub async fn settle_orphans(store: &Arc<dyn EventStore>, ledgers: &Ledgers) -> R
 async fn settle(store: &Arc<dyn EventStore>, ledgers: &Ledgers, team: &str, open: &Reserved) -> Result<bool, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let loaded = journal::load(&**store, open.task).await.map_err(|error| text(&error))?;
-    let Some(Loaded { task, revision }) = loaded else {
+    let Some(Loaded { state: task, revision }) = loaded else {
         ledgers.release(team, open.call).await.map_err(|error| text(&error))?;
         return Ok(true);
     };

@@ -248,7 +248,7 @@ impl Handler<Left> for TaskSupervisor {
                     let enqueue = async move {
                         match crate::journal::load(&*store, id).await {
                             Ok(Some(loaded)) => {
-                                let team = loaded.task.spec.team.clone();
+                                let team = loaded.state.spec.team.clone();
                                 if scheduler.send(Enqueue { id, team }).await.is_err() {
                                     tracing::debug!(task = %id, "the scheduler is gone");
                                 }

@@ -48,7 +48,7 @@ pub struct TaskActor {
     id: TaskId,
     store: Arc<dyn EventStore>,
     workshop: Arc<Workshop>,
-    loaded: Option<Loaded>,
+    loaded: Option<Loaded<Task>>,
     /// Whether this task holds a place of this node's capacity.
     has_place: bool,
     /// The server is about to end: finish what is being done, begin nothing.
@@ -204,7 +204,7 @@ impl TaskActor {
         if let Some(timer) = self.timer.take() {
             ctx.cancel_future(timer);
         }
-        let task = &loaded.task;
+        let task = &loaded.state;
         if let Some(running) = &self.running {
             if task.cancel_requested {
                 running.cancel();
@@ -232,7 +232,7 @@ impl TaskActor {
         let cancel = CancellationToken::new();
         self.running = Some(cancel.clone());
         self.can_be_left = matches!(step, Step::RunHarness | Step::SetUp(_));
-        let (id, task, workshop) = (self.id, Arc::clone(&loaded.task), Arc::clone(&self.workshop));
+        let (id, task, workshop) = (self.id, Arc::clone(&loaded.state), Arc::clone(&self.workshop));
         let span = tracing::info_span!("step", task = %id, step = step.name());
         // A task of its own, so that a panic in a step is an outcome and not the end of the actor.
         let recorder = Recorder { meanwhile: ctx.address().recipient(), look: ctx.address().recipient() };
@@ -260,9 +260,9 @@ impl TaskActor {
     }
 
     fn decide_and_append(&mut self, command: Command, who: Who) -> ResponseActFuture<Self, Result<(), JournalError>> {
-        let decided = decide(self.loaded.as_ref().map(|loaded| &*loaded.task), command.clone());
+        let decided = decide(self.loaded.as_ref().map(|loaded| &*loaded.state), command.clone());
         let (events, revision) = match (decided, &self.loaded) {
-            (Err(refusal), _) => return Box::pin(fut::ready(Err(refusal.into()))),
+            (Err(refusal), _) => return Box::pin(fut::ready(Err(JournalError::Refused(refusal)))),
             (Ok(events), Some(loaded)) if !events.is_empty() => (events, loaded.revision),
             (Ok(_), _) => return Box::pin(fut::ready(Ok(()))),
         };
@@ -273,8 +273,8 @@ impl TaskActor {
         };
         Box::pin(append.into_actor(self).map(move |(appended, events), actor, ctx| match appended {
             Ok(appended) => {
-                actor.loaded = actor.loaded.take().map(|loaded| loaded.after(&events, appended.revision));
-                if let Some(task) = actor.loaded.as_ref().map(|loaded| Arc::clone(&loaded.task)) {
+                actor.loaded = actor.loaded.take().map(|loaded| loaded.after::<TaskId>(&events, appended.revision));
+                if let Some(task) = actor.loaded.as_ref().map(|loaded| Arc::clone(&loaded.state)) {
                     let (id, workshop) = (actor.id, Arc::clone(&actor.workshop));
                     if matches!(task.phase, Phase::Ended(_)) {
                         // Also where it ended without having begun.
@@ -351,7 +351,7 @@ impl Handler<Look> for TaskActor {
     type Result = MessageResult<Look>;
 
     fn handle(&mut self, _: Look, _ctx: &mut Self::Context) -> Self::Result {
-        MessageResult(self.loaded.as_ref().map(|loaded| Arc::clone(&loaded.task)))
+        MessageResult(self.loaded.as_ref().map(|loaded| Arc::clone(&loaded.state)))
     }
 }
 
@@ -412,7 +412,7 @@ impl Handler<Outcome> for TaskActor {
                 tracing::debug!(task = %actor.id, %refusal, "a step's outcome came too late");
                 actor.refused += 1;
                 let Some(loaded) = &actor.loaded else { return actor.proceed(ctx) };
-                let (task, workshop) = (Arc::clone(&loaded.task), Arc::clone(&actor.workshop));
+                let (task, workshop) = (Arc::clone(&loaded.state), Arc::clone(&actor.workshop));
                 // Before what is next: money that was set aside for nothing may be needed for it.
                 let discarded = async move { workshop.discarded(&task, &command).await };
                 ctx.wait(discarded.into_actor(actor).map(|(), _, ctx| ctx.notify(Proceed)));

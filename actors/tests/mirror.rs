@@ -176,10 +176,17 @@ fn lines(mirror: &Path) -> Vec<PathBuf> {
 async fn settled(lower: &Path) -> [PathBuf; 2] {
     let line = lines(lower.ancestors().nth(2).unwrap()).remove(0);
     let marks = [lower.with_extension("unsettled"), line.with_extension("unsettled")];
-    while marks.iter().any(|mark| mark.exists()) {
+    until("the disk has everything", || !marks.iter().any(|mark| mark.exists())).await;
+    marks
+}
+
+/// Asks again until it is so, for at most this long.
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(20), "still not so: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    marks
 }
 
 fn content(tree: &WorkTree, name: &str) -> String {
@@ -274,9 +281,7 @@ async fn a_stranger_does_not_wait_behind_another_tasks_fetch() {
         let (mirrors, order) = (world.mirrors.clone(), world.order());
         actix::spawn(async move { mirrors.work_tree(order).await.map(drop) })
     };
-    while world.fetches() == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until("the fetch has begun", || world.fetches() > 0).await;
     let order = WorkTreeOrder { token: Some("another token".into()), ..world.order() };
     let answer = tokio::time::timeout(Duration::from_secs(20), world.mirrors.work_tree(order)).await;
     assert!(matches!(answer.unwrap().unwrap_err(), GitError::TokenRejected { .. }));

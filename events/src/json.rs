@@ -7,6 +7,8 @@ use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, MapAccess, Visi
 use serde::{Deserialize, Serialize, Serializer, forward_to_deserialize_any};
 use serde_json::value::RawValue;
 
+use crate::Envelope;
+
 /// JSON text from the log.
 ///
 /// An append takes only a [`RawValue`], which is proven to be JSON. Reading does not prove it again: a replay parses
@@ -53,8 +55,36 @@ impl<'de> Deserialize<'de> for Json {
 }
 
 /// Reads the enum that serde writes as `{"type": kind, "data": data}` from its two parts.
-pub(crate) fn from_kind_and_data<T: DeserializeOwned>(kind: &str, data: &str) -> Result<T, serde_json::Error> {
+fn from_kind_and_data<T: DeserializeOwned>(kind: &str, data: &str) -> Result<T, serde_json::Error> {
     T::deserialize(Parts { kind: Some(kind), data: Some(data) })
+}
+
+/// An event that cannot stand in the stream that it stands in.
+#[derive(Debug, thiserror::Error)]
+#[error("event {kind} (schema {schema}) does not read as a {of} event: {source}")]
+pub struct DecodeError {
+    of: &'static str,
+    kind: String,
+    schema: u16,
+    source: serde_json::Error,
+}
+
+/// Reads an event back from its envelope. `None`: a type this version does not know, which is kept but means nothing to a fold.
+pub(crate) fn decode<T: DeserializeOwned>(
+    of: &'static str,
+    kinds: &[&str],
+    envelope: &Envelope,
+) -> Result<Option<T>, DecodeError> {
+    if !kinds.contains(&&*envelope.kind) {
+        return Ok(None);
+    }
+    let read = from_kind_and_data(&envelope.kind, envelope.data.get());
+    read.map(Some).map_err(|source| DecodeError {
+        of,
+        kind: envelope.kind.to_string(),
+        schema: envelope.schema,
+        source,
+    })
 }
 
 /// The two members of the object that is never written down.

@@ -184,10 +184,16 @@ async fn one_that_appears_meanwhile_is_found_when_bitbucket_refuses_a_second() {
     world.fake.fault(On::Reading, ApiFault::Slow(Duration::from_millis(600)), 1);
     world.fake.fault(On::Writing, ApiFault::Status(400, "There is one already"), 1);
     let (new, body) = (wish(&[]), format!("From another server.\n\n{HIDDEN}"));
+    let before = world.fake.requests().len();
     let open = world.forge.open_pull_request(world.access(), &new);
     // After the answer that there is none was made up, and before it is sent.
     let meanwhile = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        let asked = async {
+            while world.fake.requests().len() == before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), asked).await.expect("it is asked");
         let pull = Pull { head: "work".to_owned(), base: "main".to_owned(), body, ..Pull::default() };
         world.change(|repo| repo.add_pull(pull).number)
     };

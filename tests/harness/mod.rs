@@ -45,6 +45,15 @@ pub fn images() -> PathBuf {
     folder
 }
 
+/// Waits until this is so.
+pub async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "still not so: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// What a house is like.
 pub struct Setup {
     script: Value,

@@ -185,7 +185,7 @@ impl Means {
                 false => Err(NotBegun::ForNow("the task has come to be meanwhile".to_owned())),
             };
         };
-        match &loaded.task.phase {
+        match &loaded.state.phase {
             // Somebody retried it by hand meanwhile, and it went well.
             Phase::Ended(Ending::Succeeded) if run.after == Some(loaded.revision) => Ok(Some(ChildOutcome::Succeeded)),
             Phase::Ended(_) if run.after == Some(loaded.revision) => {

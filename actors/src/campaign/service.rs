@@ -15,9 +15,9 @@ use orchestra_events::{Actor as Who, CampaignId};
 use orchestra_runtime::vault::Credentials;
 
 use super::children::{Room, may_need_secrets};
-use super::journal::{self, JournalError};
 use super::supervisor::{TakeUp, Tell};
-use super::{AskError, children};
+use super::{AskError, JournalError, children};
+use crate::journal;
 use crate::orchestra::{Orchestra, derived_id, kinds};
 use crate::service::{FieldError, NewRepo, NewTask, ServiceError};
 use crate::workshop::money::opening_quote;
@@ -131,7 +131,7 @@ impl Orchestra {
         self.workshop.vault.put(id, given.clone()).map_err(|_| ServiceError::Busy)?;
         // Read after that: a task that began in between was given the old ones.
         let loaded = journal::load(&*self.store, id).await.map_err(journal_error)?;
-        let campaign = loaded.ok_or(ServiceError::NoSuchCampaign)?.campaign;
+        let campaign = loaded.ok_or(ServiceError::NoSuchCampaign)?.state;
         if campaign.finished {
             // Its last task has ended meanwhile, and its actor has wiped what there was.
             self.workshop.vault.forget(id);
@@ -139,9 +139,9 @@ impl Orchestra {
         }
         for (index, ..) in campaign.running() {
             let task = child_id(id, index);
-            let standing = crate::journal::load(&*self.store, task).await;
+            let standing = journal::load(&*self.store, task).await;
             let standing = standing.map_err(|error| ServiceError::Internal(error.to_string()))?;
-            if !standing.is_some_and(|loaded| may_need_secrets(&loaded.task)) {
+            if !standing.is_some_and(|loaded| may_need_secrets(&loaded.state)) {
                 continue;
             }
             self.workshop.vault.put(task, given.clone()).map_err(|_| ServiceError::Busy)?;
@@ -158,7 +158,7 @@ impl Orchestra {
     /// Wipes the secrets of a campaign of which no task will ask for them.
     async fn forget_if_over(&self, id: CampaignId) {
         if let Ok(Some(loaded)) = journal::load(&*self.store, id).await
-            && loaded.campaign.finished
+            && loaded.state.finished
         {
             self.workshop.vault.forget(id);
         }
@@ -245,7 +245,7 @@ impl CampaignService for Orchestra {
             }
             self.check_budget(&spec.template).await?;
             self.check_cap(&spec)?;
-            journal::create(&*self.store, id, spec, &who).await.map_err(journal_error)?
+            journal::create_campaign(&*self.store, id, spec, &who).await.map_err(journal_error)?
         };
         if created {
             // Nobody has taken it up yet: each of its tasks is given these. Not earlier, because under the same key
@@ -257,7 +257,7 @@ impl CampaignService for Orchestra {
         } else {
             let standing = journal::load(&*self.store, id).await.map_err(journal_error)?;
             let standing = standing.ok_or(ServiceError::NoSuchCampaign)?;
-            if standing.campaign.spec.request_hash != hash {
+            if standing.state.spec.request_hash != hash {
                 return Err(ServiceError::IdempotencyKeyReused);
             }
             // The server may have lost those of the first time.
@@ -286,7 +286,7 @@ impl CampaignService for Orchestra {
 
     async fn supply_campaign(&self, id: CampaignId, given: Credentials, who: Who) -> Result<(), ServiceError> {
         let loaded = journal::load(&*self.store, id).await.map_err(journal_error)?;
-        let campaign = loaded.ok_or(ServiceError::NoSuchCampaign)?.campaign;
+        let campaign = loaded.ok_or(ServiceError::NoSuchCampaign)?.state;
         if campaign.finished {
             return Err(ServiceError::CampaignRefused(Refusal::Ended("finished")));
         }

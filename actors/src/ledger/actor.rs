@@ -277,6 +277,14 @@ impl LedgerActor {
                     let _ = stream::learn(&mut loaded.zones, zone);
                 }
             }
+            Command::Settle(settle) => {
+                let reserved = loaded.state.open_call(settle.call).map(|open| open.amount().nano_usd);
+                if let Some(reserved) = reserved.filter(|reserved| settle.cost > *reserved) {
+                    // The bound is what the caps rest on: this is a fault in the price table or the bound, not in the task.
+                    tracing::error!(call = %settle.call, cost = %settle.cost, %reserved, "a call cost more than its bound");
+                    metrics::counter!("orchestra_bound_violations_total").increment(1);
+                }
+            }
             _ => {}
         }
         let who = Who { team: Some(self.team.clone()), ..who.clone() };

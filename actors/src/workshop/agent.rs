@@ -180,11 +180,6 @@ impl Workshop {
             confirmed: reply.usage_reported,
             price: model.price.id().to_owned(),
         };
-        if charge.cost > open.reserved {
-            // The bound is what the cap rests on: this is a fault in the price table or the bound, not in the task.
-            tracing::error!(call = %open.call, cost = %charge.cost, reserved = %open.reserved, "a call cost more than its bound");
-            metrics::counter!("orchestra_bound_violations_total").increment(1);
-        }
         let Some(charge) = self.end_call(task, open, Some(charge)).await else {
             unreachable!("a charge that is booked is a charge")
         };

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::envelope::Revision;
 use crate::failure::FailureCode;
 use crate::id::{CampaignId, TaskId};
+use crate::json::DecodeError;
 use crate::repo::RepoRef;
 use crate::task::event::{Budget, TaskSpec};
 
@@ -181,15 +182,6 @@ pub enum CampaignEvent {
     },
 }
 
-/// An event that a campaign's stream cannot hold.
-#[derive(Debug, thiserror::Error)]
-#[error("event {kind} (schema {schema}) does not read as a campaign event: {source}")]
-pub struct DecodeError {
-    kind: String,
-    schema: u16,
-    source: serde_json::Error,
-}
-
 impl CampaignEvent {
     /// Every name [`kind`](Self::kind) can return.
     pub const KINDS: &'static [&'static str] = &[
@@ -230,13 +222,6 @@ impl CampaignEvent {
     /// Reads an event back from its envelope. `None`: a type this version does not know, which is kept but means
     /// nothing to the fold.
     pub fn decode(envelope: &crate::Envelope) -> Result<Option<Self>, DecodeError> {
-        if !Self::KINDS.contains(&&*envelope.kind) {
-            return Ok(None);
-        }
-        crate::json::from_kind_and_data(&envelope.kind, envelope.data.get()).map(Some).map_err(|source| DecodeError {
-            kind: envelope.kind.to_string(),
-            schema: envelope.schema,
-            source,
-        })
+        crate::json::decode("campaign", Self::KINDS, envelope)
     }
 }

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::json::DecodeError;
+
 /// The version of the shape of the events below.
 pub const SCHEMA: u16 = 1;
 
@@ -105,10 +107,7 @@ impl KeyEvent {
     }
 
     /// Reads an event back from its envelope. `None`: a type this version does not know.
-    pub fn decode(envelope: &crate::Envelope) -> Result<Option<Self>, serde_json::Error> {
-        if !Self::KINDS.contains(&&*envelope.kind) {
-            return Ok(None);
-        }
-        crate::json::from_kind_and_data(&envelope.kind, envelope.data.get()).map(Some)
+    pub fn decode(envelope: &crate::Envelope) -> Result<Option<Self>, DecodeError> {
+        crate::json::decode("key", Self::KINDS, envelope)
     }
 }

@@ -11,6 +11,7 @@ use super::scope::{Holder, Path, Scope, Tier};
 use super::state::Checkpoint;
 use crate::failure::FailureCode;
 use crate::id::{CallId, CampaignId, TaskId};
+use crate::json::DecodeError;
 use crate::money::NanoUsd;
 use crate::task::conversation::Usage;
 
@@ -308,15 +309,6 @@ pub enum LedgerEvent {
     DayClosed(Box<DayClosed>),
 }
 
-/// An event that a ledger's stream cannot hold.
-#[derive(Debug, thiserror::Error)]
-#[error("event {kind} (schema {schema}) does not read as a ledger event: {source}")]
-pub struct DecodeError {
-    kind: String,
-    schema: u16,
-    source: serde_json::Error,
-}
-
 impl LedgerEvent {
     /// Every name [`kind`](Self::kind) can return.
     pub const KINDS: &'static [&'static str] = &[
@@ -379,13 +371,6 @@ impl LedgerEvent {
     /// Reads an event back from its envelope. `None`: a type this version does not know, which is kept but means
     /// nothing to the fold.
     pub fn decode(envelope: &crate::Envelope) -> Result<Option<Self>, DecodeError> {
-        if !Self::KINDS.contains(&&*envelope.kind) {
-            return Ok(None);
-        }
-        crate::json::from_kind_and_data(&envelope.kind, envelope.data.get()).map(Some).map_err(|source| DecodeError {
-            kind: envelope.kind.to_string(),
-            schema: envelope.schema,
-            source,
-        })
+        crate::json::decode("ledger", Self::KINDS, envelope)
     }
 }

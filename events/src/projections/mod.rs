@@ -67,9 +67,7 @@ impl From<rusqlite::Error> for ReadModelError {
 #[derive(Debug, thiserror::Error)]
 enum Odd {
     #[error(transparent)]
-    Undecodable(#[from] crate::task::event::DecodeError),
-    #[error(transparent)]
-    UndecodableCampaign(#[from] crate::campaign::event::DecodeError),
+    Undecodable(#[from] crate::json::DecodeError),
     #[error("its stream has no first event")]
     NoTask,
     #[error("it charges more than a model call can cost")]

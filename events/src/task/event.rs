@@ -10,6 +10,7 @@ use super::conversation::{Block, StopReason, Usage};
 use crate::blob::{BlobRef, Content};
 use crate::failure::{Failure, FailureCode};
 use crate::id::{CallId, CampaignId, CommitId, SandboxId};
+use crate::json::DecodeError;
 use crate::money::NanoUsd;
 use crate::repo::RepoRef;
 
@@ -657,15 +658,6 @@ pub enum SandboxEnd {
     Lost,
 }
 
-/// An event that a stream of a task cannot hold.
-#[derive(Debug, thiserror::Error)]
-#[error("event {kind} (schema {schema}) does not read as a task event: {source}")]
-pub struct DecodeError {
-    kind: String,
-    schema: u16,
-    source: serde_json::Error,
-}
-
 impl TaskEvent {
     /// The stable name in the envelope's `type`.
     pub const fn kind(&self) -> &'static str {
@@ -766,14 +758,7 @@ impl TaskEvent {
     /// Reads an event back from its envelope. `None`: a type this version does not know, which is kept but means
     /// nothing to the fold.
     pub fn decode(envelope: &crate::Envelope) -> Result<Option<Self>, DecodeError> {
-        if !Self::KINDS.contains(&&*envelope.kind) {
-            return Ok(None);
-        }
-        crate::json::from_kind_and_data(&envelope.kind, envelope.data.get()).map(Some).map_err(|source| DecodeError {
-            kind: envelope.kind.to_string(),
-            schema: envelope.schema,
-            source,
-        })
+        crate::json::decode("task", Self::KINDS, envelope)
     }
 }
 

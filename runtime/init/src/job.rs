@@ -1,15 +1,18 @@
 //! One command from its start to its result: its pipes, its clock, who watches it.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::unistd::{read, write};
-use orchestra_init::{CHUNK_BYTES, Exec, Exit, Mode, Outcome, Reply};
+use orchestra_init::{CHUNK_BYTES, Exec, Exit, Listed, MAX_INPUT, MAX_SHOWN, Mode, Outcome, Reply, Window};
 
 use crate::capture::Capture;
+use crate::lineage::{self, Claim};
 use crate::session::{self, Started};
+use crate::terminal;
 
 /// How long output may still arrive after a command's own process has ended, when a process that it left behind
 /// holds the pipe open.
@@ -40,46 +43,84 @@ pub fn read_some(fd: &OwnedFd, buffer: &mut [u8]) -> Read {
     }
 }
 
+/// Which of its outputs a piece is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Standard output, or the only one.
+    Output,
+    /// Standard error of a streamed command.
+    Errors,
+}
+
+/// What is left to write into a command.
+pub struct Input {
+    /// Its standard input, or its keyboard.
+    pub fd: OwnedFd,
+    waiting: VecDeque<u8>,
+    /// Nothing more comes.
+    last: bool,
+}
+
 /// A running command.
 pub struct Job {
     /// How its output is treated.
     pub mode: Mode,
-    /// The leader of its session.
-    pub pid: i32,
+    /// The leader of its session, and what else it may call its own.
+    pub claim: Claim,
     /// Merged outputs, or standard output alone; gone when at its end.
     pub output: Option<OwnedFd>,
-    /// Standard error of a piped command.
+    /// Standard error of a piped or streamed command.
     pub errors: Option<OwnedFd>,
-    /// Standard input and what is left to write into it.
-    pub input: Option<(OwnedFd, Vec<u8>, usize)>,
+    /// Standard input, until all of it is written.
+    pub input: Option<Input>,
     /// When its time is up.
     pub deadline: Instant,
     /// How and when its own process ended.
     pub ended: Option<(Exit, Instant)>,
     /// Live output sent so far.
     pub live: u64,
+    /// The start of its command line.
+    shown: String,
     capture: Capture,
     started: Instant,
     timed_out: bool,
     drained: usize,
 }
 
+/// The start of a command line.
+fn shown(argv: &[String]) -> String {
+    let mut line = String::new();
+    for word in argv {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        // Cut before it is put together: an argument may be megabytes long.
+        line.extend(word.chars().take(MAX_SHOWN));
+        if line.len() >= MAX_SHOWN {
+            line.truncate(line.floor_char_boundary(MAX_SHOWN));
+            break;
+        }
+    }
+    line
+}
+
 impl Job {
-    /// Starts a command.
-    pub fn start(exec: &Exec, stdin: Vec<u8>, processes: u64) -> io::Result<Self> {
-        let Started { pid, output, errors, input } = session::start(exec, !stdin.is_empty(), processes)?;
+    /// Starts a command with this number.
+    pub fn start(exec: &Exec, stdin: Vec<u8>, mark: u64, processes: u64) -> io::Result<Self> {
+        let Started { claim, output, errors, input } = session::start(exec, !stdin.is_empty(), mark, processes)?;
         let started = Instant::now();
         let limit = Duration::from_millis(exec.timeout_ms);
         Ok(Self {
             mode: exec.mode,
-            pid,
+            claim,
             output: Some(output),
             errors,
-            input: input.map(|fd| (fd, stdin, 0)),
+            input: input.map(|fd| Input { fd, waiting: stdin.into(), last: !exec.mode.takes_input() }),
             // A limit beyond the clock's range is no limit; a year stands for it.
             deadline: started.checked_add(limit).unwrap_or(started + Duration::from_secs(31_536_000)),
             ended: None,
             live: 0,
+            shown: shown(&exec.argv),
             capture: Capture::default(),
             started,
             timed_out: false,
@@ -96,26 +137,65 @@ impl Job {
         }
     }
 
-    /// Kills the command if its time is up; called again until it is dead, so nothing slips through a pass.
-    pub fn enforce_deadline(&mut self, now: Instant) {
-        if self.ended.is_none() && now >= self.deadline {
-            self.timed_out = true;
-            session::kill_all(self.pid);
-        }
+    /// What there is to say of it under this id.
+    pub fn listed(&self, id: &str) -> Listed {
+        let running_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Listed { id: id.to_owned(), pid: self.claim.session, mode: self.mode, command: self.shown.clone(), running_ms }
     }
 
-    /// Kills the whole session.
-    pub fn kill(&self) {
-        session::kill_all(self.pid);
+    /// Whether its time is up and it is not dead yet.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        self.ended.is_none() && now >= self.deadline
+    }
+
+    /// Kills a command whose time is up; called again until it is dead, so nothing slips through a pass.
+    pub fn time_out(&mut self, running: &[Claim]) {
+        self.timed_out = true;
+        self.kill(running);
+    }
+
+    /// Kills every process that belongs to it. `running` are the claims of all running commands.
+    pub fn kill(&self, running: &[Claim]) {
+        lineage::kill_all(self.claim, running);
     }
 
     /// Notes the end of the command's own process.
-    pub fn end(&mut self, exit: Exit) {
+    pub fn end(&mut self, exit: Exit, running: &[Claim]) {
         let exit = if self.timed_out { Exit::TimedOut } else { exit };
         self.ended = Some((exit, Instant::now()));
         self.input = None;
         if self.timed_out {
-            session::kill_all(self.pid);
+            self.kill(running);
+        }
+    }
+
+    /// Takes input off the connection; an empty piece is its end.
+    pub fn take_input(&mut self, bytes: &[u8]) {
+        let terminal = matches!(self.mode, Mode::Terminal(_));
+        let Some(input) = self.input.as_mut().filter(|input| !input.last) else { return };
+        match bytes {
+            // A terminal has no end; this is how its user says so, as often as it takes.
+            [] if terminal => input.waiting.push_back(terminal::END_OF_INPUT),
+            [] => input.last = true,
+            bytes => input.waiting.extend(bytes),
+        }
+        self.write_input();
+    }
+
+    /// Whether it is to be given no more input before it has read some.
+    pub fn is_full(&self) -> bool {
+        self.input.as_ref().is_some_and(|input| input.waiting.len() >= MAX_INPUT)
+    }
+
+    /// Whether there is something to write into it, or its input to be closed.
+    pub fn has_input(&self) -> bool {
+        self.input.as_ref().is_some_and(|input| input.last || !input.waiting.is_empty())
+    }
+
+    /// Tells its terminal how large it is; anything else has no size.
+    pub fn resize(&self, window: Window) {
+        if let (Mode::Terminal(_), Some(keyboard)) = (self.mode, &self.output) {
+            let _ = terminal::resize(keyboard, window);
         }
     }
 
@@ -138,25 +218,37 @@ impl Job {
         got
     }
 
-    /// Reads what a piped command says on standard error.
-    pub fn read_errors(&mut self, buffer: &mut [u8; CHUNK_BYTES]) {
-        let Some(fd) = &self.errors else { return };
-        match read_some(fd, buffer) {
-            Read::Bytes(count) => self.capture.push(&buffer[..count]),
+    /// Reads what a command says on standard error; what a piped one says is kept.
+    pub fn read_errors(&mut self, buffer: &mut [u8; CHUNK_BYTES]) -> Read {
+        let Some(fd) = &self.errors else { return Read::End };
+        let got = read_some(fd, buffer);
+        match &got {
+            Read::Bytes(count) => {
+                if self.mode == Mode::Piped {
+                    self.capture.push(&buffer[..*count]);
+                }
+                if self.ended.is_some_and(|(_, at)| at.elapsed() >= DRAIN_GRACE) {
+                    self.drained += count;
+                }
+            }
             Read::Later => {}
             Read::End => self.errors = None,
         }
+        got
     }
 
     /// Writes the next piece of standard input and closes it at the end.
     pub fn write_input(&mut self) {
-        let Some((fd, bytes, at)) = &mut self.input else { return };
-        match write(&*fd, &bytes[*at..]) {
-            Ok(count) => *at += count,
-            Err(Errno::EAGAIN | Errno::EINTR) => return,
-            Err(_) => *at = bytes.len(),
+        let Some(input) = &mut self.input else { return };
+        if !input.waiting.is_empty() {
+            match write(&input.fd, input.waiting.as_slices().0) {
+                Ok(count) => drop(input.waiting.drain(..count)),
+                Err(Errno::EAGAIN | Errno::EINTR) => return,
+                // Nobody reads any more: what is left and what still comes is nobody's.
+                Err(_) => (input.waiting, input.last) = (VecDeque::new(), true),
+            }
         }
-        if *at >= bytes.len() {
+        if input.last && input.waiting.is_empty() {
             self.input = None;
         }
     }
@@ -167,7 +259,7 @@ impl Job {
         &mut self,
         now: Instant,
         buffer: &mut [u8; CHUNK_BYTES],
-        mut sink: impl FnMut(&[u8]) -> bool,
+        mut sink: impl FnMut(Side, &[u8]) -> bool,
     ) -> bool {
         let Some((_, at)) = self.ended else { return false };
         if self.output.is_none() && self.errors.is_none() {
@@ -176,36 +268,33 @@ impl Job {
         if now < at + DRAIN_GRACE {
             return false;
         }
-        while self.errors.is_some() && self.drained < DRAIN_BYTES {
-            match self.errors.as_ref().map(|fd| read_some(fd, buffer)) {
-                Some(Read::Bytes(count)) => {
-                    self.capture.push(&buffer[..count]);
-                    self.drained += count;
-                }
-                Some(Read::End) => self.errors = None,
-                _ => break,
-            }
-        }
-        while self.drained < DRAIN_BYTES {
-            match self.read_output(buffer) {
-                Read::Bytes(count) => {
-                    if !sink(&buffer[..count]) {
-                        return false;
+        for side in [Side::Errors, Side::Output] {
+            while self.drained < DRAIN_BYTES {
+                let read = match side {
+                    Side::Errors => self.read_errors(buffer),
+                    Side::Output => self.read_output(buffer),
+                };
+                match read {
+                    Read::Bytes(count) => {
+                        if !sink(side, &buffer[..count]) {
+                            return false;
+                        }
                     }
+                    Read::Later | Read::End => break,
                 }
-                Read::Later | Read::End => break,
             }
         }
         true
     }
 
-    /// The result, and the pipe that a process left behind may still hold.
-    pub fn result(self) -> (Reply, Option<OwnedFd>) {
+    /// The result, and the pipes that a process left behind may still hold.
+    pub fn result(self) -> (Reply, impl Iterator<Item = OwnedFd>) {
         let exit = self.ended.map_or(Exit::Signal(9), |(exit, _)| exit);
         let (total_bytes, head_bytes, kept) = self.capture.finish();
         let ended = self.ended.map_or_else(Instant::now, |(_, at)| at);
         let duration = ended.saturating_duration_since(self.started);
         let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        (Reply::Outcome(Outcome { exit, total_bytes, head_bytes, duration_ms }, kept), self.output)
+        let left_behind = [self.output, self.errors].into_iter().flatten();
+        (Reply::Outcome(Outcome { exit, total_bytes, head_bytes, duration_ms }, kept), left_behind)
     }
 }

@@ -5,6 +5,10 @@
 //! One connection carries one command, so the socket's own flow control is the back-pressure of that command's
 //! output, and a host that restarts simply connects again and asks for the same command by its id.
 //!
+//! A streamed command or a terminal also reads its input from the connection, as frames that follow the request. What must
+//! not wait behind input that nobody reads (a signal, a new window size, a kill) names the command and comes on a
+//! connection of its own.
+//!
 //! Both ends treat the other's frames as hostile: every length is checked against a bound before anything is kept.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -36,6 +40,22 @@ pub const MAX_KEPT: usize = 256;
 /// Live output sent to one watcher of a captured command; what exceeds it is in the kept ends or only counted.
 pub const LIVE_BYTES: u64 = 8 * 1024 * 1024;
 
+/// Input of a streamed command or a terminal that waits to be read by it; beyond it nothing more is taken off the
+/// connection, which stops whoever writes there.
+pub const MAX_INPUT: usize = 256 * 1024;
+
+/// Bytes of a command line in a list.
+pub const MAX_SHOWN: usize = 500;
+
+/// The size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
 /// How the output of a command is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -44,6 +64,23 @@ pub enum Mode {
     Captured,
     /// Standard output as a stream with back-pressure, nothing kept; dies with its connection.
     Piped,
+    /// Both outputs as streams of their own with back-pressure, input off the connection, nothing kept; dies with its
+    /// connection.
+    Streamed,
+    /// A terminal of this size, opened inside: one output, input off the connection; dies with its connection.
+    Terminal(Window),
+}
+
+impl Mode {
+    /// Whether its result is kept until it is forgotten.
+    pub const fn is_kept(self) -> bool {
+        matches!(self, Self::Captured)
+    }
+
+    /// Whether its input comes off the connection.
+    pub const fn takes_input(self) -> bool {
+        matches!(self, Self::Streamed | Self::Terminal(_))
+    }
 }
 
 /// A command to run.
@@ -71,6 +108,24 @@ pub struct Target {
     pub id: String,
 }
 
+/// A signal for everything in a command's session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signalled {
+    /// The command's id.
+    pub id: String,
+    /// The signal's number.
+    pub signal: i32,
+}
+
+/// A new size for a terminal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resized {
+    /// The command's id.
+    pub id: String,
+    /// How large it is now.
+    pub window: Window,
+}
+
 /// What the host asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
@@ -82,6 +137,14 @@ pub enum Request {
     Forget(Target),
     /// Say how things are.
     Ping,
+    /// Input for the command of this connection, at most [`CHUNK_BYTES`]; nothing is its end.
+    Input(Vec<u8>),
+    /// Send a signal to a running command.
+    Signal(Signalled),
+    /// Tell a terminal how large it is.
+    Resize(Resized),
+    /// Say which commands run.
+    List,
 }
 
 /// How a command ended.
@@ -122,6 +185,22 @@ pub struct Stats {
     pub reaped: u64,
 }
 
+/// A running command, in the eyes of whoever looks after the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Listed {
+    /// Its id.
+    pub id: String,
+    /// Its process's number inside.
+    pub pid: i32,
+    /// How its output is treated.
+    pub mode: Mode,
+    /// The start of its program and arguments, at most [`MAX_SHOWN`] bytes.
+    pub command: String,
+    /// How long it has run, in milliseconds.
+    pub running_ms: u64,
+}
+
 /// Why init refused a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
@@ -142,17 +221,27 @@ pub enum Reply {
     Pong(Stats),
     /// Not done.
     Refused(Refused),
+    /// A piece of what a streamed command says on standard error.
+    Errors(Vec<u8>),
+    /// Every running command; at most [`MAX_RUNNING`].
+    Running(Vec<Listed>),
 }
 
 const EXEC: u8 = 1;
 const KILL: u8 = 2;
 const FORGET: u8 = 3;
 const PING: u8 = 4;
+const INPUT: u8 = 5;
+const SIGNAL: u8 = 6;
+const RESIZE: u8 = 7;
+const LIST: u8 = 8;
 const OUTPUT: u8 = 16;
 const OUTCOME: u8 = 17;
 const DONE: u8 = 18;
 const PONG: u8 = 19;
 const REFUSED: u8 = 20;
+const ERRORS: u8 = 21;
+const RUNNING: u8 = 22;
 
 fn broken(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("malformed frame: {what}"))
@@ -214,6 +303,10 @@ impl Request {
             Self::Kill(target) => frame(KILL, &[&encode(target)]),
             Self::Forget(target) => frame(FORGET, &[&encode(target)]),
             Self::Ping => frame(PING, &[]),
+            Self::Input(bytes) => frame(INPUT, &[bytes]),
+            Self::Signal(signalled) => frame(SIGNAL, &[&encode(signalled)]),
+            Self::Resize(resized) => frame(RESIZE, &[&encode(resized)]),
+            Self::List => frame(LIST, &[]),
         }
     }
 
@@ -230,6 +323,11 @@ impl Request {
             KILL => Ok(Self::Kill(json(payload)?)),
             FORGET => Ok(Self::Forget(json(payload)?)),
             PING => Ok(Self::Ping),
+            INPUT if payload.len() > CHUNK_BYTES => Err(broken("more input than one frame may hold")),
+            INPUT => Ok(Self::Input(payload.to_vec())),
+            SIGNAL => Ok(Self::Signal(json(payload)?)),
+            RESIZE => Ok(Self::Resize(json(payload)?)),
+            LIST => Ok(Self::List),
             other => Err(broken(&format!("unknown request {other}"))),
         }
     }
@@ -244,6 +342,8 @@ impl Reply {
             Self::Done(found) => frame(DONE, &[&[u8::from(*found)]]),
             Self::Pong(stats) => frame(PONG, &[&encode(stats)]),
             Self::Refused(refused) => frame(REFUSED, &[&encode(refused)]),
+            Self::Errors(bytes) => frame(ERRORS, &[bytes]),
+            Self::Running(listed) => frame(RUNNING, &[&encode(listed)]),
         }
     }
 
@@ -263,6 +363,8 @@ impl Reply {
             DONE => Ok(Self::Done(payload == [1])),
             PONG => Ok(Self::Pong(json(payload)?)),
             REFUSED => Ok(Self::Refused(json(payload)?)),
+            ERRORS => Ok(Self::Errors(payload.to_vec())),
+            RUNNING => Ok(Self::Running(json(payload)?)),
             other => Err(broken(&format!("unknown reply {other}"))),
         }
     }
@@ -286,9 +388,20 @@ mod tests {
     #[test]
     fn requests_and_replies_come_back_as_they_were() {
         let id = || Target { id: "call-1".into() };
-        for request in
-            [Request::Exec(exec(), vec![0, 255, 10]), Request::Kill(id()), Request::Forget(id()), Request::Ping]
-        {
+        let window = Window { rows: 24, columns: 80 };
+        let terminal = Exec { mode: Mode::Terminal(window), ..exec() };
+        for request in [
+            Request::Exec(exec(), vec![0, 255, 10]),
+            Request::Exec(terminal, Vec::new()),
+            Request::Kill(id()),
+            Request::Forget(id()),
+            Request::Ping,
+            Request::Input(vec![3]),
+            Request::Input(Vec::new()),
+            Request::Signal(Signalled { id: "call-1".into(), signal: 2 }),
+            Request::Resize(Resized { id: "call-1".into(), window }),
+            Request::List,
+        ] {
             let bytes = request.to_frame();
             let (kind, payload, used) = first_frame(&bytes, MAX_REQUEST).unwrap().unwrap();
             assert_eq!(used, bytes.len());
@@ -297,6 +410,14 @@ mod tests {
         let outcome = Outcome { exit: Exit::Signal(9), total_bytes: 4, head_bytes: 2, duration_ms: 1 };
         for reply in [
             Reply::Output(vec![1, 2]),
+            Reply::Errors(vec![3, 4]),
+            Reply::Running(vec![Listed {
+                id: "call-1".into(),
+                pid: 7,
+                mode: Mode::Streamed,
+                command: "true".into(),
+                running_ms: 3,
+            }]),
             Reply::Outcome(outcome, vec![1, 2, 3]),
             Reply::Done(true),
             Reply::Done(false),
@@ -321,6 +442,7 @@ mod tests {
     fn lying_lengths_are_refused() {
         assert!(Request::parse(EXEC, &[255, 255, 255, 255, b'{']).is_err());
         assert!(Request::parse(EXEC, &[1]).is_err());
+        assert!(Request::parse(INPUT, &vec![0; CHUNK_BYTES + 1]).is_err());
         assert!(Reply::parse(99, &[]).is_err());
         let outcome = Outcome { exit: Exit::Code(0), total_bytes: 9, head_bytes: 9, duration_ms: 1 };
         assert!(Reply::parse(OUTCOME, &with_header(OUTCOME, &encode(&outcome), &[1])[HEADER_BYTES..]).is_err());

@@ -3,8 +3,10 @@
 
 mod capture;
 mod job;
+mod lineage;
 mod session;
 mod supervisor;
+mod terminal;
 mod tool;
 
 use std::process::ExitCode;

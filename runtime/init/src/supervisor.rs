@@ -17,7 +17,8 @@ use orchestra_init::{
     Refused, Reply, Request, Stats, first_frame,
 };
 
-use crate::job::{Job, Read, read_some};
+use crate::job::{Job, Read, Side, read_some};
+use crate::lineage::{self, Claim};
 
 /// The descriptor on which the host hands over the listening socket.
 const LISTENER: i32 = 3;
@@ -65,6 +66,8 @@ struct Supervisor {
     clients: BTreeMap<u64, Client>,
     next_client: u64,
     jobs: BTreeMap<String, Job>,
+    /// The number of the next command.
+    next_mark: u64,
     /// Results of captured commands as ready frames, until forgotten.
     kept: BTreeMap<String, Vec<u8>>,
     sinks: VecDeque<OwnedFd>,
@@ -108,6 +111,7 @@ pub fn run(processes: u64) -> io::Result<Infallible> {
         clients: BTreeMap::new(),
         next_client: 0,
         jobs: BTreeMap::new(),
+        next_mark: 1,
         kept: BTreeMap::new(),
         sinks: VecDeque::new(),
         processes,
@@ -127,12 +131,8 @@ impl Supervisor {
                 Source::Listener => self.accept(),
                 Source::Signals => self.reap(),
                 Source::Client(key) => self.serve(key, flags),
-                Source::Output(id) => self.pump(&id),
-                Source::Errors(id) => {
-                    if let Some(job) = self.jobs.get_mut(&id) {
-                        job.read_errors(&mut self.buffer);
-                    }
-                }
+                Source::Output(id) => self.pump(&id, Side::Output),
+                Source::Errors(id) => self.pump(&id, Side::Errors),
                 Source::Input(id) => {
                     if let Some(job) = self.jobs.get_mut(&id) {
                         job.write_input();
@@ -142,7 +142,10 @@ impl Supervisor {
             }
         }
         let now = Instant::now();
-        self.jobs.values_mut().for_each(|job| job.enforce_deadline(now));
+        if self.jobs.values().any(|job| job.is_overdue(now)) {
+            let running = self.claims();
+            self.jobs.values_mut().filter(|job| job.is_overdue(now)).for_each(|job| job.time_out(&running));
+        }
         self.settle(now);
         self.bury_clients();
         Ok(())
@@ -160,19 +163,27 @@ impl Supervisor {
         }
         for (key, client) in &self.clients {
             let out = if client.outgoing.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
-            watch(Source::Client(*key), client.stream.as_fd(), PollFlags::POLLIN | out);
+            // What its command cannot take yet stays in the socket, which stops the other end.
+            let full = client.watches.as_ref().and_then(|id| self.jobs.get(id)).is_some_and(Job::is_full);
+            let more = if full { PollFlags::empty() } else { PollFlags::POLLIN };
+            watch(Source::Client(*key), client.stream.as_fd(), more | out);
         }
         for (id, job) in &self.jobs {
+            let congested = self.is_congested(id);
             if let Some(fd) = &job.output
-                && (job.mode == Mode::Captured || !self.is_congested(id))
+                && (job.mode.is_kept() || !congested)
             {
                 watch(Source::Output(id.clone()), fd.as_fd(), PollFlags::POLLIN);
             }
-            if let Some(fd) = &job.errors {
+            if let Some(fd) = &job.errors
+                && (job.mode == Mode::Piped || !congested)
+            {
                 watch(Source::Errors(id.clone()), fd.as_fd(), PollFlags::POLLIN);
             }
-            if let Some((fd, ..)) = &job.input {
-                watch(Source::Input(id.clone()), fd.as_fd(), PollFlags::POLLOUT);
+            if let Some(input) = &job.input
+                && job.has_input()
+            {
+                watch(Source::Input(id.clone()), input.fd.as_fd(), PollFlags::POLLOUT);
             }
         }
         for (index, fd) in self.sinks.iter().enumerate() {
@@ -194,7 +205,12 @@ impl Supervisor {
         Ok(ready.collect())
     }
 
-    /// Whether the connection that reads a piped command is behind.
+    /// What every running command may call its own.
+    fn claims(&self) -> Vec<Claim> {
+        self.jobs.values().map(|job| job.claim).collect()
+    }
+
+    /// Whether the connection that reads a command as a stream is behind.
     fn is_congested(&self, id: &str) -> bool {
         let watching = self.clients.values().find(|client| client.watches.as_deref() == Some(id));
         watching.is_some_and(|client| client.outgoing.len() >= HIGH_WATER)
@@ -253,8 +269,31 @@ impl Supervisor {
             Request::Exec(exec, stdin) => self.exec(key, &exec, stdin),
             Request::Kill(target) => {
                 let job = self.jobs.get(&target.id);
-                job.inspect(|job| job.kill());
+                job.inspect(|job| job.kill(&self.claims()));
                 Some(Reply::Done(job.is_some()).to_frame())
+            }
+            Request::Signal(signalled) => {
+                let job = self.jobs.get(&signalled.id);
+                let Ok(signal) = Signal::try_from(signalled.signal) else { return Some(refuse("no such signal")) };
+                job.inspect(|job| lineage::signal_session(job.claim.session, signal));
+                Some(Reply::Done(job.is_some()).to_frame())
+            }
+            Request::List => {
+                let listed = self.jobs.iter().filter(|(_, job)| job.ended.is_none()).map(|(id, job)| job.listed(id));
+                Some(Reply::Running(listed.collect()).to_frame())
+            }
+            Request::Resize(resized) => {
+                let job = self.jobs.get(&resized.id);
+                job.inspect(|job| job.resize(resized.window));
+                Some(Reply::Done(job.is_some()).to_frame())
+            }
+            Request::Input(bytes) => {
+                // One that has ended while this was on its way has no use for it, and its result is on the way too.
+                let watched = self.clients.get(&key).and_then(|client| client.watches.clone());
+                if let Some(job) = watched.and_then(|id| self.jobs.get_mut(&id)) {
+                    job.take_input(&bytes);
+                }
+                None
             }
             Request::Forget(target) => Some(Reply::Done(self.kept.remove(&target.id).is_some()).to_frame()),
             Request::Ping => Some(
@@ -278,7 +317,7 @@ impl Supervisor {
         }
         let running = self.jobs.get(&exec.id).map(|job| job.mode);
         match running {
-            Some(mode) if mode == Mode::Piped || exec.mode == Mode::Piped => {
+            Some(mode) if !mode.is_kept() || !exec.mode.is_kept() => {
                 return Some(refuse("a command with this id is running, and its stream cannot be shared"));
             }
             Some(_) => {}
@@ -286,8 +325,11 @@ impl Supervisor {
             None if self.kept.len() + self.jobs.len() >= MAX_KEPT => {
                 return Some(refuse("too many results wait to be forgotten"));
             }
-            None => match Job::start(exec, stdin, self.processes) {
-                Ok(job) => drop(self.jobs.insert(exec.id.clone(), job)),
+            None => match Job::start(exec, stdin, self.next_mark, self.processes) {
+                Ok(job) => {
+                    self.next_mark += 1;
+                    drop(self.jobs.insert(exec.id.clone(), job));
+                }
                 Err(error) => return Some(self.not_started(exec, &error)),
             },
         }
@@ -304,17 +346,21 @@ impl Supervisor {
         let size = text.len() as u64;
         let outcome = Outcome { exit: Exit::Code(code), total_bytes: size, head_bytes: size, duration_ms: 0 };
         let frame = Reply::Outcome(outcome, text).to_frame();
-        if exec.mode == Mode::Captured {
+        if exec.mode.is_kept() {
             self.kept.insert(exec.id.clone(), frame.clone());
         }
         frame
     }
 
     /// Moves one piece of output from a command to who watches it.
-    fn pump(&mut self, id: &str) {
+    fn pump(&mut self, id: &str, side: Side) {
         let Some(job) = self.jobs.get_mut(id) else { return };
-        let Read::Bytes(count) = job.read_output(&mut self.buffer) else { return };
-        forward(&mut self.clients, id, job, &self.buffer[..count]);
+        let read = match side {
+            Side::Output => job.read_output(&mut self.buffer),
+            Side::Errors => job.read_errors(&mut self.buffer),
+        };
+        let Read::Bytes(count) = read else { return };
+        forward(&mut self.clients, id, job, side, &self.buffer[..count]);
     }
 
     /// Collects every process that has died, ours or an orphan's.
@@ -328,12 +374,14 @@ impl Supervisor {
                 return;
             }
             self.reaped += 1;
-            if let Some(job) = self.jobs.values_mut().find(|job| job.pid == pid && job.ended.is_none()) {
-                job.end(if libc::WIFSIGNALED(status) {
+            let running = self.claims();
+            if let Some(job) = self.jobs.values_mut().find(|job| job.claim.session == pid && job.ended.is_none()) {
+                let exit = if libc::WIFSIGNALED(status) {
                     Exit::Signal(libc::WTERMSIG(status))
                 } else {
                     Exit::Code(libc::WEXITSTATUS(status))
-                });
+                };
+                job.end(exit, &running);
             }
         }
     }
@@ -345,16 +393,17 @@ impl Supervisor {
         for id in ids {
             let congested = self.is_congested(&id);
             let Some(job) = self.jobs.get_mut(&id) else { continue };
-            if congested && job.mode == Mode::Piped && job.output.is_some() {
+            if congested && !job.mode.is_kept() && (job.output.is_some() || job.errors.is_some()) {
                 continue;
             }
-            let mut drained = Vec::new();
-            let finished = job.finished(now, &mut self.buffer, |bytes| {
-                drained.extend_from_slice(bytes);
-                drained.len() < HIGH_WATER
+            let (mut drained, mut size) = (Vec::new(), 0);
+            let finished = job.finished(now, &mut self.buffer, |side, bytes| {
+                drained.push((side, bytes.to_vec()));
+                size += bytes.len();
+                size < HIGH_WATER
             });
-            for chunk in drained.chunks(CHUNK_BYTES) {
-                forward(&mut self.clients, &id, job, chunk);
+            for (side, piece) in drained {
+                forward(&mut self.clients, &id, job, side, &piece);
             }
             if !finished {
                 continue;
@@ -368,7 +417,7 @@ impl Supervisor {
                 client.send(&frame);
                 client.flush();
             }
-            if mode == Mode::Captured {
+            if mode.is_kept() {
                 self.kept.insert(id, frame);
             }
             self.sinks.extend(left_behind);
@@ -387,16 +436,17 @@ impl Supervisor {
         }
     }
 
-    /// Lets go of closed connections; a piped command dies with its own.
+    /// Lets go of closed connections; a command that is read as a stream dies with its own.
     fn bury_clients(&mut self) {
         let gone: Vec<u64> = self.clients.iter().filter(|(_, client)| client.gone).map(|(key, _)| *key).collect();
         for key in gone {
             let Some(client) = self.clients.remove(&key) else { continue };
             let Some(id) = client.watches else { continue };
-            if self.jobs.get(&id).is_some_and(|job| job.mode == Mode::Piped)
-                && let Some(job) = self.jobs.remove(&id)
-            {
-                job.kill();
+            if self.jobs.get(&id).is_some_and(|job| !job.mode.is_kept()) {
+                let running = self.claims();
+                if let Some(job) = self.jobs.remove(&id) {
+                    job.kill(&running);
+                }
             }
         }
     }
@@ -407,16 +457,21 @@ fn refuse(message: &str) -> Vec<u8> {
 }
 
 /// Sends a piece of output to the connections that watch a command.
-fn forward(clients: &mut BTreeMap<u64, Client>, id: &str, job: &mut Job, bytes: &[u8]) {
-    if job.mode == Mode::Captured {
-        if job.live >= LIVE_BYTES {
-            return;
+fn forward(clients: &mut BTreeMap<u64, Client>, id: &str, job: &mut Job, side: Side, bytes: &[u8]) {
+    let frame = match (side, job.mode) {
+        (Side::Output, Mode::Captured) if job.live >= LIVE_BYTES => return,
+        (Side::Output, Mode::Captured) => {
+            job.live += bytes.len() as u64;
+            Reply::Output(bytes.to_vec())
         }
-        job.live += bytes.len() as u64;
-    }
-    let frame = Reply::Output(bytes.to_vec()).to_frame();
+        (Side::Output, Mode::Piped | Mode::Streamed | Mode::Terminal(_)) => Reply::Output(bytes.to_vec()),
+        (Side::Errors, Mode::Streamed) => Reply::Errors(bytes.to_vec()),
+        // Kept, and told with the result.
+        (Side::Errors, Mode::Captured | Mode::Piped | Mode::Terminal(_)) => return,
+    };
+    let frame = frame.to_frame();
     for client in clients.values_mut().filter(|client| client.watches.as_deref() == Some(id)) {
-        if job.mode == Mode::Piped || client.outgoing.len() < HIGH_WATER {
+        if !job.mode.is_kept() || client.outgoing.len() < HIGH_WATER {
             client.send(&frame);
             client.flush();
         }

@@ -3,10 +3,13 @@
 
 use std::process::ExitCode;
 
+use orchestra_runtime::sandbox::{HELPER_ARG, ZYGOTE_ARG, helper_main, zygote_main};
+
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == orchestra_runtime::sandbox::HELPER_ARG) {
-        return orchestra_runtime::sandbox::helper_main(arguments);
+    match arguments.next() {
+        Some(first) if first == HELPER_ARG => helper_main(arguments),
+        Some(first) if first == ZYGOTE_ARG => zygote_main(),
+        _ => ExitCode::from(2),
     }
-    ExitCode::from(2)
 }

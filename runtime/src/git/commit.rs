@@ -4,6 +4,9 @@
 //! Signatures, encodings and whatever else stands in their headers are left behind.
 
 use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use git2::{DiffFormat, DiffOptions, Repository};
@@ -55,6 +58,30 @@ pub(super) struct Request {
 /// Makes the commits. Their time is UTC and they hold nothing else that varies, so that the same inputs give the same
 /// ids and a repeated push finds its commits already there.
 pub(super) fn run(request: &Request, ticket: &Ticket) -> Result<Vec<CommitId>, GitError> {
+    let made = make_anew(request, ticket)?;
+    keep(&request.repo.join("objects")).map_err(|error| {
+        let detail = format!("the disk did not take the commits: {error}");
+        GitError::Git { operation: Operation::Commit, detail }
+    })?;
+    Ok(made)
+}
+
+/// Waits until the disk has every object that is this repository's own. What the log says is committed must be there also when
+/// the machine loses power before the push; files with another name elsewhere are the cache's, which looks after them.
+fn keep(objects: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(objects)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            keep(&entry.path())?;
+        } else if kind.is_file() && entry.metadata()?.nlink() == 1 {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    File::open(objects)?.sync_all()
+}
+
+fn make_anew(request: &Request, ticket: &Ticket) -> Result<Vec<CommitId>, GitError> {
     let failed = git(Operation::Commit);
     let policy = &request.policy;
     let repo = Repository::open_bare(&request.repo).map_err(&failed)?;

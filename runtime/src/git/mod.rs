@@ -1,9 +1,10 @@
 //! Gets a repository in, and the agent's work out, without ever trusting what a sandbox wrote.
 //!
-//! One task's way: [`Git::clone`] fetches the base into a bare repository only the host sees; [`Git::checkout`] writes
-//! files and a throw-away `.git` into the workspace before the sandbox starts; inside, [`export_script`] hands the
-//! work over as a pack; [`Git::import`] lets a confined child process check it; [`Git::commit`] makes the
-//! commits anew and [`Git::push`] sends one branch, with a lease.
+//! One task's way: [`Git::prove_access`] shows that the token may read the base; [`Git::lower`] has its files, or fetches
+//! them, to be laid under the work tree before the sandbox starts; inside, [`export_script`] hands the work over as a pack;
+//! [`Git::import`] lets a confined child process check it; [`Git::commit`] makes the commits anew and [`Git::push`] sends one
+//! branch, with a lease. [`Git::clone`] and [`Git::checkout`] are the same way without a cache, a copy of everything: tests
+//! and benchmarks measure the cache by them.
 //!
 //! Architecture invariant: after a sandbox has started, nothing here opens its `.git` or walks its files. libgit2
 //! reads bytes from a sandbox only in the importing child.

@@ -1,7 +1,7 @@
 //! Models and their providers: names, prices, bounds, calls, faults and when to try again.
 //!
 //! A call goes: [`Models::resolve`] a name, [`ModelRequest::bytes`] and [`input_bound`] for what it can read,
-//! [`quote`] for what it may cost, then [`ModelClient::call`], and [`retry::decide`] about what failed. Money is
+//! [`quote`] for what it may cost, then [`ModelClient::call`], and [`retry::decide_within`] about what failed. Money is
 //! reserved and settled by the caller; nothing here knows a ledger.
 
 pub(crate) mod anthropic;

@@ -30,7 +30,7 @@ pub enum Retry {
 
 /// Decides about an attempt that failed. `attempt` counts from 1; `random` is any uniformly drawn number: full jitter
 /// waits between nothing and twice as long each time, so that callers that failed together do not return together.
-pub fn decide(class: FaultClass, attempt: u32, retry_after: Option<Duration>, random: u64) -> Retry {
+fn decide(class: FaultClass, attempt: u32, retry_after: Option<Duration>, random: u64) -> Retry {
     if !class.retryable() || attempt > MAX_RETRIES || retry_after.is_some_and(|asked| asked > MAX_RETRY_AFTER) {
         return Retry::GiveUp;
     }

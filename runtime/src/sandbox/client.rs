@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use orchestra_init::{HEADER_BYTES, MAX_REPLY, Reply, Request, parse_header};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
@@ -42,12 +42,12 @@ impl Connection {
 
     /// The next reply; an error at the end of the connection.
     pub async fn receive(&mut self) -> io::Result<Reply> {
-        let mut header = [0; HEADER_BYTES];
-        self.stream.read_exact(&mut header).await?;
-        let (kind, length) = parse_header(header, MAX_REPLY)?;
-        let mut payload = vec![0; length];
-        self.stream.read_exact(&mut payload).await?;
-        Reply::parse(kind, &payload)
+        receive(&mut self.stream).await
+    }
+
+    /// The bare connection.
+    pub fn into_stream(self) -> UnixStream {
+        self.stream
     }
 
     /// Sends a request that has one short answer.
@@ -59,6 +59,16 @@ impl Connection {
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
         tokio::time::timeout(ANSWER_GRACE, exchange).await.map_err(late)?
     }
+}
+
+/// The next reply off one half of a connection; an error at its end.
+pub async fn receive(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Reply> {
+    let mut header = [0; HEADER_BYTES];
+    stream.read_exact(&mut header).await?;
+    let (kind, length) = parse_header(header, MAX_REPLY)?;
+    let mut payload = vec![0; length];
+    stream.read_exact(&mut payload).await?;
+    Reply::parse(kind, &payload)
 }
 
 /// The protocol's way of telling an end, in the host's terms.

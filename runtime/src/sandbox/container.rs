@@ -9,12 +9,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use orchestra_events::SandboxId;
-use orchestra_init::{Mode, Reply, Request, Target};
+use orchestra_init::{Listed, Mode, Reply, Request, Resized, Signalled, Target, Window};
 use tokio::sync::mpsc;
 
 use super::cgroup::Hierarchy;
 use super::client::{self, ANSWER_GRACE, Connection, PipedExec};
 use super::layout::{Cause, Layout, write_whole};
+use super::streams::StreamedExec;
 use super::{Exec, ExecOutcome, Exit, Sandbox, SandboxError, Usage, network};
 
 /// Times that a broken connection to a living sandbox is made again for one command.
@@ -126,7 +127,7 @@ impl Running {
                     Ok(Reply::Refused(refused)) => {
                         return Err(SandboxError::Refused { id: self.id, detail: refused.message });
                     }
-                    Ok(Reply::Done(_) | Reply::Pong(_)) => {
+                    Ok(Reply::Done(_) | Reply::Pong(_) | Reply::Errors(_) | Reply::Running(_)) => {
                         return Err(self.unresponsive("it answered something else"));
                     }
                     // Either it is gone, which the next connection shows, or the connection broke, and joining again
@@ -192,6 +193,34 @@ impl Sandbox for Running {
     async fn kill_exec(&self, exec: &str) -> Result<bool, SandboxError> {
         let request = Request::Kill(Target { id: exec.to_owned() });
         Ok(matches!(self.ask(&request).await?, Reply::Done(true)))
+    }
+
+    async fn exec_streamed(&self, request: Exec, window: Option<Window>) -> Result<StreamedExec, SandboxError> {
+        let (exec, patience) = (request.id.clone(), request.timeout.saturating_add(ANSWER_GRACE));
+        let request = self.request(request, window.map_or(Mode::Streamed, Mode::Terminal))?;
+        let mut connection = self.connect().await?;
+        if connection.send(&request).await.is_err() {
+            return Err(self.ended().await);
+        }
+        let id = self.id;
+        Ok(StreamedExec::follow(connection, exec, patience, move |detail| SandboxError::Refused { id, detail }))
+    }
+
+    async fn signal_exec(&self, exec: &str, signal: i32) -> Result<bool, SandboxError> {
+        let request = Request::Signal(Signalled { id: exec.to_owned(), signal });
+        Ok(matches!(self.ask(&request).await?, Reply::Done(true)))
+    }
+
+    async fn resize_exec(&self, exec: &str, window: Window) -> Result<bool, SandboxError> {
+        let request = Request::Resize(Resized { id: exec.to_owned(), window });
+        Ok(matches!(self.ask(&request).await?, Reply::Done(true)))
+    }
+
+    async fn running(&self) -> Result<Vec<Listed>, SandboxError> {
+        match self.ask(&Request::List).await? {
+            Reply::Running(listed) => Ok(listed),
+            _ => Err(self.unresponsive("it answered something else")),
+        }
     }
 
     async fn forget(&self, exec: &str) -> Result<(), SandboxError> {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
+use std::io::{self, PipeReader};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use orchestra_events::SandboxId;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::net::unix::pipe;
 use tokio::process::Command;
 use tokio::sync::OwnedMutexGuard;
 
@@ -19,6 +21,7 @@ use super::container::Running;
 use super::helper::HELPER_ARG;
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
 use super::setups::Setups;
+use super::zygote::Zygote;
 use super::{
     Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, SetupKey, SetupLimits, Volume, layers, seccomp, spec,
     teardown, volume,
@@ -44,6 +47,8 @@ struct Inner {
     cgroups: Arc<Hierarchy>,
     images: ImageStore,
     setups: Setups,
+    /// What helpers are forked from.
+    zygote: Zygote,
     /// The program of every sandbox's first process.
     init: PathBuf,
     /// The compiled system call filter of every sandbox.
@@ -67,8 +72,9 @@ impl Containers {
         let filter = filter.map_err(SandboxError::host("compiling the system call filter"))?;
         let images = ImageStore::new(config.images.clone());
         let setups = Setups::open(&state).map_err(SandboxError::host("opening what setup scripts have made"))?;
+        let zygote = Zygote::new(config.helper.clone());
         let (cgroups, busy) = (Arc::new(cgroups), Mutex::default());
-        let inner = Inner { config, state, cgroups, images, setups, init, filter, busy };
+        let inner = Inner { config, state, cgroups, images, setups, zygote, init, filter, busy };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -133,26 +139,53 @@ impl Inner {
         Ok(layout)
     }
 
-    /// Starts the helper and waits for what it says. It goes on if this is dropped or this process dies.
-    async fn launch(&self, id: SandboxId, layout: &Layout) -> Result<(), SandboxError> {
+    /// Has a helper started for the sandbox, which goes on if this process dies. What it reports can be read from the pipe.
+    fn start_helper(&self, layout: &Layout, forked: bool) -> io::Result<PipeReader> {
+        let log = File::create(layout.log())?;
+        let (reader, writer) = io::pipe()?;
+        if forked {
+            match self.zygote.order(layout.dir(), &writer, &log) {
+                Ok(()) => return Ok(reader),
+                Err(error) => tracing::warn!(%error, "no zygote; the sandbox's helper is started directly"),
+            }
+        }
+        let mut command = Command::new(&self.config.helper);
+        command.arg(HELPER_ARG).arg(layout.dir()).env_clear().current_dir("/");
+        command.stdin(Stdio::null()).stdout(writer).stderr(log).spawn().map(|_| reader).map_err(|error| {
+            io::Error::new(error.kind(), format!("{} cannot be run: {error}", self.config.helper.display()))
+        })
+    }
+
+    /// Another helper, if the first was never there: its zygote may have been killed with the order in its hands.
+    fn relaunch(&self, layout: &Layout) -> io::Result<Option<PipeReader>> {
+        let was_there = layout.helper_pid().is_some() || fs::metadata(layout.log()).is_ok_and(|log| log.len() > 0);
+        if was_there { Ok(None) } else { self.start_helper(layout, false).map(Some) }
+    }
+
+    /// What a helper says once its sandbox stands, or does not; nothing when it ended without a word.
+    async fn hear(&self, id: SandboxId, report: PipeReader) -> Result<Vec<u8>, SandboxError> {
         let failed = |detail: String| SandboxError::StartFailed { id, detail };
-        let log = File::create(layout.log()).map_err(SandboxError::host(format!("making the log of sandbox {id}")))?;
-        let mut helper = Command::new(&self.config.helper)
-            .arg(HELPER_ARG)
-            .arg(layout.dir())
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .map_err(|error| failed(format!("{} cannot be run: {error}", self.config.helper.display())))?;
-        let stdout = helper.stdout.take().ok_or_else(|| failed("its helper has no output".into()))?;
+        let unheard = |error: io::Error| failed(format!("its helper could not be heard: {error}"));
+        let report = pipe::Receiver::from_owned_fd(report.into()).map_err(unheard)?;
         let mut line = Vec::new();
-        let mut reader = BufReader::new(stdout.take(MAX_REPORT));
+        let mut reader = BufReader::new(report.take(MAX_REPORT));
         let read = tokio::time::timeout(START_PATIENCE, reader.read_until(b'\n', &mut line)).await;
-        read.map_err(|_| failed(format!("its helper said nothing for {START_PATIENCE:?}")))?
-            .map_err(|error| failed(format!("its helper could not be heard: {error}")))?;
+        read.map_err(|_| failed(format!("its helper said nothing for {START_PATIENCE:?}")))?.map_err(unheard)?;
+        Ok(line)
+    }
+
+    /// Waits for what the helper says.
+    async fn launch(self: &Arc<Self>, id: SandboxId, layout: &Layout, report: PipeReader) -> Result<(), SandboxError> {
+        let failed = |detail: String| SandboxError::StartFailed { id, detail };
+        let mut line = self.hear(id, report).await?;
+        if line.is_empty() {
+            let again = layout.clone();
+            let report =
+                self.blocking(id, move |this| this.relaunch(&again).map_err(SandboxError::host("a second helper")));
+            if let Some(report) = report.await? {
+                line = self.hear(id, report).await?;
+            }
+        }
         match serde_json::from_slice(&line) {
             Ok(HelperReport::Ready(_)) => Ok(()),
             Ok(HelperReport::Failed(detail)) => Err(failed(detail)),
@@ -183,8 +216,14 @@ impl Inner {
         let cgroups = Arc::clone(&self.cgroups);
         // Beside everything else, and nobody waits for it.
         drop(tokio::task::spawn_blocking(move || cgroups.ease_next_move()));
-        let layout = self.blocking(id, move |this| this.prepare(&spec)).await?;
-        self.launch(id, &layout).await?;
+        let prepared = self.blocking(id, move |this| {
+            let layout = this.prepare(&spec)?;
+            let failed = |error: io::Error| SandboxError::StartFailed { id, detail: error.to_string() };
+            let report = this.start_helper(&layout, true).map_err(failed)?;
+            Ok((layout, report))
+        });
+        let (layout, report) = prepared.await?;
+        self.launch(id, &layout, report).await?;
         let running = Running::new(id, layout, Arc::clone(&self.cgroups));
         running.ping().await?;
         tracing::info!(sandbox = %id, "sandbox started");
@@ -196,7 +235,12 @@ impl Inner {
 impl Sandboxes for Containers {
     async fn create_volume(&self, id: SandboxId, disk_bytes: u64) -> Result<Volume, SandboxError> {
         let work = move |inner: Arc<Inner>| async move {
-            inner.blocking(id, move |this| volume::create(&this.state, id, disk_bytes)).await
+            let made = move |this: &Inner| {
+                // Who makes a disk soon starts a sandbox.
+                this.zygote.wake();
+                volume::create(&this.state, id, disk_bytes)
+            };
+            inner.blocking(id, made).await
         };
         self.alone(id, work).await
     }

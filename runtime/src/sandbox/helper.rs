@@ -1,4 +1,5 @@
-//! The one process that runs libcontainer: re-executed per sandbox, single-threaded, and independent of the server.
+//! The one process that runs libcontainer: one per sandbox, single-threaded, and independent of the server. It is forked from
+//! the zygote, or, where there is none, the program started again.
 //!
 //! It builds and starts the container, says so on standard output, and from then on needs nobody: it waits for the
 //! sandbox's end, enforces its time limit, writes down how it ended and clears the container away.
@@ -42,8 +43,9 @@ const LOCK_FD: i32 = 20;
 /// Runs the helper. Call it before any thread is started, with what follows [`HELPER_ARG`].
 pub fn helper_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let Some(dir) = arguments.next().map(PathBuf::from) else { return ExitCode::from(2) };
-    match stand_alone().and_then(|()| run(&dir)) {
-        Ok(()) => ExitCode::SUCCESS,
+    match stand_alone() {
+        Ok(()) if serve(&dir) => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
         Err(error) => {
             report(&HelperReport::Failed(error.to_string()));
             ExitCode::FAILURE
@@ -51,8 +53,13 @@ pub fn helper_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Cuts every tie to the process that started this one.
-fn stand_alone() -> io::Result<()> {
+/// Starts the sandbox in this directory and stays with it to its end. Whether all went well; what did not, was reported.
+pub fn serve(dir: &Path) -> bool {
+    run(dir).inspect_err(|error| report(&HelperReport::Failed(error.to_string()))).is_ok()
+}
+
+/// Cuts every tie to the process that started this one, or that it was forked from.
+pub fn stand_alone() -> io::Result<()> {
     // SAFETY: nothing of this young process owns a descriptor above standard error.
     unsafe { libc::close_range(3, u32::MAX, 0) };
     for number in [Signal::SIGPIPE, Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Component, Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
@@ -113,7 +113,12 @@ fn make_folder(path: &Path, for_agent: bool) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    if for_agent { chown(path, Some(WORKSPACE_UID), Some(WORKSPACE_GID)) } else { Ok(()) }
+    // A sandbox that has had this disk may have put a link there, to give away what it names.
+    let folder = open(path).map_err(|error| match error.raw_os_error() {
+        Some(libc::ELOOP | libc::ENOTDIR) => refused("what is at its place on the disk is not a folder"),
+        _ => error,
+    })?;
+    if for_agent { fchown(&folder, Some(WORKSPACE_UID), Some(WORKSPACE_GID)) } else { Ok(()) }
 }
 
 fn open(path: &Path) -> io::Result<File> {

@@ -2,8 +2,9 @@
 //!
 //! [`Containers`] is the implementation on libcontainer. What keeps it standing:
 //!
-//! - libcontainer runs only in a re-executed, single-threaded helper ([`helper_main`]). In a program with threads it
-//!   deadlocks, and it changes the working directory of everyone.
+//! - libcontainer runs only in a single-threaded helper ([`helper_main`]), which is forked from a process that the server
+//!   starts for this ([`zygote_main`]). In a program with threads it deadlocks, and it changes the working directory of
+//!   everyone.
 //! - The helper is in a session of its own and holds nothing of the server's. It waits for the sandbox, enforces its
 //!   wall-clock limit and clears it away, so a sandbox outlives the server, and a new server finds it by its socket.
 //! - Commands never enter through libcontainer, whose way in leaves the user namespace and the seccomp filter behind.
@@ -23,8 +24,10 @@ mod seccomp;
 mod setups;
 mod spec;
 mod stage;
+mod streams;
 mod teardown;
 mod volume;
+mod zygote;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
@@ -46,10 +49,13 @@ pub use error::SandboxError;
 pub use helper::{HELPER_ARG, helper_main};
 pub use layers::MAX_LAYERS;
 pub use network::listen_inside;
+pub use orchestra_init::{Listed, Window};
 pub use seccomp::profile as seccomp_profile;
 pub use setups::{SetupKey, SetupLimits, patterns as exclude_patterns};
 pub use spec::container as container_description;
+pub use streams::{INPUT_CHUNKS, Piece, StreamedExec};
 pub use volume::Volume;
+pub use zygote::{ZYGOTE_ARG, zygote_main};
 
 /// Owner of the work tree as the host sees it: user 1000 of the sandbox.
 pub const WORKSPACE_UID: u32 = spec::FIRST_HOST_ID + spec::AGENT_ID;
@@ -105,7 +111,7 @@ pub struct SandboxConfig {
     pub state_dir: PathBuf,
     /// The image store's directory.
     pub images: PathBuf,
-    /// The program that is started with [`HELPER_ARG`]; normally this very program.
+    /// The program that is started with [`ZYGOTE_ARG`] or [`HELPER_ARG`]; normally this very program.
     pub helper: PathBuf,
 }
 
@@ -236,7 +242,17 @@ pub trait Sandbox: Send + Sync {
     async fn exec(&self, request: Exec, live: Option<mpsc::Sender<Bytes>>) -> Result<ExecOutcome, SandboxError>;
     /// Runs a command whose standard output is read as a stream, however long. Dropping the stream kills it.
     async fn exec_piped(&self, request: Exec) -> Result<PipedExec, SandboxError>;
-    /// Kills a running command and everything in its session. Whether there was one.
+    /// Runs a command whose two outputs are read as streams of their own, or, with a window, one on a terminal that is
+    /// opened inside. Its input comes through [`StreamedExec::input`]. Dropping the streams kills it.
+    async fn exec_streamed(&self, request: Exec, window: Option<Window>) -> Result<StreamedExec, SandboxError>;
+    /// Sends a signal to every process in a running command's session. Whether there was one.
+    async fn signal_exec(&self, exec: &str, signal: i32) -> Result<bool, SandboxError>;
+    /// Tells a command's terminal how large it is. Whether there was one.
+    async fn resize_exec(&self, exec: &str, window: Window) -> Result<bool, SandboxError>;
+    /// The commands that run now. The sandbox says so, so it may be told wrong.
+    async fn running(&self) -> Result<Vec<Listed>, SandboxError>;
+    /// Kills a running command and every process that belongs to it: its session, what descends from it, and what bears
+    /// its mark (docs/security.md says what can still slip away until the sandbox ends). Whether there was one.
     async fn kill_exec(&self, exec: &str) -> Result<bool, SandboxError>;
     /// Frees a kept result; from then on the same id would run again.
     async fn forget(&self, exec: &str) -> Result<(), SandboxError>;

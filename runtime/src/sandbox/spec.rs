@@ -30,13 +30,22 @@ const CPU_PERIOD: u64 = 100_000;
 const MAX_TMP_BYTES: u64 = 512 << 20;
 /// Largest `/dev/shm`; for the same reason never more than an eighth of the memory.
 const MAX_SHM_BYTES: u64 = 64 << 20;
+/// Bytes of a file system in memory for which it may have one more file. Each file costs the kernel about a kilobyte that its
+/// size does not count; without an end of their own, empty files would use up the sandbox's memory, and a full `/tmp` would end
+/// processes instead of being an error.
+const BYTES_PER_FILE: u64 = 4096;
 
+/// What the container engines mask, and what else tells of the host: its disks, its memory, its other work. What runtimes and
+/// build tools read to fit themselves to the machine (`cpuinfo`, `meminfo`, `stat`, `loadavg`, `cgroups`) stays.
 const MASKED: &[&str] = &[
     "/proc/acpi",
     "/proc/asound",
+    "/proc/buddyinfo",
     "/proc/bus",
     "/proc/cmdline",
     "/proc/config.gz",
+    "/proc/consoles",
+    "/proc/diskstats",
     "/proc/interrupts",
     "/proc/iomem",
     "/proc/ioports",
@@ -47,11 +56,17 @@ const MASKED: &[&str] = &[
     "/proc/kmsg",
     "/proc/latency_stats",
     "/proc/modules",
+    "/proc/mtrr",
+    "/proc/partitions",
+    "/proc/pressure",
     "/proc/sched_debug",
+    "/proc/schedstat",
     "/proc/scsi",
+    "/proc/softirqs",
     "/proc/timer_list",
     "/proc/timer_stats",
     "/proc/vmallocinfo",
+    "/proc/zoneinfo",
 ];
 const READ_ONLY: &[&str] = &["/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/proc/driver", "/proc/tty"];
 
@@ -76,7 +91,10 @@ fn environment(spec: &SandboxSpec) -> Vec<String> {
 
 fn mounts(limits: &Limits) -> Vec<Value> {
     let tmpfs = |to: &str, size: u64, mode: &str| {
-        let options = ["nosuid", "nodev", &format!("mode={mode}"), &format!("size={size}")].map(str::to_owned);
+        let files = size / BYTES_PER_FILE;
+        let options =
+            ["nosuid", "nodev", &format!("mode={mode}"), &format!("size={size}"), &format!("nr_inodes={files}")];
+        let options = options.map(str::to_owned);
         json!({ "destination": to, "type": "tmpfs", "source": "tmpfs", "options": options })
     };
     let bind = |from: &str, to: &str, options: &[&str]| json!({ "destination": to, "type": "bind", "source": from, "options": options });
@@ -84,7 +102,7 @@ fn mounts(limits: &Limits) -> Vec<Value> {
         json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] }),
         json!({
             "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
-            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+            "options": ["nosuid", "noexec", "strictatime", "mode=755", "size=64k", "nr_inodes=128"],
         }),
         json!({
             "destination": "/dev/pts", "type": "devpts", "source": "devpts",

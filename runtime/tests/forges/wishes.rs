@@ -315,9 +315,12 @@ pub async fn a_branch_that_shows_up_late_is_waited_for(world: &World) {
     let new = NewPullRequest { head: "orchestra/late-9f3c".to_owned(), ..world.new_pull_request() };
     let tries = || world.fake().requests().iter().filter(|line| line.starts_with("POST")).count();
     let pushed = async {
-        while tries() == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let first = async {
+            while tries() == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), first).await.expect("it is tried");
         orchestra_test_forges::Bare::at(world.root(), REPO).branch(&new.head);
     };
     let (opened, ()) = tokio::join!(forge.open_pull_request(world.access(&token), &new), pushed);

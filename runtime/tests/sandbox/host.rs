@@ -113,3 +113,16 @@ pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// The process that watches over a sandbox.
+pub fn helper_of(id: SandboxId) -> Option<i32> {
+    std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let command = std::fs::read_to_string(entry.path().join("cmdline")).ok()?;
+        let is_helper = command.contains("sandbox-helper") && command.contains(&id.to_string());
+        is_helper.then(|| entry.file_name().to_str()?.parse().ok()).flatten()
+    })
+}
+
+pub fn kill(pid: i32) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+}

@@ -122,7 +122,7 @@ async fn nothing_starts_without_the_whole_filter() {
     fs::write(folder.path().join(&name), bad).unwrap();
     let helper = folder.path().join("helper");
     let script = format!(
-        "#!/bin/sh\nsed -i 's#\"filter\":\"[^\"]*\"#\"filter\":\"{}\"#' \"$2/helper.json\"\nexec {} \"$@\"\n",
+        "#!/bin/sh\n[ \"$1\" = sandbox-helper ] || exit 2\nsed -i 's#\"filter\":\"[^\"]*\"#\"filter\":\"{}\"#' \"$2/helper.json\"\nexec {} \"$@\"\n",
         folder.path().join(&name).display(),
         env!("CARGO_BIN_EXE_orchestra-sandbox-helper"),
     );

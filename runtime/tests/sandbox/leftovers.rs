@@ -6,7 +6,7 @@ use std::path::Path;
 use orchestra_events::SandboxId;
 use orchestra_runtime::sandbox::{Exit, Limits, SandboxSpec, Sandboxes};
 
-use crate::host::{Host, limits, say, sh, spec, until};
+use crate::host::{Host, helper_of, kill, limits, say, sh, spec, until};
 
 /// Everything on this host that bears the sandbox's name.
 fn traces(host: &Host, id: SandboxId) -> Vec<String> {
@@ -40,18 +40,6 @@ fn traces(host: &Host, id: SandboxId) -> Vec<String> {
         found.push("directory".into());
     }
     found
-}
-
-fn helper_of(id: SandboxId) -> Option<i32> {
-    fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
-        let command = fs::read_to_string(entry.path().join("cmdline")).ok()?;
-        let is_helper = command.contains("sandbox-helper") && command.contains(&id.to_string());
-        is_helper.then(|| entry.file_name().to_str()?.parse().ok()).flatten()
-    })
-}
-
-fn kill(pid: i32) {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
 #[tokio::test]

@@ -2,10 +2,14 @@
 //! behind. Every test here runs real containers and needs root and an image named `default`.
 #![allow(clippy::unwrap_used)]
 
+mod escape;
 mod host;
 mod isolation;
 mod layers;
 mod leftovers;
 mod life;
 mod limits;
+mod setups;
+mod streams;
 mod work_tree;
+mod zygote;

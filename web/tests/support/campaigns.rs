@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use orchestra_actors::Credentials;
-use orchestra_actors::campaign::journal::{self, JournalError};
+use orchestra_actors::campaign::JournalError;
 use orchestra_actors::campaign::service::{Accepted, Account, CampaignService, NewCampaign};
+use orchestra_actors::journal;
 use orchestra_actors::service::{FieldError, ServiceError};
 use orchestra_events::campaign::{CampaignRepo, CampaignSpec, Command, Refusal, child_id, decide};
 use orchestra_events::repo::RepoRef;
@@ -39,8 +40,8 @@ impl Campaigns {
     /// Has the campaign do something.
     pub async fn command(&self, id: CampaignId, command: Command, who: &Actor) -> Result<(), ServiceError> {
         let loaded = journal::load(&*self.store, id).await.map_err(refused)?;
-        let events = decide(loaded.as_ref().map(|loaded| &*loaded.campaign), command);
-        let events = events.map_err(|refusal| refused(refusal.into()))?;
+        let events = decide(loaded.as_ref().map(|loaded| &*loaded.state), command);
+        let events = events.map_err(|refusal| refused(JournalError::Refused(refusal)))?;
         let revision = loaded.expect("it decided").revision;
         if !events.is_empty() {
             journal::append(&*self.store, id, revision, &events, who).await.map_err(refused)?;
@@ -67,7 +68,7 @@ impl CampaignService for Campaigns {
         let id = CampaignId::from_uuid(uuid);
         let hash = new.task.idempotency.as_ref().map(|wish| wish.request_hash.clone());
         if let Some(standing) = journal::load(&*self.store, id).await.map_err(refused)? {
-            let same = standing.campaign.spec.request_hash == hash;
+            let same = standing.state.spec.request_hash == hash;
             return if same { Ok(Accepted { id, repeated: true }) } else { Err(ServiceError::IdempotencyKeyReused) };
         }
         let mut repos = Vec::new();
@@ -109,7 +110,7 @@ impl CampaignService for Campaigns {
         };
         let (name, budget, limits) = (new.name, new.budget, new.limits);
         let spec = CampaignSpec { name, template, repos, budget, limits, request_hash: hash };
-        journal::create(&*self.store, id, spec, &who).await.map_err(refused)?;
+        journal::create_campaign(&*self.store, id, spec, &who).await.map_err(refused)?;
         Ok(Accepted { id, repeated: false })
     }
 
