@@ -1,7 +1,7 @@
 //! A repository's setup script: what it makes is there when the agent starts, is made once for everybody who may share it,
 //! and is nobody's work.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ fn commit(house: &House, branch: &str, files: &[(&str, &str)]) {
     commit_in(&house.remotes.bare(), branch, files);
 }
 
-fn commit_in(bare: &PathBuf, branch: &str, files: &[(&str, &str)]) {
+fn commit_in(bare: &Path, branch: &str, files: &[(&str, &str)]) {
     let dir = tempfile::tempdir().unwrap();
     git(dir.path(), &["clone", "--quiet", "--branch", branch, bare.to_str().unwrap(), "."]);
     for (path, text) in files {
@@ -383,7 +383,7 @@ async fn a_hostile_script_harms_neither_the_host_nor_the_tasks_after_it() {
         let answer = said(&events);
         assert!(answer.starts_with("def greet(name):"), "its README is a file, and its sources are there: {answer}");
         assert!(!answer.contains("hooked") && !answer.contains(".lock\n"), "{answer}");
-        assert!(answer.contains("\n0\n2\n["), "no process is left, and git commits: {answer}");
+        assert!(answer.contains("\n0\n3\n["), "no process is left, and git commits: {answer}");
         let branch = task["branch"].as_str().unwrap();
         assert_eq!(
             house.remotes.files(branch),
