@@ -17,6 +17,7 @@ use orchestra_runtime::forge::{ForgeConfig, ForgeKind};
 use orchestra_runtime::gateway::{Abandoned, GatewayPolicy};
 use orchestra_runtime::git::{BranchOverrides, BranchPolicies, BranchSettings};
 use orchestra_runtime::model::{Dialect, HostedTool, PriceRow, ProviderConfig, Timeouts, read_operator};
+use orchestra_runtime::sandbox::HostIds;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +77,8 @@ pub const KEYS: &[&str] = &[
     "sandbox.timeout",
     "sandbox.setup_timeout",
     "sandbox.warm_pool",
+    "sandbox.host_ids.first",
+    "sandbox.host_ids.ranges",
     "scheduler.places",
     "scheduler.per_team",
     "retry.most_failures",
@@ -230,6 +233,25 @@ pub struct SandboxSection {
     pub setup_timeout: String,
     /// Sandboxes kept ready. Must be 0: sandboxes start on demand.
     pub warm_pool: u32,
+    /// The host's user ids that sandboxes run with.
+    pub host_ids: HostIdsSection,
+}
+
+/// `sandbox.host_ids`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostIdsSection {
+    /// The first of them; a multiple of 65,536.
+    pub first: u32,
+    /// How many sandboxes can exist at once; each has 65,536.
+    pub ranges: u32,
+}
+
+impl HostIdsSection {
+    /// The same, found good.
+    pub fn ids(&self) -> anyhow::Result<HostIds> {
+        HostIds::new(self.first, self.ranges).map_err(anyhow::Error::msg).context("in sandbox.host_ids")
+    }
 }
 
 /// `scheduler`.
@@ -367,6 +389,7 @@ impl Default for Config {
                 timeout: "30m".to_owned(),
                 setup_timeout: "10m".to_owned(),
                 warm_pool: 0,
+                host_ids: HostIdsSection { first: HostIds::FIRST, ranges: HostIds::RANGES },
             },
             scheduler: SchedulerSection { places: 8, per_team: 8 },
             retry: RetrySection {
@@ -445,6 +468,7 @@ impl Config {
         self.allowed_models()?;
         self.commits.rules()?;
         self.branch_policies()?;
+        self.sandbox.host_ids.ids()?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
         refuse(self.cache.lowers == 0, "cache.lowers is at least 1")?;

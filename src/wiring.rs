@@ -134,9 +134,9 @@ fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Work
     let data = &config.data_dir;
     let this_program = std::env::current_exe().context("cannot find this program's own file")?;
     let state_dir = data.join("sandboxes");
+    let host = SandboxConfig { state_dir, images: config.images_dir(), helper: this_program.clone() };
     let sandboxes: Arc<dyn Sandboxes> = Arc::new(
-        Containers::new(SandboxConfig { state_dir, images: config.images_dir(), helper: this_program.clone() })
-            .context("cannot prepare the sandboxes")?,
+        Containers::with_host_ids(host, config.sandbox.host_ids.ids()?).context("cannot prepare the sandboxes")?,
     );
     let mut git = GitConfig::new(this_program);
     git.depth = Some(config.git.depth).filter(|depth| *depth > 0);

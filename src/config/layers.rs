@@ -152,8 +152,8 @@ fn set(table: &mut Table, path: &str, text: &str) -> anyhow::Result<()> {
         table = entry.as_table_mut().with_context(|| format!("{parent:?} is not a section"))?;
     }
     let value = match leaf {
-        "pids" | "warm_pool" | "places" | "per_team" | "depth" | "lowers" | "most_failures" | "attempts"
-        | "retries_per_task" | "web_search" | "web_fetch" => {
+        "pids" | "warm_pool" | "places" | "per_team" | "depth" | "lowers" | "first" | "ranges" | "most_failures"
+        | "attempts" | "retries_per_task" | "web_search" | "web_fetch" => {
             Value::Integer(text.parse().with_context(|| format!("{path} is a whole number, not {text:?}"))?)
         }
         "cpus" => Value::Float(text.parse().with_context(|| format!("{path} is a number, not {text:?}"))?),

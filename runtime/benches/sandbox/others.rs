@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::resource::{Resource, setrlimit};
 use orchestra_events::SandboxId;
-use orchestra_runtime::sandbox::{container_description, seccomp_profile};
+use orchestra_runtime::sandbox::{IdRange, container_description, seccomp_profile};
 use serde_json::{Value, json};
 
 use crate::spec;
@@ -71,7 +71,7 @@ fn first_word(mut command: Command, start: Instant) -> Duration {
 /// Our container for the others: paths of its own, the command instead of our first process, the filter's source.
 fn description(parts: &Parts, place: &Place, rootfs: &Path) -> Value {
     let id = SandboxId::from_uuid(uuid::Uuid::nil());
-    let mut container = container_description(&spec(id), &format!("/{}", place.name));
+    let mut container = container_description(&spec(id), &format!("/{}", place.name), IdRange::SHARED);
     container["linux"]["seccomp"] = seccomp_profile();
     container["root"]["path"] = json!(rootfs);
     // The second wall behind the filter, which the others do not know.
@@ -123,7 +123,7 @@ fn make_groups(name: &str, resources: &Value) -> Vec<PathBuf> {
 pub fn bwrap(parts: &Parts, place: &Place) -> Duration {
     let start = Instant::now();
     let rootfs = mount_root(parts, place);
-    let container = container_description(&spec(SandboxId::from_uuid(uuid::Uuid::nil())), "/");
+    let container = container_description(&spec(SandboxId::from_uuid(uuid::Uuid::nil())), "/", IdRange::SHARED);
     let groups = make_groups(&place.name, &container["linux"]["resources"]);
     let mut command = Command::new("bwrap");
     command.args(["--unshare-user", "--uid", "1000", "--gid", "1000", "--unshare-pid", "--unshare-net"]);

@@ -183,6 +183,9 @@ pub struct Stats {
     pub kept: u32,
     /// Orphans and commands buried so far.
     pub reaped: u64,
+    /// The version of Landlock that init and all commands are restricted by; 0 is none.
+    #[serde(default)]
+    pub landlock: u32,
 }
 
 /// A running command, in the eyes of whoever looks after the sandbox.

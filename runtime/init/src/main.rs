@@ -3,6 +3,7 @@
 
 mod capture;
 mod job;
+mod landlock;
 mod lineage;
 mod session;
 mod supervisor;

@@ -18,6 +18,7 @@ use orchestra_init::{
 };
 
 use crate::job::{Job, Read, Side, read_some};
+use crate::landlock;
 use crate::lineage::{self, Claim};
 
 /// The descriptor on which the host hands over the listening socket.
@@ -73,6 +74,8 @@ struct Supervisor {
     sinks: VecDeque<OwnedFd>,
     processes: u64,
     reaped: u64,
+    /// The version of Landlock that everything in here is restricted by.
+    landlock: u32,
     buffer: Box<[u8; CHUNK_BYTES]>,
 }
 
@@ -91,6 +94,7 @@ enum Source {
 /// Runs until the sandbox ends. Commands get at most `processes` processes between them.
 pub fn run(processes: u64) -> io::Result<Infallible> {
     set_dumpable(false)?;
+    let landlock = landlock::restrict()?;
     // SAFETY: the host hands over exactly this descriptor, and nothing else in this process owns it.
     let listener = unsafe { OwnedFd::from_raw_fd(LISTENER) };
     fcntl(&listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
@@ -116,6 +120,7 @@ pub fn run(processes: u64) -> io::Result<Infallible> {
         sinks: VecDeque::new(),
         processes,
         reaped: 0,
+        landlock,
         buffer: Box::new([0; CHUNK_BYTES]),
     };
     loop {
@@ -301,6 +306,7 @@ impl Supervisor {
                     running: self.jobs.len() as u32,
                     kept: self.kept.len() as u32,
                     reaped: self.reaped,
+                    landlock: self.landlock,
                 })
                 .to_frame(),
             ),

@@ -1,4 +1,7 @@
 //! The control groups of a sandbox, on version 1, hybrid and version 2 hosts: names, counts, killing, removal.
+//!
+//! On version 1 the container library makes the groups and writes their limits. On version 2 that is done here: the library
+//! takes "no swap" for "swap as it is", and fails at the first controller that is missing without naming the others.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +10,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{AccessFlags, Pid, access};
+
+use super::Limits;
+use super::layout::Layout;
+use super::spec::{CPU_PERIOD, cpu_quota};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// What the name of every group of ours begins with.
@@ -22,7 +29,13 @@ pub enum Hierarchy {
     V1(Vec<PathBuf>),
     /// One tree; the directory under which sandboxes may be made.
     V2(PathBuf),
+    /// None that this user may change: nothing is limited, and a sandbox is whatever its first process is. The directory of all
+    /// sandboxes, by which that is found.
+    Absent(PathBuf),
 }
+
+/// What limits a sandbox, by the names of version 2.
+const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 
 /// Every mounted control group tree, out of the text of `/proc/self/mountinfo`.
 fn mounted(mountinfo: &str) -> Vec<PathBuf> {
@@ -37,18 +50,68 @@ fn mounted(mountinfo: &str) -> Vec<PathBuf> {
 
 /// The version 1 trees whose controllers a sandbox needs, devices included because the library reads the list of processes
 /// from there; none on a version 2 host.
-pub fn limiting_trees(mountinfo: &str) -> Vec<String> {
+pub fn limiting_trees(mountinfo: &str) -> Vec<PathBuf> {
     let trees = mountinfo.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;
         let mut after = after.split(' ');
         let at = before.split(' ').nth(4).filter(|at| after.next() == Some("cgroup") && at.starts_with(ROOT))?;
         let mut options = after.nth(1)?.split(',');
-        options.any(|option| matches!(option, "memory" | "pids" | "cpu" | "devices")).then(|| at.to_owned())
+        options.any(|option| matches!(option, "memory" | "pids" | "cpu" | "devices")).then(|| PathBuf::from(at))
     });
     trees.collect()
 }
 
+/// The tree of version 2 beside those of version 1: it limits nothing, and it alone kills a whole group at once.
+pub fn unified_tree(mountinfo: &str) -> Option<PathBuf> {
+    mounted(mountinfo).into_iter().find(|tree| *tree == Path::new(ROOT).join("unified"))
+}
+
+/// Whether this user may make groups here, and move processes between them.
+fn is_delegated(base: &Path) -> bool {
+    let may_write = |path: &Path| access(path, AccessFlags::W_OK).is_ok();
+    base != Path::new(ROOT) && may_write(base) && may_write(&base.join("cgroup.procs"))
+}
+
+/// Lets a group's children have the controllers that it has, and its parents' the same, as far as this user may. A group with
+/// processes of its own refuses.
+fn give_controllers(base: &Path) {
+    let below = base.strip_prefix(ROOT).unwrap_or(Path::new(""));
+    let mut group = PathBuf::from(ROOT);
+    for part in std::iter::once(None).chain(below.components().map(Some)) {
+        group.extend(part);
+        for name in CONTROLLERS {
+            let _ = fs::write(group.join("cgroup.subtree_control"), format!("+{name}"));
+        }
+    }
+}
+
+/// The first process of a sandbox without groups: the child of its helper that the helper has named. It dies with the helper,
+/// so there is none without.
+fn first_process(sandboxes: &Path, name: &str) -> Option<i32> {
+    let layout = Layout::at(sandboxes.join(name.rsplit('.').next()?), name.to_owned());
+    let helper = layout.helper_pid()?;
+    let pid: i32 = fs::read_to_string(layout.first_process()).ok()?.parse().ok()?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
+    (parent == Some(helper)).then_some(pid)
+}
+
 impl Hierarchy {
+    /// Looks at what this user may use of this host's, for sandboxes that have their directories in `sandboxes`.
+    ///
+    /// # Errors
+    /// When no control groups are mounted, for root.
+    pub fn for_user(sandboxes: &Path) -> io::Result<Self> {
+        let found = Self::detect();
+        if nix::unistd::geteuid().is_root() {
+            return found;
+        }
+        match found {
+            Ok(Self::V2(base)) if is_delegated(&base) => Ok(Self::V2(base)),
+            _ => Ok(Self::Absent(sandboxes.to_owned())),
+        }
+    }
+
     /// Looks at this host.
     ///
     /// # Errors
@@ -69,15 +132,90 @@ impl Hierarchy {
     /// it, so this process moves to a leaf of its own group (which the service manager must have delegated).
     pub fn prepare(&self) -> io::Result<()> {
         let Self::V2(base) = self else { return Ok(()) };
+        give_controllers(base);
         if base == Path::new(ROOT) || fs::read_to_string(base.join("cgroup.procs"))?.trim().is_empty() {
             return Ok(());
         }
         let leaf = base.join("server");
         fs::create_dir_all(&leaf)?;
         for pid in fs::read_to_string(base.join("cgroup.procs"))?.lines() {
-            fs::write(leaf.join("cgroup.procs"), pid)?;
+            match fs::write(leaf.join("cgroup.procs"), pid) {
+                // It has ended meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                moved => moved?,
+            }
+        }
+        give_controllers(base);
+        Ok(())
+    }
+
+    /// Whether [`Hierarchy::furnish`] writes the limits, so that the container's description must name none.
+    pub fn limits_by_itself(&self) -> bool {
+        !matches!(self, Self::V1(_))
+    }
+
+    /// Makes a sandbox's group and writes its limits, on version 2. Only root is promised that they hold: for other users,
+    /// what was not delegated stays without.
+    ///
+    /// # Errors
+    /// When the group cannot be made, or, for root, a controller is missing.
+    pub fn furnish(&self, name: &str, limits: &Limits) -> io::Result<()> {
+        let Self::V2(base) = self else { return Ok(()) };
+        let missing = self.missing_controllers();
+        if nix::unistd::geteuid().is_root() && !missing.is_empty() {
+            return Err(io::Error::other(format!(
+                "the control group {} has no {} to give to sandboxes",
+                base.display(),
+                missing.join(", ")
+            )));
+        }
+        let group = base.join(name);
+        match fs::create_dir(&group) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let limits = [
+            ("memory.max", limits.memory_bytes.to_string()),
+            // Absent where the kernel counts no swap. A whole group is never ended for its memory (memory.oom.group stays 0):
+            // the command that took too much dies, and the sandbox goes on.
+            ("memory.swap.max", "0".to_owned()),
+            ("pids.max", limits.pids.to_string()),
+            ("cpu.max", format!("{} {CPU_PERIOD}", cpu_quota(limits))),
+        ];
+        for (file, value) in limits {
+            let path = group.join(file);
+            if path.exists() {
+                fs::write(&path, &value).map_err(|error| {
+                    io::Error::new(error.kind(), format!("writing {value} to {}: {error}", path.display()))
+                })?;
+            }
         }
         Ok(())
+    }
+
+    /// The controllers that limit sandboxes and that this host does not have, or does not give to this server.
+    pub fn missing_controllers(&self) -> Vec<&'static str> {
+        let given = match self {
+            Self::V1(trees) => {
+                let names = trees.iter().filter_map(|tree| tree.file_name()?.to_str());
+                names.flat_map(|name| name.split(',')).map(str::to_owned).collect::<BTreeSet<_>>()
+            }
+            Self::V2(base) => {
+                let text = fs::read_to_string(base.join("cgroup.controllers")).unwrap_or_default();
+                text.split_whitespace().map(str::to_owned).collect()
+            }
+            Self::Absent(_) => BTreeSet::new(),
+        };
+        CONTROLLERS.into_iter().filter(|name| !given.contains(*name)).collect()
+    }
+
+    /// Puts a sandbox's first process, while it is alone, where everything of it can be killed at once: on a hybrid host into
+    /// the tree of version 2 too. Without it the group is killed process by process, so a failure is none of the sandbox's.
+    pub fn join_for_killing(&self, name: &str, pid: Pid) {
+        let Self::V1(trees) = self else { return };
+        let Some(unified) = trees.iter().find(|tree| **tree == Path::new(ROOT).join("unified")) else { return };
+        let group = unified.join(name);
+        let _ = fs::create_dir(&group).and_then(|()| fs::write(group.join("cgroup.procs"), pid.to_string()));
     }
 
     /// Takes the wait out of the next move of a process into a group. The kernel keeps every fork and exit away from a move,
@@ -97,6 +235,7 @@ impl Hierarchy {
                 let own = own.lines().find_map(|line| line.split_once(":pids:"));
                 (Path::new(ROOT).join("pids"), own, "tasks", nix::unistd::gettid().to_string())
             }
+            Self::Absent(_) => return Ok(()),
             Self::V2(_) => {
                 (ROOT.into(), own.lines().find_map(|line| line.split_once("::")), "cgroup.procs", "0".into())
             }
@@ -109,7 +248,7 @@ impl Hierarchy {
     /// The path that the container library is given for the group of this name.
     pub fn spec_path(&self, name: &str) -> String {
         match self {
-            Self::V1(_) => format!("/{name}"),
+            Self::V1(_) | Self::Absent(_) => format!("/{name}"),
             Self::V2(base) => format!("/{}", base.join(name).strip_prefix(ROOT).unwrap_or(Path::new(name)).display()),
         }
     }
@@ -118,6 +257,7 @@ impl Hierarchy {
         match self {
             Self::V1(trees) => trees,
             Self::V2(base) => std::slice::from_ref(base),
+            Self::Absent(_) => &[],
         }
     }
 
@@ -138,12 +278,19 @@ impl Hierarchy {
 
     /// Every process in the group.
     pub fn pids(&self, name: &str) -> BTreeSet<i32> {
+        if let Self::Absent(sandboxes) = self {
+            // The others are in its process namespace, and end with it.
+            return first_process(sandboxes, name).into_iter().collect();
+        }
         let texts = self.groups(name).filter_map(|path| fs::read_to_string(path.join("cgroup.procs")).ok());
         texts.flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>()).collect()
     }
 
     /// Whether this process is in the group now; a recycled process id is not.
     pub fn holds(&self, name: &str, pid: i32) -> bool {
+        if let Self::Absent(sandboxes) = self {
+            return first_process(sandboxes, name) == Some(pid);
+        }
         fs::read_to_string(format!("/proc/{pid}/cgroup"))
             .is_ok_and(|text| text.lines().any(|line| line.rsplit('/').next() == Some(name)))
     }
@@ -196,6 +343,7 @@ impl Hierarchy {
         let file = match self {
             Self::V1(_) => Path::new(ROOT).join(v1.split_once('/')?.0).join(name).join(v1.split_once('/')?.1),
             Self::V2(base) => base.join(name).join(v2),
+            Self::Absent(_) => return None,
         };
         fs::read_to_string(file).ok()?.trim().parse().ok()
     }
@@ -205,6 +353,7 @@ impl Hierarchy {
         let file = match self {
             Self::V1(_) => Path::new(ROOT).join("memory").join(name).join("memory.oom_control"),
             Self::V2(base) => base.join(name).join("memory.events"),
+            Self::Absent(_) => return 0,
         };
         let text = fs::read_to_string(file).unwrap_or_default();
         text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0)
@@ -240,7 +389,60 @@ mod tests {
                     32 30 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
                     33 30 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
                     34 30 0:30 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n";
-        assert_eq!(limiting_trees(text), ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu,cpuacct"]);
+        assert_eq!(limiting_trees(text), ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu,cpuacct"].map(PathBuf::from));
+        assert_eq!(unified_tree(text), Some("/sys/fs/cgroup/unified".into()));
+    }
+
+    #[test]
+    fn a_server_without_a_group_of_its_own_is_told_what_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = Hierarchy::V2(dir.path().to_owned());
+        fs::write(dir.path().join("cgroup.controllers"), "cpuset cpu io pids\n").unwrap();
+        assert_eq!(base.missing_controllers(), ["memory"]);
+        let error = base.furnish("orchestra.x", &Limits::default()).unwrap_err().to_string();
+        assert!(error.contains("has no memory to give"), "{error}");
+        assert!(!dir.path().join("orchestra.x").exists());
+        let trees = ["memory", "cpu,cpuacct", "pids"].map(|name| Path::new(ROOT).join(name));
+        assert!(Hierarchy::V1(trees.to_vec()).missing_controllers().is_empty());
+        assert_eq!(Hierarchy::V1(trees[..1].to_vec()).missing_controllers(), ["pids", "cpu"]);
+        assert_eq!(Hierarchy::Absent(PathBuf::new()).missing_controllers(), CONTROLLERS);
+    }
+
+    /// In a mount namespace with version 2 alone, as the kernel of this host has it: needs root.
+    #[test]
+    fn version_2_places_kills_and_removes() {
+        let thread = std::thread::spawn(|| {
+            use nix::mount::{MsFlags, mount};
+            use nix::sched::{CloneFlags, unshare};
+            unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+            let none: Option<&str> = None;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some("none"), ROOT, Some("cgroup2"), MsFlags::empty(), none).unwrap();
+            let Hierarchy::V2(_) = Hierarchy::detect().unwrap() else { panic!("not version 2") };
+            let base = Path::new(ROOT).join(format!("base-{}", std::process::id()));
+            fs::create_dir(&base).unwrap();
+            let cgroups = Hierarchy::V2(base.clone());
+            let name = "orchestra.test.x";
+            fs::create_dir(base.join(name)).unwrap();
+            let mut children: Vec<_> =
+                (0..5).map(|_| std::process::Command::new("sleep").arg("1000").spawn().unwrap()).collect();
+            for child in &children {
+                fs::write(base.join(name).join("cgroup.procs"), child.id().to_string()).unwrap();
+            }
+            assert_eq!(cgroups.names("orchestra.test."), BTreeSet::from([name.to_owned()]));
+            assert_eq!(cgroups.pids(name).len(), 5);
+            assert!(cgroups.holds(name, children[0].id() as i32));
+            assert!(!cgroups.holds(name, std::process::id() as i32));
+            // Nobody buries them before they are waited for, so the kill alone empties the group.
+            cgroups.kill(name).unwrap();
+            for child in &mut children {
+                assert!(!child.wait().unwrap().success());
+            }
+            cgroups.remove(name).unwrap();
+            assert!(cgroups.names("orchestra.").is_empty());
+            fs::remove_dir(&base).unwrap();
+        });
+        thread.join().unwrap();
     }
 
     #[test]

@@ -22,22 +22,11 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
 
-fn controllers(cgroups: &Hierarchy) -> Vec<&'static str> {
-    let has = |name: &&str| match cgroups {
-        Hierarchy::V1(_) => Path::new("/sys/fs/cgroup").join(name).is_dir(),
-        Hierarchy::V2(base) => fs::read_to_string(base.join("cgroup.controllers"))
-            .unwrap_or_default()
-            .split(' ')
-            .any(|known| known.trim() == *name),
-    };
-    ["memory", "pids", "cpu"].into_iter().filter(|name| !has(name)).collect()
-}
-
 fn cgroup_check() -> Check {
     let (ok, detail) = match Hierarchy::detect() {
         Ok(cgroups) => {
             let kind = if matches!(cgroups, Hierarchy::V1(_)) { "version 1" } else { "version 2" };
-            let missing = controllers(&cgroups);
+            let missing = cgroups.missing_controllers();
             let detail = if missing.is_empty() {
                 format!("{kind}, with memory, pids and cpu")
             } else {

@@ -16,7 +16,7 @@ use super::cgroup::Hierarchy;
 use super::client::{self, ANSWER_GRACE, Connection, PipedExec};
 use super::layout::{Cause, Layout, write_whole};
 use super::streams::StreamedExec;
-use super::{Exec, ExecOutcome, Exit, Sandbox, SandboxError, Usage, network};
+use super::{Exec, ExecOutcome, Exit, Sandbox, SandboxError, Usage, Walls, network};
 
 /// Times that a broken connection to a living sandbox is made again for one command.
 const RECONNECTS: usize = 5;
@@ -38,6 +38,31 @@ pub struct Running {
 pub fn first_process(layout: &Layout, cgroups: &Hierarchy) -> Option<i32> {
     let pid = fs::read_to_string(layout.first_process()).ok()?.parse().ok()?;
     cgroups.holds(layout.cgroup(), pid).then_some(pid)
+}
+
+/// Whether this is how a connection fails when nobody is there, or whoever was there ends just now.
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::NotFound
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+    )
+}
+
+/// What the kernel says of a process, out of the text of `/proc/<pid>/status`; what it does not say is taken for the worst.
+fn walls(status: &str, landlock: u32) -> Walls {
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap_or_default().trim()
+    };
+    Walls {
+        filter: field("Seccomp") == "2",
+        no_new_privileges: field("NoNewPrivs") == "1",
+        capabilities: u64::from_str_radix(field("CapBnd"), 16).unwrap_or(u64::MAX),
+        landlock,
+    }
 }
 
 impl Running {
@@ -69,9 +94,7 @@ impl Running {
     async fn connect(&self) -> Result<Connection, SandboxError> {
         match Connection::open(&self.layout).await {
             Ok(connection) => Ok(connection),
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {
-                Err(self.ended().await)
-            }
+            Err(error) if is_end(&error) => Err(self.ended().await),
             Err(error) => Err(SandboxError::host(format!("connecting to sandbox {}", self.id))(error)),
         }
     }
@@ -237,6 +260,23 @@ impl Sandbox for Running {
         bound.await.unwrap_or_else(|error| Err(self.unresponsive(error.to_string())))
     }
 
+    async fn walls(&self) -> Result<Walls, SandboxError> {
+        let landlock = match self.ask(&Request::Ping).await? {
+            Reply::Pong(stats) => stats.landlock,
+            Reply::Output(_) | Reply::Outcome(..) | Reply::Done(_) | Reply::Refused(_) => {
+                return Err(self.unresponsive("it answered something else"));
+            }
+        };
+        let this = self.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let pid = first_process(&this.layout, &this.cgroups).ok_or(SandboxError::Gone(this.id))?;
+            let status = fs::read_to_string(format!("/proc/{pid}/status"));
+            status.map_err(SandboxError::host(format!("reading what sandbox {} is behind", this.id)))
+        });
+        let status = read.await.unwrap_or_else(|error| Err(self.unresponsive(error.to_string())))?;
+        Ok(walls(&status, landlock))
+    }
+
     async fn usage(&self) -> Result<Usage, SandboxError> {
         let this = self.clone();
         let read = tokio::task::spawn_blocking(move || {
@@ -259,5 +299,19 @@ impl Sandbox for Running {
         let killed = tokio::task::spawn_blocking(move || this.cgroups.kill(this.layout.cgroup())).await;
         let killed = killed.unwrap_or_else(|error| Err(io::Error::other(error)));
         killed.map_err(SandboxError::host(format!("killing sandbox {}", self.id)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_does_not_say_is_taken_for_the_worst() {
+        let none = Walls { filter: false, no_new_privileges: false, capabilities: u64::MAX, landlock: 0 };
+        assert_eq!(walls("", 0), none);
+        let status = "Name:\tinit\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000001\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t1\n";
+        let all = Walls { filter: true, no_new_privileges: true, capabilities: 1, landlock: 7 };
+        assert_eq!(walls(status, 7), all);
     }
 }

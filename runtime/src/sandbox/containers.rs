@@ -19,6 +19,7 @@ use super::cgroup::Hierarchy;
 use super::client::Connection;
 use super::container::Running;
 use super::helper::HELPER_ARG;
+use super::ids::{HostIds, Ranges};
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
 use super::setups::Setups;
 use super::zygote::Zygote;
@@ -45,6 +46,7 @@ struct Inner {
     config: SandboxConfig,
     state: State,
     cgroups: Arc<Hierarchy>,
+    ranges: Ranges,
     images: ImageStore,
     setups: Setups,
     /// What helpers are forked from.
@@ -63,18 +65,28 @@ impl Containers {
     /// # Errors
     /// When it cannot be made, or the host has no control groups.
     pub fn new(config: SandboxConfig) -> Result<Self, SandboxError> {
+        Self::with_host_ids(config, HostIds::default())
+    }
+
+    /// The same, for sandboxes that run with other ids of the host.
+    ///
+    /// # Errors
+    /// As for [`Containers::new`].
+    pub fn with_host_ids(config: SandboxConfig, ids: HostIds) -> Result<Self, SandboxError> {
         let at = config.state_dir.display();
         let state = State::open(&config.state_dir).map_err(SandboxError::host(format!("opening {at}")))?;
-        let cgroups = Hierarchy::detect().map_err(SandboxError::host("looking for control groups"))?;
+        let cgroups =
+            Hierarchy::for_user(&state.sandboxes()).map_err(SandboxError::host("looking for control groups"))?;
         cgroups.prepare().map_err(SandboxError::host("moving the server into a control group of its own"))?;
         let init = state.init_program().map_err(SandboxError::host("writing the sandboxes' first process"))?;
         let filter = seccomp::compile().and_then(|program| state.filter(&program));
         let filter = filter.map_err(SandboxError::host("compiling the system call filter"))?;
         let images = ImageStore::new(config.images.clone());
         let setups = Setups::open(&state).map_err(SandboxError::host("opening what setup scripts have made"))?;
+        let ranges = Ranges::open(ids, &state);
         let zygote = Zygote::new(config.helper.clone());
         let (cgroups, busy) = (Arc::new(cgroups), Mutex::default());
-        let inner = Inner { config, state, cgroups, images, setups, zygote, init, filter, busy };
+        let inner = Inner { config, state, cgroups, ranges, images, setups, zygote, init, filter, busy };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -121,11 +133,19 @@ impl Inner {
         let preparing = || SandboxError::host(format!("preparing sandbox {id}"));
         teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
         let cgroup = self.cgroups.spec_path(layout.cgroup());
+        let layers = layers::read(&layout).map_err(preparing())?;
+        let ids = self.ranges.claim(&layout, &layers, &self.cgroups).map_err(|error| error.of(id))?;
+        let mut description = spec::container(spec, &cgroup, ids);
+        if self.cgroups.limits_by_itself() {
+            description["linux"]["resources"] = serde_json::json!({});
+            self.cgroups.furnish(layout.cgroup(), &spec.limits).map_err(preparing())?;
+        }
         let order = HelperOrder {
-            description: spec::container(spec, &cgroup),
+            description,
             lower,
-            layers: layers::read(&layout).map_err(preparing())?,
+            layers,
             setup: self.setups.order(&layout).map_err(preparing())?,
+            ids,
             init: self.init.clone(),
             filter: self.filter.clone(),
             timeout: spec.limits.timeout,
@@ -256,7 +276,7 @@ impl Sandboxes for Containers {
 
     async fn destroy(&self, id: SandboxId) -> Result<(), SandboxError> {
         let work = move |inner: Arc<Inner>| async move {
-            inner.blocking(id, move |this| teardown::destroy(&this.state, &this.cgroups, id)).await
+            inner.blocking(id, move |this| teardown::destroy(&this.state, &this.cgroups, &this.ranges, id)).await
         };
         self.alone(id, work).await.inspect(|()| tracing::info!(sandbox = %id, "sandbox removed"))
     }
@@ -289,7 +309,7 @@ impl Sandboxes for Containers {
                 .and_then(|()| this.setups.keep(&layout, &key, excluded))
                 .map_err(SandboxError::host(format!("keeping the setup of sandbox {id}")))?;
             tracing::info!(sandbox = %id, key = key.short(), bytes = kept, "setup kept");
-            teardown::destroy(&this.state, &this.cgroups, id)
+            teardown::destroy(&this.state, &this.cgroups, &this.ranges, id)
         };
         self.alone(id, move |inner: Arc<Inner>| async move { inner.blocking(id, work).await }).await
     }
@@ -325,6 +345,6 @@ impl Sandboxes for Containers {
 
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError> {
         let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
-        self.inner.blocking(nobody, |this| teardown::list(&this.state, &this.cgroups)).await
+        self.inner.blocking(nobody, |this| teardown::list(&this.state, &this.cgroups, &this.ranges)).await
     }
 }

@@ -139,7 +139,7 @@ fn whole_story(error: &dyn std::error::Error) -> String {
 }
 
 fn run(dir: &Path) -> io::Result<()> {
-    let cgroups = Hierarchy::detect()?;
+    let cgroups = Hierarchy::for_user(dir.parent().unwrap_or(dir))?;
     let layout = Layout::at(dir.to_owned(), String::new());
     let _lock = lock(&layout)?;
     // Read after the lock is held: who removes a sandbox takes the order away first, so a late helper finds nothing.
@@ -148,10 +148,10 @@ fn run(dir: &Path) -> io::Result<()> {
     let deadline = Instant::now().checked_add(order.timeout);
     let listener = hand_over_socket(&layout)?;
     let filter = Filter::read(&order.filter)?;
-    stage::enter(&layout, &order.lower, &order.layers, order.setup.as_ref(), &order.init)?;
+    stage::enter(&layout, order.ids, &order.lower, &order.layers, order.setup.as_ref(), &order.init)?;
     fs::write(Path::new(stage::BUNDLE).join("config.json"), serde_json::to_vec(&order.description)?)?;
     let layout = Layout::at(stage::SANDBOX.into(), order.cgroup);
-    let started = create_and_start(&layout, filter);
+    let started = create_and_start(&layout, &cgroups, filter);
     // The sandbox has its own copy; with this one open, a dead sandbox would seem to accept connections.
     drop(listener);
     match started {
@@ -193,7 +193,7 @@ impl Executor for Filtered {
     }
 }
 
-fn create_and_start(layout: &Layout, filter: Filter) -> io::Result<(Container, Pid)> {
+fn create_and_start(layout: &Layout, cgroups: &Hierarchy, filter: Filter) -> io::Result<(Container, Pid)> {
     let failed = |error: libcontainer::error::LibcontainerError| io::Error::other(whole_story(&error));
     let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
     let mut container = ContainerBuilder::new(layout.cgroup().to_owned(), SyscallType::default())
@@ -213,6 +213,7 @@ fn create_and_start(layout: &Layout, filter: Filter) -> io::Result<(Container, P
         .map_err(failed)?;
     let pid = container.pid().ok_or_else(|| io::Error::other("the container has no process"))?;
     let pid = Pid::from_raw(pid.as_raw());
+    cgroups.join_for_killing(layout.cgroup(), pid);
     let started = write_whole(&layout.first_process(), pid.to_string().as_bytes(), 0o600)
         .and_then(|()| network::raise_loopback_of(pid.as_raw()))
         .and_then(|()| container.start().map_err(failed));

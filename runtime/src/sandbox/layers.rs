@@ -13,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::mount::{MsFlags, mount};
 use serde::{Deserialize, Serialize};
 
+use super::idmap::Owners;
 use super::layout::{Layout, State, write_settled};
 use super::setups::{Mounted, SetupOrder};
 use super::{WORKSPACE_GID, WORKSPACE_UID};
@@ -146,10 +147,11 @@ pub fn mount_overlay(lowers: &[&Path], upper: &Path, work: &Path, at: &Path, opt
     mount(Some("overlay"), by_descriptor(&at).as_str(), Some("overlay"), flags, Some(&*options)).map_err(failed)
 }
 
-/// Mounts what lies under the work tree, which is at `workspace` already.
+/// Mounts what lies under the work tree, which is at `workspace` already. `volume` is the disk as the sandbox sees its owners.
 pub fn mount_all(
-    layout: &Layout,
+    volume: &Path,
     layers: &[Layer],
+    owners: &mut Owners,
     workspace: &Path,
     setup: Option<&SetupOrder>,
     made: Option<&Mounted>,
@@ -164,10 +166,9 @@ pub fn mount_all(
     for layer in layers {
         check_name(&layer.directory)?;
         let at = if layer.directory.is_empty() { workspace.to_owned() } else { workspace.join(&layer.directory) };
-        let changes = layer.changes(&layout.volume());
-        let below = made.map(|made| made.below(layer));
-        let lowers: Vec<&Path> =
-            std::iter::once(&layer.lower).chain(below.iter().flatten()).map(AsRef::as_ref).collect();
+        let changes = layer.changes(volume);
+        let (lower, below) = (owners.show(&layer.lower)?, made.map(|made| made.below(layer)));
+        let lowers: Vec<&Path> = std::iter::once(&lower).chain(below.iter().flatten()).map(AsRef::as_ref).collect();
         mount_overlay(&lowers, &changes.join("upper"), &changes.join("work"), &at, options)
             .map_err(|error| io::Error::other(format!("laying files under the work tree: {error}")))?;
     }

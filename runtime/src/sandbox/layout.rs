@@ -9,6 +9,7 @@ use orchestra_events::SandboxId;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::ids::IdRange;
 use super::layers::Layer;
 use super::setups::SetupOrder;
 
@@ -35,6 +36,8 @@ pub struct HelperOrder {
     /// What it has to do with setup scripts.
     #[serde(default)]
     pub setup: Option<SetupOrder>,
+    /// The host's ids for its users.
+    pub ids: IdRange,
     /// The first process's program.
     pub init: PathBuf,
     /// The compiled system call filter.
@@ -115,9 +118,13 @@ impl State {
         make_dir(&dir.join("sandboxes"))?;
         make_dir(&dir.join("volumes"))?;
         let dir = fs::canonicalize(dir)?;
+        Ok(Self::at(dir))
+    }
+
+    fn at(dir: PathBuf) -> Self {
         let digest = Sha256::digest(dir.as_os_str().as_encoded_bytes());
         let tag = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { dir, tag })
+        Self { dir, tag }
     }
 
     /// The directory that holds one directory per sandbox.
@@ -178,6 +185,12 @@ impl Layout {
     /// Of the sandbox in this directory; for the helper, which is told nothing else.
     pub fn at(dir: PathBuf, cgroup: String) -> Self {
         Self { dir, cgroup }
+    }
+
+    /// Of the sandbox whose directory this is, of whichever server on this host.
+    pub fn by_directory(dir: &Path) -> Option<Self> {
+        let id = dir.file_name()?.to_str()?.parse().ok()?;
+        Some(State::at(dir.parent()?.parent()?.to_owned()).layout(id))
     }
 
     /// Its own directory.

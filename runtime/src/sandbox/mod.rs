@@ -17,6 +17,8 @@ mod container;
 mod containers;
 mod error;
 mod helper;
+mod idmap;
+mod ids;
 mod layers;
 mod layout;
 mod network;
@@ -47,6 +49,7 @@ pub use client::PipedExec;
 pub use containers::Containers;
 pub use error::SandboxError;
 pub use helper::{HELPER_ARG, helper_main};
+pub use ids::{HostIds, IdRange};
 pub use layers::MAX_LAYERS;
 pub use network::listen_inside;
 pub use orchestra_init::{Listed, Window};
@@ -57,10 +60,10 @@ pub use streams::{INPUT_CHUNKS, Piece, StreamedExec};
 pub use volume::Volume;
 pub use zygote::{ZYGOTE_ARG, zygote_main};
 
-/// Owner of the work tree as the host sees it: user 1000 of the sandbox.
-pub const WORKSPACE_UID: u32 = spec::FIRST_HOST_ID + spec::AGENT_ID;
-/// Group of the work tree as the host sees it.
-pub const WORKSPACE_GID: u32 = spec::FIRST_HOST_ID + spec::AGENT_ID;
+/// Owner of the work tree on disk: user 1000 of the sandbox, whichever ids of the host that runs with.
+pub const WORKSPACE_UID: u32 = ids::ON_DISK + spec::AGENT_ID;
+/// Group of the work tree on disk.
+pub const WORKSPACE_GID: u32 = ids::ON_DISK + spec::AGENT_ID;
 
 /// What a sandbox may use.
 #[derive(Debug, Clone, PartialEq)]
@@ -196,6 +199,20 @@ pub struct Usage {
     pub oom_kills: u64,
 }
 
+/// What stands between a running sandbox and the host beside its namespaces, as found now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Walls {
+    /// Whether the first process, and so every command, is behind a system call filter.
+    pub filter: bool,
+    /// Whether no program can lend it privileges.
+    pub no_new_privileges: bool,
+    /// Capabilities that a program could still give it, as the kernel's bits.
+    pub capabilities: u64,
+    /// The version of Landlock that it is restricted by; 0 is none: the host's kernel does not have it, or only the first
+    /// version, which allows no renames between folders.
+    pub landlock: u32,
+}
+
 /// Starts, finds and removes sandboxes.
 #[async_trait]
 pub trait Sandboxes: Send + Sync {
@@ -259,6 +276,8 @@ pub trait Sandbox: Send + Sync {
     /// Binds a listener on the sandbox's own loopback, served by this process. Bind before the first command runs, so
     /// that nothing in the sandbox can have taken the port.
     async fn listen(&self, port: u16) -> Result<std::net::TcpListener, SandboxError>;
+    /// What keeps it in.
+    async fn walls(&self) -> Result<Walls, SandboxError>;
     /// What it uses now.
     async fn usage(&self) -> Result<Usage, SandboxError>;
     /// Kills everything in it at once. Its disk stays until it is destroyed.

@@ -28,6 +28,7 @@ use nix::sys::stat::{Mode, SFlag, mknod};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::idmap::Owners;
 use super::layers::Layer;
 use super::layout::{Layout, State, make_dir, write_settled};
 use super::{WORKSPACE_GID, WORKSPACE_UID, layers, volume};
@@ -393,12 +394,13 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Mounts it, read-only, where nobody but this process and what it mounts on top can see it.
-    pub fn new(image: &Path, mask: &Path, at: &Path) -> io::Result<Self> {
+    /// Mounts it, read-only, where nobody but this process and what it mounts on top can see it, with the owners that the
+    /// sandbox sees.
+    pub fn new(image: &Path, mask: &Path, at: &Path, owners: &mut Owners) -> io::Result<Self> {
         let failed = |error| io::Error::other(format!("mounting what the setup script has made: {error}"));
         fs::create_dir_all(at)?;
         volume::mount_read_only(image, at).map_err(failed)?;
-        Ok(Self { at: at.to_owned(), mask: mask.to_owned() })
+        Ok(Self { at: owners.show(at)?, mask: mask.to_owned() })
     }
 
     /// What it has of this top folder of a disk.

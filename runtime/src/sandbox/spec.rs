@@ -4,12 +4,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::ids::{self, IdRange};
 use super::{Limits, SandboxSpec, stage};
 
-/// The host's id for user 0 of a sandbox.
-pub const FIRST_HOST_ID: u32 = 100_000;
-/// How many users a sandbox has.
-const HOST_IDS: u32 = 65_536;
 /// The user and group that everything in a sandbox runs as.
 pub const AGENT_ID: u32 = 1_000;
 /// Where the user's own files are.
@@ -24,7 +21,7 @@ pub const RESERVED_PIDS: u32 = 16;
 /// Open files per process: what build tools need, and few enough that one sandbox cannot eat the host's table.
 const MAX_OPEN_FILES: u64 = 65_536;
 /// Microseconds of the scheduler's accounting period.
-const CPU_PERIOD: u64 = 100_000;
+pub const CPU_PERIOD: u64 = 100_000;
 /// Largest `/tmp`. It counts as memory, so it is never more than a quarter of that: a full one must be an error for who
 /// writes, not the end of every process.
 const MAX_TMP_BYTES: u64 = 512 << 20;
@@ -108,6 +105,10 @@ fn mounts(limits: &Limits) -> Vec<Value> {
             "destination": "/dev/pts", "type": "devpts", "source": "devpts",
             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         }),
+        json!({
+            "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
+            "options": ["nosuid", "noexec", "nodev"],
+        }),
         tmpfs("/dev/shm", MAX_SHM_BYTES.min(limits.memory_bytes / 8), "1777"),
         tmpfs("/tmp", MAX_TMP_BYTES.min(limits.memory_bytes / 4), "1777"),
         // With what is mounted in it: a task's other repositories.
@@ -123,6 +124,12 @@ fn counts_swap() -> bool {
         || (Path::new("/sys/fs/cgroup/cgroup.controllers").exists() && Path::new("/proc/swaps").exists())
 }
 
+/// Microseconds of processor time in each period.
+pub fn cpu_quota(limits: &Limits) -> i64 {
+    (limits.cpus.max(0.01) * CPU_PERIOD as f64) as i64
+}
+
+/// What version 1 is to limit, in the names that the container library has for it.
 fn resources(limits: &Limits) -> Value {
     let mut memory = json!({ "limit": limits.memory_bytes });
     if counts_swap() {
@@ -132,7 +139,7 @@ fn resources(limits: &Limits) -> Value {
     json!({
         "memory": memory,
         "pids": { "limit": limits.pids },
-        "cpu": { "period": CPU_PERIOD, "quota": (limits.cpus.max(0.01) * CPU_PERIOD as f64) as i64 },
+        "cpu": { "period": CPU_PERIOD, "quota": cpu_quota(limits) },
     })
 }
 
@@ -142,11 +149,12 @@ fn open_files() -> u64 {
         .map_or(1024, |(_, hard)| hard.min(MAX_OPEN_FILES))
 }
 
-/// The container's description in OCI form, with the paths of the helper's stage; `cgroup` is the path of its control group.
+/// The container's description in OCI form, with the paths of the helper's stage; `cgroup` is the path of its control group,
+/// and `range` the host's ids for its users.
 /// There is no system call filter in it, because the helper puts on the one that the server has compiled.
-pub fn container(spec: &SandboxSpec, cgroup: &str) -> Value {
+pub fn container(spec: &SandboxSpec, cgroup: &str, range: IdRange) -> Value {
     let limits = &spec.limits;
-    let id_map = json!([{ "containerID": 0, "hostID": FIRST_HOST_ID, "size": HOST_IDS }]);
+    let id_map = json!([{ "containerID": 0, "hostID": range.first, "size": ids::RANGE }]);
     let none: [&str; 0] = [];
     let processes = limits.pids.saturating_sub(RESERVED_PIDS).max(1);
     let open_files = open_files();

@@ -14,6 +14,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::pivot_root;
 
 use super::cgroup;
+use super::idmap::Owners;
+use super::ids::IdRange;
 use super::layers::{self, Layer};
 use super::layout::Layout;
 use super::setups::{Mounted, SetupOrder};
@@ -33,6 +35,8 @@ pub const BUNDLE: &str = "/bundle";
 pub const CONTAINER: &str = "/container";
 /// What the setup script has made, while the helper mounts things on top of it; empty afterwards.
 const SETUP: &str = "/setup";
+/// Where the disk and the shared files are with the sandbox's own ids as owners, seen from the stage.
+const SHELF: &str = "/shelf";
 /// The first process's program, seen from the stage.
 pub const INIT: &str = "/init";
 
@@ -46,16 +50,18 @@ fn bind(from: &Path, to: &Path, recursive: bool) -> io::Result<()> {
 
 /// Shows the library only the control group trees that limit something. On version 1 it would otherwise join every tree there
 /// is, one after the other, and joining is the slowest thing a start does: the kernel waits for all processors each time.
-fn bind_cgroups(at: &impl Fn(&str) -> PathBuf) -> io::Result<()> {
+fn bind_cgroups(stage: &Path) -> io::Result<()> {
     const ALL: &str = "/sys/fs/cgroup";
-    let trees = cgroup::limiting_trees(&fs::read_to_string("/proc/self/mountinfo")?);
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut trees = cgroup::limiting_trees(&mounts);
     if trees.is_empty() {
-        return bind(Path::new(ALL), &at(ALL), true);
+        return bind(Path::new(ALL), &stage.join("sys/fs/cgroup"), true);
     }
+    trees.extend(cgroup::unified_tree(&mounts));
     for tree in trees {
-        let to = at(&tree);
+        let to = stage.join(tree.strip_prefix("/").unwrap_or(&tree));
         fs::create_dir_all(&to)?;
-        bind(Path::new(&tree), &to, false)?;
+        bind(&tree, &to, false)?;
     }
     Ok(())
 }
@@ -63,6 +69,7 @@ fn bind_cgroups(at: &impl Fn(&str) -> PathBuf) -> io::Result<()> {
 /// Makes the stage and moves into it. For a program with one thread.
 pub fn enter(
     layout: &Layout,
+    range: IdRange,
     lower: &Path,
     layers: &[Layer],
     setup: Option<&SetupOrder>,
@@ -73,34 +80,41 @@ pub fn enter(
     let stage = layout.stage();
     mount(Some("stage"), &stage, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755,size=1m"))?;
     let at = |inside: &str| stage.join(inside.trim_start_matches('/'));
-    for dir in ["/proc", "/dev", "/sys/fs/cgroup", SANDBOX, ROOT, WORKSPACE, HOME, BUNDLE, CONTAINER] {
+    for dir in ["/proc", "/dev", "/sys/fs/cgroup", SANDBOX, ROOT, WORKSPACE, HOME, BUNDLE, CONTAINER, SHELF] {
         fs::create_dir_all(at(dir))?;
     }
     File::create(at(INIT))?;
     for dir in ["/proc", "/dev"] {
         bind(Path::new(dir), &at(dir), true)?;
     }
-    bind_cgroups(&at)?;
+    bind_cgroups(&stage)?;
     // Not recursive: the disk that is mounted in the sandbox's directory stays outside.
     bind(layout.dir(), &at(SANDBOX), false)?;
+    let mut owners = Owners::of(range, at(SHELF))?;
+    let volume = owners.show(&layout.volume())?;
     bind(init, &at(INIT), false)?;
     let made = match setup {
-        Some(SetupOrder::Uses { image, mask }) => Some(Mounted::new(image, mask, &at(SETUP))?),
+        Some(SetupOrder::Uses { image, mask }) => Some(Mounted::new(image, mask, &at(SETUP), &mut owners)?),
         Some(SetupOrder::Makes) | None => None,
     };
-    let volume = layout.volume();
     let whole = layers.iter().any(|layer| layer.directory.is_empty());
     for (folder, to) in [("workspace", WORKSPACE), ("home", HOME)] {
         match &made {
             // Where the work tree is one repository, that has the setup under it.
             Some(made) if folder == "home" || !whole => {
                 let work = volume.join("setup").join(folder);
-                layers::mount_overlay(&[&made.folder(folder)], &volume.join(folder), &work, &at(to), "")?;
+                layers::mount_overlay(
+                    &[&made.folder(folder)],
+                    &volume.join(folder),
+                    &work,
+                    &at(to),
+                    ",redirect_dir=on",
+                )?;
             }
             Some(_) | None => bind(&volume.join(folder), &at(to), false)?,
         }
     }
-    layers::mount_all(layout, layers, &at(WORKSPACE), setup, made.as_ref())?;
+    layers::mount_all(&volume, layers, &mut owners, &at(WORKSPACE), setup, made.as_ref())?;
     let upper_of_setup = made.as_ref().map(|made| made.folder("upper"));
     let lowers: Vec<&Path> = upper_of_setup.iter().map(PathBuf::as_path).chain([lower]).collect();
     layers::mount_overlay(&lowers, &volume.join("upper"), &volume.join("work"), &at(ROOT), "")?;

@@ -11,14 +11,15 @@ use nix::unistd::Pid;
 use orchestra_events::SandboxId;
 
 use super::cgroup::Hierarchy;
+use super::ids::Ranges;
 use super::layout::{Layout, State};
 use super::{SandboxError, volume};
 
 /// How long a helper may take to clear its container away before it is killed and its work is done here.
 const HELPER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Every sandbox that has a directory, a control group or a mount.
-pub fn list(state: &State, cgroups: &Hierarchy) -> Result<Vec<SandboxId>, SandboxError> {
+/// Every sandbox that has a directory, a control group, a mount or a range of ids.
+pub fn list(state: &State, cgroups: &Hierarchy, ranges: &Ranges) -> Result<Vec<SandboxId>, SandboxError> {
     let sandboxes = state.sandboxes();
     let looking = || SandboxError::host(format!("looking for sandboxes in {}", sandboxes.display()));
     let mut found = BTreeSet::new();
@@ -31,6 +32,7 @@ pub fn list(state: &State, cgroups: &Hierarchy) -> Result<Vec<SandboxId>, Sandbo
     found.extend(groups.iter().filter_map(|name| name.strip_prefix(&prefix)?.parse::<SandboxId>().ok()));
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(looking())?;
     found.extend(mounts_below(&mounts, &sandboxes));
+    found.extend(ranges.owners(state).map_err(looking())?);
     Ok(found.into_iter().collect())
 }
 
@@ -90,16 +92,18 @@ fn remove_mount_point(path: &Path) -> io::Result<()> {
 }
 
 /// Removes everything of a sandbox from this host.
-pub fn destroy(state: &State, cgroups: &Hierarchy, id: SandboxId) -> Result<(), SandboxError> {
+pub fn destroy(state: &State, cgroups: &Hierarchy, ranges: &Ranges, id: SandboxId) -> Result<(), SandboxError> {
     let layout = state.layout(id);
     let removed = end_run(&layout, cgroups).and_then(|()| {
         // An unmounted mount point is an empty directory, or this fails: nothing that the sandbox wrote is walked.
         remove_mount_point(&layout.stage())?;
         remove_mount_point(&layout.volume())?;
         match fs::remove_dir_all(layout.dir()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
+        // Last: its ids are nobody else's before everything that runs with them is gone.
+        ranges.release(&layout)
     });
     removed.map_err(|error| SandboxError::NotRemoved { id, detail: error.to_string() })
 }

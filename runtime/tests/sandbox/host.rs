@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use orchestra_events::SandboxId;
 use orchestra_runtime::sandbox::{
-    Containers, Exec, ExecOutcome, Limits, Sandbox, SandboxConfig, SandboxSpec, Sandboxes,
+    Containers, Exec, ExecOutcome, HostIds, Limits, Sandbox, SandboxConfig, SandboxSpec, Sandboxes,
 };
 use tempfile::TempDir;
 
@@ -73,6 +73,12 @@ impl Drop for Host {
 pub fn open(state: &Path) -> Containers {
     let helper = PathBuf::from(env!("CARGO_BIN_EXE_orchestra-sandbox-helper"));
     Containers::new(SandboxConfig { state_dir: state.to_owned(), images: images(), helper }).unwrap()
+}
+
+/// A server whose sandboxes run with other ids of the host.
+pub fn open_with(state: &Path, ids: HostIds) -> Containers {
+    let helper = PathBuf::from(env!("CARGO_BIN_EXE_orchestra-sandbox-helper"));
+    Containers::with_host_ids(SandboxConfig { state_dir: state.to_owned(), images: images(), helper }, ids).unwrap()
 }
 
 pub fn limits() -> Limits {

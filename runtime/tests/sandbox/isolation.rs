@@ -25,7 +25,8 @@ async fn every_command_is_unprivileged() {
     assert_eq!((field("Seccomp"), field("NoNewPrivs"), field("Groups")), ("2".into(), "1".into(), String::new()));
     assert_eq!((field("Uid"), field("Gid")), ("1000 1000 1000 1000".into(), "1000 1000 1000 1000".into()));
     let map = say(&sandbox, "cat /proc/self/uid_map").await;
-    assert_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", "100000", "65536"]);
+    let map: Vec<u32> = map.split_whitespace().map(|number| number.parse().unwrap()).collect();
+    assert!(matches!(map[..], [0, first, 65_536] if first >= 100_000), "{map:?}");
     assert_eq!(say(&sandbox, "ls -l /proc/self/fd | wc -l").await.trim(), "5", "no descriptor beyond the usual ones");
 }
 

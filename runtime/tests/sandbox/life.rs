@@ -71,7 +71,8 @@ async fn a_command_runs_once_however_often_it_is_asked_for() {
 async fn server_that_dies() {
     let Some(state) = std::env::var_os("SANDBOX_TEST_STATE") else { return };
     let id = std::env::var("SANDBOX_TEST_ID").unwrap().parse().unwrap();
-    let sandbox = open(state.as_ref()).start(&spec(id, limits())).await.unwrap();
+    let sandboxes = open(state.as_ref());
+    let sandbox = sandboxes.start(&spec(id, limits())).await.unwrap();
     let script = "echo ran >> runs; touch started; while [ ! -e go ]; do sleep 0.01; done; echo done";
     tokio::spawn(async move { sandbox.exec(sh("long", script), None).await });
     std::future::pending::<()>().await;

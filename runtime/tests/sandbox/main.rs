@@ -2,8 +2,10 @@
 //! behind. Every test here runs real containers and needs root and an image named `default`.
 #![allow(clippy::unwrap_used)]
 
+mod control_groups;
 mod escape;
 mod host;
+mod ids;
 mod isolation;
 mod layers;
 mod leftovers;

@@ -108,7 +108,9 @@ async fn it_adds_and_takes_nothing_away() {
         );
         assert_eq!(say(sandbox, "grep -h . /proc/[0-9]*/comm | grep -c date").await, "0\n");
     }
-    // Each changes it for itself alone, folders that are made of both included.
+    // Each changes it for itself alone, folders that are made of both included; one can be moved as one.
+    let moved = say(&two, "python3 -c 'import os; os.rename(\"/home/agent/.cache\", \"/home/agent/c\"); os.rename(\"/home/agent/c\", \"/home/agent/.cache\")' && echo moved").await;
+    assert_eq!(moved, "moved\n");
     say(&one, "rm -rf deps/a; mv src source; echo mine > source/moved/x; echo x >> ~/.cache/x; rm -r /var/tmp/made")
         .await;
     assert_eq!(

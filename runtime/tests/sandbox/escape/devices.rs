@@ -140,7 +140,7 @@ async fn there_are_no_devices_but_the_usual_ones() {
     let host = Host::new();
     let sandbox = host.start(host.id()).await;
     let there = say(&sandbox, "cd /dev; find . -xdev ! -type d ! -type l | sort | tr '\\n' ' '; find . -mindepth 1 -type d | sort | tr '\\n' ' '").await;
-    assert_eq!(there, "./full ./null ./random ./tty ./urandom ./zero ./pts ./shm ");
+    assert_eq!(there, "./full ./null ./random ./tty ./urandom ./zero ./mqueue ./pts ./shm ");
     let links =
         say(&sandbox, "cd /dev; for l in $(find . -type l | sort); do echo \"$l:$(readlink $l)\"; done | tr '\\n' ' '")
             .await;

@@ -11,6 +11,7 @@ mod neighbours;
 mod network;
 mod processes;
 mod rights;
+mod second_wall;
 mod spaces;
 mod work;
 
@@ -53,8 +54,10 @@ fn tables() -> Vec<&'static [Attempt]> {
         interfaces::FILES,
         interfaces::CALLS,
         processes::ATTEMPTS,
+        second_wall::ATTEMPTS,
         network::ATTEMPTS,
         work::ATTEMPTS,
+        neighbours::FINDS,
     ]
 }
 

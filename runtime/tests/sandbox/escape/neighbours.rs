@@ -23,7 +23,7 @@ print("left", flush=True)
 time.sleep(600)
 "#;
 
-const FINDS: &[Attempt] = &[
+pub const FINDS: &[Attempt] = &[
     attempt("a file in the work tree", "read('/workspace/mark')", "ENOENT", OWN),
     attempt("a file in /tmp", "read('/tmp/mark')", "ENOENT", OWN),
     attempt("a file in /dev/shm", "read('/dev/shm/mark')", "ENOENT", OWN),
@@ -59,7 +59,7 @@ async fn neighbours_do_not_meet() {
     let host = Host::new();
     let (one, two) = (host.start(host.id()).await, host.start(host.id()).await);
     let leave = format!(
-        "cat > leave.py <<'E'\n{LEAVE}\nE\n(python3 leave.py > said 2>&1 &); until grep -q left said; do grep Error said && break; sleep 0.02; done; cat said"
+        "cat > leave.py <<'E'\n{LEAVE}\nE\n: > said; (python3 leave.py > said 2>&1 &); until grep -q left said; do grep Error said && break; sleep 0.02; done; cat said"
     );
     assert_eq!(say(&one, &leave).await, "left\n");
     let pid = fs::read_to_string(host.dir_of(one.id()).join("pid")).unwrap();
