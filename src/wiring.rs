@@ -14,6 +14,7 @@ use orchestra_actors::ledger::Ledgers;
 use orchestra_actors::mirror::Mirrors;
 use orchestra_actors::policy::RetryPolicy;
 use orchestra_actors::speech::Speech;
+use orchestra_actors::usage::Totals;
 use orchestra_actors::workshop::{SetupRules, Setups, Workshop};
 use orchestra_actors::{Capacity, Defaults, Orchestra};
 use orchestra_events::blob::FolderBlobs;
@@ -193,6 +194,7 @@ fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Work
             disk_bytes: parse_bytes(&config.sandbox.disk)?,
             timeout: Duration::ZERO,
         },
+        totals: Totals::default(),
         node: config.node.clone(),
         repositories,
     })

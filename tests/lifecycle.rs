@@ -62,7 +62,7 @@ async fn a_task_ends_with_its_work_on_a_branch() {
     let call = ["model-called", "tokens-charged", "message"];
     let tool = ["tool-called", "tool-finished"];
     let begin = ["created", "queued", "claimed", "attempt-started", "cloned", "sandbox-started"];
-    let end = ["committed", "sandbox-stopped", "pushed", "pull-request-omitted", "succeeded"];
+    let end = ["committed", "sandbox-usage", "sandbox-stopped", "pushed", "pull-request-omitted", "succeeded"];
     assert_eq!(kinds(&events), [&begin[..], &call, &tool, &call, &tool, &call, &end].concat());
     let time = |name: &str| task[name].as_str().unwrap().to_owned();
     assert!(time("createdAt") <= time("startedAt") && time("startedAt") <= time("finishedAt"));

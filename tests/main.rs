@@ -16,6 +16,7 @@ mod harness_cli;
 mod hostile_model;
 mod isolation;
 mod lifecycle;
+mod operators;
 mod pull_requests;
 mod reaper;
 mod reconnect;

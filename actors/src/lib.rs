@@ -23,6 +23,7 @@ pub mod service;
 pub mod speech;
 pub mod supervisor;
 pub mod task;
+pub mod usage;
 pub mod workshop;
 
 pub use campaign::service::CampaignService;

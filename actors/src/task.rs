@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::journal::{self, JournalError, Loaded};
+use crate::usage::Watch;
 use crate::workshop::Workshop;
 
 /// Commands that may wait for one task. More at once is a caller gone wild: it is told to come back.
@@ -56,6 +57,8 @@ pub struct TaskActor {
     /// Outcomes in a row that the state had no use for.
     refused: u32,
     running: Option<CancellationToken>,
+    /// Writes down what the task's sandbox uses.
+    watch: Option<Watch>,
     /// The step that is being done can be left in its middle and gone on with by the next process.
     can_be_left: bool,
     timer: Option<SpawnHandle>,
@@ -179,6 +182,7 @@ impl TaskActor {
             draining: false,
             refused: 0,
             running: None,
+            watch: None,
             can_be_left: false,
             timer: None,
             farewell: Some(farewell),
@@ -192,6 +196,18 @@ impl TaskActor {
             running.cancel();
         }
         ctx.stop();
+    }
+
+    /// Watches the sandbox that runs, and no other.
+    fn watch(&mut self, ctx: &mut Context<Self>) {
+        let Some(loaded) = &self.loaded else { return };
+        let sandbox = loaded.state.current().and_then(|attempt| attempt.sandbox);
+        if sandbox == self.watch.as_ref().map(Watch::sandbox) {
+            return;
+        }
+        let (limits, workshop) = (self.workshop.limits(&loaded.state), Arc::clone(&self.workshop));
+        let recorder = || Recorder { meanwhile: ctx.address().recipient(), look: ctx.address().recipient() };
+        self.watch = sandbox.map(|sandbox| Watch::begin(workshop, self.id, sandbox, limits, recorder()));
     }
 
     /// Starts the next step, unless one is being done.
@@ -274,6 +290,7 @@ impl TaskActor {
         Box::pin(append.into_actor(self).map(move |(appended, events), actor, ctx| match appended {
             Ok(appended) => {
                 actor.loaded = actor.loaded.take().map(|loaded| loaded.after::<TaskId>(&events, appended.revision));
+                actor.watch(ctx);
                 if let Some(task) = actor.loaded.as_ref().map(|loaded| Arc::clone(&loaded.state)) {
                     let (id, workshop) = (actor.id, Arc::clone(&actor.workshop));
                     if matches!(task.phase, Phase::Ended(_)) {
@@ -303,7 +320,10 @@ impl Actor for TaskActor {
         let (id, store) = (self.id, Arc::clone(&self.store));
         let load = async move { journal::load(&*store, id).await };
         ctx.wait(load.into_actor(self).map(|loaded, actor, ctx| match loaded {
-            Ok(loaded) => actor.loaded = loaded,
+            Ok(loaded) => {
+                actor.loaded = loaded;
+                actor.watch(ctx);
+            }
             Err(error) => {
                 tracing::error!(task = %actor.id, %error, "the task's stream does not read");
                 actor.depart(ctx, Departure::Died);

@@ -40,6 +40,7 @@ use crate::mirror::Mirrors;
 use crate::policy::RetryPolicy;
 use crate::speech::Speech;
 use crate::task::Recorder;
+use crate::usage::{self, Totals};
 
 pub use repository::CommitRules;
 pub(crate) use repository::append_diff;
@@ -87,6 +88,8 @@ pub struct Workshop {
     pub policy: RetryPolicy,
     /// What a sandbox may use; the timeout comes with the task.
     pub limits: Limits,
+    /// What all sandboxes use together.
+    pub totals: Totals,
     /// The name of this node.
     pub node: String,
     /// Bare repositories of running tasks, one folder a sandbox.
@@ -177,7 +180,12 @@ impl Workshop {
                 ran
             }
             Step::Commit(repo) => self.unless(cancel, task, self.commit(id, task, repo)).await?,
-            Step::StopSandbox(sandbox, reason) => self.stop_sandbox(sandbox, reason).await,
+            Step::StopSandbox(sandbox, reason) => {
+                // Before anything of it is gone; recorded with its end, so that a step that is repeated repeats nothing.
+                let last = usage::last(self, sandbox, &self.limits(task), &recorder).await.map(Box::new);
+                let stopped = self.stop_sandbox(sandbox, reason).await;
+                stopped.map(|_| Command::RecordSandboxEnd { sandbox, reason, last })
+            }
             Step::Push(repo) => self.push(id, task, repo).await,
             Step::OpenPullRequest(repo) => self.open_pull_request(id, task, repo).await,
             Step::LinkPullRequest(repo) => self.link_pull_request(id, task, repo).await,
@@ -259,7 +267,7 @@ impl Workshop {
     }
 
     /// The limits of this task's sandbox.
-    fn limits(&self, task: &Task) -> Limits {
+    pub(crate) fn limits(&self, task: &Task) -> Limits {
         Limits { timeout: Duration::from_secs(task.spec.timeout_seconds), ..self.limits.clone() }
     }
 

@@ -156,6 +156,7 @@ async fn house(trouble: Trouble) -> House {
         limits: Limits::default(),
         commits: CommitRules::default(),
         public_url: None,
+        totals: Default::default(),
         node: "test".into(),
         repositories: at("repositories"),
     };

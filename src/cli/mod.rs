@@ -7,6 +7,7 @@ mod image;
 mod progress;
 mod projections;
 mod run;
+mod sandbox;
 mod scripted_model;
 mod serve;
 mod tasks;
@@ -39,6 +40,9 @@ enum Verb {
     /// Make, fetch and list sandbox images
     #[command(subcommand)]
     Image(image::Image),
+    /// See and enter the sandboxes on this host; needs root
+    #[command(subcommand)]
+    Sandbox(sandbox::Sandbox),
     /// List, show, cancel and read tasks
     #[command(subcommand)]
     Tasks(tasks::Tasks),
@@ -102,6 +106,7 @@ pub fn main() -> ExitCode {
             Verb::Serve(serve) => serve.run().await,
             Verb::Run(run) => run.run().await,
             Verb::Image(image) => image.run().await,
+            Verb::Sandbox(sandbox) => sandbox.run().await,
             Verb::Tasks(tasks) => tasks.run().await,
             Verb::Templates(templates) => templates.run().await,
             Verb::Campaigns(campaigns) => campaigns.run().await,

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension as _, Transaction, params_from_iter};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction, params_from_iter};
 use uuid::Uuid;
 
 use super::{Folded, Odd, ReadModelError};
@@ -17,6 +19,8 @@ use crate::task::{TaskEvent, TaskResource, TaskStatus};
 
 /// Most tasks on one page.
 pub const MAX_PAGE: usize = 200;
+/// How long a look beside a server waits for its lock.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Which tasks. What is set must all hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -168,6 +172,29 @@ pub(super) fn page(
         .filter(|_| more)
         .map(|last: &TaskResource| Cursor { created_at: last.created_at.as_microsecond(), id: last.id.uuid() });
     Ok(TaskPage { tasks, next })
+}
+
+/// The tasks of a file of read models that are not over, with their attempts, beside whatever server has it open.
+///
+/// # Errors
+/// When there is no such file, or it is another version's.
+pub fn open_in_file(path: &Path) -> Result<Vec<(TaskId, u32)>, ReadModelError> {
+    // Not read-only: whoever reads a log that nobody else has open makes the file for its shared memory.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(LOOK_TIMEOUT)?;
+    connection.pragma_update(None, "query_only", true)?;
+    let open = TaskStatus::ALL.into_iter().filter(|status| !status.is_final());
+    let open: Vec<_> = open.map(|status| format!("'{}'", status.as_str())).collect();
+    let sql = format!("SELECT document FROM tasks WHERE status IN ({})", open.join(", "));
+    let mut statement = connection.prepare(&sql)?;
+    let mut rows = statement.query([])?;
+    let mut tasks = Vec::new();
+    while let Some(row) = rows.next()? {
+        let task = decode(row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?)?;
+        tasks.push((task.id, task.attempt));
+    }
+    Ok(tasks)
 }
 
 /// The tasks that a batch touches, read once and written once.

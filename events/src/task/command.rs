@@ -10,6 +10,7 @@ use super::harness::{HarnessWord, by_harness};
 use super::setup;
 use super::state::{AgentTurn, Attempt, Ending, OpenCall, Phase, Task, ToolProgress};
 use super::step::{MAX_CALLS, Step, planned_step};
+use super::usage::{OperatorEntry, SandboxUsage, about_sandbox};
 use crate::blob::{BlobRef, Content};
 use crate::failure::{Failure, FailureCode};
 use crate::id::{CallId, CommitId, SandboxId};
@@ -157,6 +158,15 @@ pub enum Command {
         /// Why.
         reason: SandboxEnd,
     },
+    /// The machine was stopped, and this is what it used at the last.
+    RecordSandboxEnd {
+        /// Its name.
+        sandbox: SandboxId,
+        /// Why.
+        reason: SandboxEnd,
+        /// What it used, unless it was gone already.
+        last: Option<Box<SandboxUsage>>,
+    },
     /// Nothing was changed in a repository.
     RecordUnchanged {
         /// Its place among the task's.
@@ -264,6 +274,21 @@ pub enum Command {
         duration_ms: u64,
         /// Why it did not do its work, and what the policy makes of it.
         failed: Option<(Failure, Then)>,
+    },
+    /// What the machine uses.
+    RecordSandboxUsage(Box<SandboxUsage>),
+    /// An operator of the host went into the machine.
+    RecordOperatorEntry {
+        /// Which one.
+        sandbox: SandboxId,
+        /// When.
+        at: Timestamp,
+        /// The host's user.
+        operator: String,
+        /// How.
+        how: OperatorEntry,
+        /// The program that was started.
+        program: String,
     },
     /// Money is set aside for a model call of the harness.
     RecordCall {
@@ -463,6 +488,9 @@ pub fn decide(task: Option<&Task>, command: Command) -> Result<Vec<TaskEvent>, R
     match task {
         (task, command @ (Command::Steer { .. } | Command::Cancel { .. } | Command::Retry)) => by_caller(task, command),
         (task, Command::SupplyCredentials { supplied, now }) => supply(task, supplied, now),
+        (task, command @ (Command::RecordSandboxUsage(_) | Command::RecordOperatorEntry { .. })) => {
+            about_sandbox(task, command)
+        }
         (task, command) => by_actor(task, command),
     }
 }
@@ -648,6 +676,11 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
                 return Err(Refusal::MovedOn);
             }
             Ok(vec![TaskEvent::Unchanged { repo: named(task, repo)? }])
+        }
+        Command::RecordSandboxEnd { sandbox, reason, last } => {
+            let stopped = by_actor(task, Command::RecordSandboxStopped { sandbox, reason })?;
+            let last = last.map(|usage| about_sandbox(task, Command::RecordSandboxUsage(usage)));
+            Ok(last.and_then(Result::ok).unwrap_or_default().into_iter().chain(stopped).collect())
         }
         Command::RecordSandboxStopped { sandbox, reason } => match working(task)?.sandbox {
             Some(running) if running == sandbox => Ok(vec![TaskEvent::SandboxStopped { sandbox, reason }]),

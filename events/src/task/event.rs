@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::conversation::{Block, StopReason, Usage};
+use super::usage::{OperatorEntry, SandboxUsage};
 use crate::blob::{BlobRef, Content};
 use crate::failure::{Failure, FailureCode};
 use crate::id::{CallId, CampaignId, CommitId, SandboxId};
@@ -567,6 +568,21 @@ pub enum TaskEvent {
         /// Where.
         repo: RepoRef,
     },
+    /// What the machine uses at this moment.
+    SandboxUsage(Box<SandboxUsage>),
+    /// Somebody with root on the host went into the machine.
+    OperatorEntered {
+        /// Which one.
+        sandbox: SandboxId,
+        /// When, by the host's clock; this may be written down later.
+        at: Timestamp,
+        /// The host's user.
+        operator: String,
+        /// How.
+        how: OperatorEntry,
+        /// The program that was started. Its arguments are not told: they may hold a secret.
+        program: String,
+    },
     /// The machine is gone.
     SandboxStopped {
         /// Its name.
@@ -689,6 +705,8 @@ impl TaskEvent {
             Self::PullRequestLinked { .. } => "pull-request-linked",
             Self::ForgeNoted { .. } => "forge-noted",
             Self::Reported { .. } => "reported",
+            Self::SandboxUsage(_) => "sandbox-usage",
+            Self::OperatorEntered { .. } => "operator-entered",
             Self::SandboxStopped { .. } => "sandbox-stopped",
             Self::StepFailed { .. } => "step-failed",
             Self::RetryScheduled { .. } => "retry-scheduled",
@@ -742,6 +760,8 @@ impl TaskEvent {
         "pull-request-linked",
         "forge-noted",
         "reported",
+        "sandbox-usage",
+        "operator-entered",
         "sandbox-stopped",
         "step-failed",
         "retry-scheduled",

@@ -2,7 +2,8 @@
 //!
 //! Read [`event`] for what can happen, [`command`] for what can be asked, [`state`] for what is known from it, and
 //! [`step`] for what comes next, and [`delivery`] for the way
-//! of each repository's commits to their pull request. [`resource`] is what the outside sees.
+//! of each repository's commits to their pull request. [`usage`] is what its sandbox uses of the host, and [`resource`] what
+//! the outside sees.
 
 pub mod command;
 pub mod conversation;
@@ -17,6 +18,7 @@ pub mod state;
 pub mod step;
 #[cfg(test)]
 mod tests;
+pub mod usage;
 
 pub use command::{Command, Refusal, decide};
 pub use conversation::{Block, Turn, UserPart};

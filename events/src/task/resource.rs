@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::conversation::{Block, Usage};
 use super::event::{TaskEvent, TaskSpec};
+use super::usage::SandboxUsage;
 use crate::blob::{BlobRef, Content};
 use crate::envelope::{Envelope, Position, Revision};
 use crate::failure::Failure;
@@ -104,6 +105,9 @@ pub struct TaskResource {
     pub pull_requests: Vec<PullRequest>,
     /// The sandbox that is up now.
     pub sandbox: Option<SandboxId>,
+    /// What the latest attempt's sandbox used when that was last written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox_usage: Option<SandboxUsage>,
     /// The current attempt, counted from 1; 0 before the first.
     pub attempt: u32,
     /// Why it failed, or why it waits or retries.
@@ -162,6 +166,7 @@ impl TaskResource {
                 diffs: Vec::new(),
                 pull_requests: Vec::new(),
                 sandbox: None,
+                sandbox_usage: None,
                 attempt: 0,
                 failure: None,
                 created_at: envelope.time,
@@ -217,6 +222,7 @@ impl TaskResource {
             TaskEvent::AttemptStarted { attempt, delivers: false, .. } => {
                 self.attempt = *attempt;
                 self.started_at = Some(time);
+                self.sandbox_usage = None;
                 self.commits.clear();
                 self.stat = None;
                 self.diffs.clear();
@@ -308,6 +314,8 @@ impl TaskResource {
             | TaskEvent::PullRequestOmitted { .. }
             | TaskEvent::ForgeNoted { .. }
             | TaskEvent::Reported { .. } => {}
+            TaskEvent::SandboxUsage(usage) => self.sandbox_usage = Some(usage.as_ref().clone()),
+            TaskEvent::OperatorEntered { .. } => {}
             TaskEvent::SandboxStopped { .. } => self.sandbox = None,
             TaskEvent::RetryScheduled { wait_ms, failures, .. } => {
                 let because = self.failure.as_ref().map_or("a failure", |(failure, _)| failure.code.as_str());

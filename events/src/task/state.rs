@@ -118,6 +118,8 @@ pub struct Attempt {
     pub inherited: bool,
     /// What this attempt has cost.
     pub cost: NanoUsd,
+    /// How often it was written down what its sandbox uses.
+    pub samples: u32,
     /// What ends the attempt, once its sandbox is gone.
     pub failure: Option<Failure>,
     /// Not before this time.
@@ -232,6 +234,7 @@ impl Attempt {
             harness: HarnessRun::default(),
             inherited: false,
             cost: NanoUsd::ZERO,
+            samples: 0,
             failure: None,
             wait_until: None,
         }
@@ -489,6 +492,12 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
             task.phase = Phase::Ended(Ending::Failed(failure.clone()));
         }
         TaskEvent::Succeeded {} => task.phase = Phase::Ended(Ending::Succeeded),
+        TaskEvent::SandboxUsage(_) => {
+            if let Some(attempt) = task.current_mut() {
+                attempt.samples = attempt.samples.saturating_add(1);
+            }
+        }
+        TaskEvent::OperatorEntered { .. } => {}
         TaskEvent::TokensCharged { call, usage, cost_nano_usd, confirmed, stop_reason, .. } => {
             task.spent.cost += *cost_nano_usd;
             if *confirmed {
@@ -660,6 +669,8 @@ fn evolve_attempt(attempt: &mut Attempt, spec: &TaskSpec, event: &TaskEvent) {
         | TaskEvent::Cancelled {}
         | TaskEvent::Failed { .. }
         | TaskEvent::Succeeded {}
+        | TaskEvent::SandboxUsage(_)
+        | TaskEvent::OperatorEntered { .. }
         | TaskEvent::TokensCharged { .. } => {}
     }
 }

@@ -15,6 +15,7 @@ use super::event::{
 use super::harness::{HarnessWord, verdict};
 use super::state::{Ending, OpenCall, Task, evolve};
 use super::step::{Step, next_step};
+use super::usage::{MAX_SAMPLES, OperatorEntry, SandboxLimits, SandboxUsage};
 use crate::blob::{BlobRef, Content};
 use crate::failure::{Failure, FailureCode};
 use crate::id::{CallId, CommitId, SandboxId};
@@ -889,4 +890,54 @@ fn an_attempt_in_the_same_workspace_has_its_setup() {
     story.when(Command::NextAttempt { refund: NanoUsd::ZERO, until: now(), wait_ms: 1 }).expect("left");
     story.when(Command::Begin { now: now(), delivers: false }).expect("begun");
     assert_eq!(story.next(), Step::StartSandbox(sandbox()));
+}
+
+fn usage_of(sandbox: SandboxId) -> Command {
+    let limits = SandboxLimits { cpus: 2.0, memory_bytes: 1, pids: 1, disk_bytes: 1 };
+    Command::RecordSandboxUsage(Box::new(SandboxUsage {
+        sandbox,
+        cpu_ms: 1,
+        cpus_used: None,
+        memory_bytes: 1,
+        memory_peak_bytes: 1,
+        pids: 1,
+        disk_bytes: 1,
+        oom_kills: 0,
+        egress: None,
+        limits,
+    }))
+}
+
+#[test]
+fn samples_change_no_plan_and_come_to_an_end() {
+    let mut story = Story::asked(1);
+    let next = story.next();
+    let other = SandboxId::from_uuid(Uuid::from_u128(77));
+    assert_eq!(story.when(usage_of(other)), Err(Refusal::MovedOn), "of another sandbox");
+    for _ in 0..MAX_SAMPLES + 5 {
+        story.when(usage_of(sandbox())).expect("taken or passed over");
+    }
+    assert_eq!(story.kinds.iter().filter(|kind| **kind == "sandbox-usage").count(), MAX_SAMPLES as usize);
+    assert_eq!(story.next(), next);
+    let entry = Command::RecordOperatorEntry {
+        sandbox: sandbox(),
+        at: now(),
+        operator: "ada".into(),
+        how: OperatorEntry::Shell,
+        program: "sh".into(),
+    };
+    story.when(entry).expect("whatever the plan is");
+    assert_eq!(story.next(), next);
+}
+
+#[test]
+fn the_last_sample_comes_with_the_end_of_the_sandbox() {
+    let mut story = Story::asked(1);
+    story.when(reply(1, vec![text("Done.")], StopReason::EndTurn)).expect("reply");
+    story.when(commit()).expect("commit");
+    let Command::RecordSandboxUsage(last) = usage_of(sandbox()) else { panic!("a sample") };
+    let end = |last| Command::RecordSandboxEnd { sandbox: sandbox(), reason: SandboxEnd::Finished, last };
+    story.when(end(Some(last.clone()))).expect("stopped");
+    assert_eq!(story.kinds[story.kinds.len() - 2..], ["sandbox-usage", "sandbox-stopped"]);
+    assert_eq!(story.when(end(Some(last))), Err(Refusal::MovedOn));
 }

@@ -16,7 +16,8 @@ use super::Limits;
 use super::layout::Layout;
 use super::spec::{CPU_PERIOD, cpu_quota};
 
-const ROOT: &str = "/sys/fs/cgroup";
+/// Where all trees are.
+pub const ROOT: &str = "/sys/fs/cgroup";
 /// What the name of every group of ours begins with.
 pub const PREFIX: &str = "orchestra.";
 /// How long the processes of a killed group may take to be gone; a process in a slow system call ends with it.
@@ -362,6 +363,29 @@ impl Hierarchy {
     /// Bytes of memory in use.
     pub fn memory(&self, name: &str) -> u64 {
         self.number(name, "memory/memory.usage_in_bytes", "memory.current").unwrap_or(0)
+    }
+
+    /// The most bytes of memory that were in use at once; 0 where the kernel does not say (version 2 before 5.19).
+    pub fn memory_peak(&self, name: &str) -> u64 {
+        self.number(name, "memory/memory.max_usage_in_bytes", "memory.peak").unwrap_or(0)
+    }
+
+    /// Processor time of all its processes, those that have ended included.
+    pub fn cpu_time(&self, name: &str) -> Duration {
+        match self {
+            Self::V1(_) => Duration::from_nanos(self.number(name, "cpuacct/cpuacct.usage", "").unwrap_or(0)),
+            Self::V2(base) => {
+                let text = fs::read_to_string(base.join(name).join("cpu.stat")).unwrap_or_default();
+                let used = text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse().ok());
+                Duration::from_micros(used.unwrap_or(0))
+            }
+            Self::Absent(_) => Duration::ZERO,
+        }
+    }
+
+    /// The directories of the group, one for each tree that it is in.
+    pub fn directories(&self, name: &str) -> Vec<PathBuf> {
+        self.groups(name).collect()
     }
 
     /// Processes and threads.

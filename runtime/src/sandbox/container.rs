@@ -65,6 +65,21 @@ fn walls(status: &str, landlock: u32) -> Walls {
     }
 }
 
+/// What a sandbox uses now.
+pub fn read_usage(layout: &Layout, cgroups: &Hierarchy) -> io::Result<Usage> {
+    let disk = nix::sys::statvfs::statvfs(&layout.volume())?;
+    let (block, group) = (disk.fragment_size(), layout.cgroup());
+    Ok(Usage {
+        cpu: cgroups.cpu_time(group),
+        memory_bytes: cgroups.memory(group),
+        memory_peak_bytes: cgroups.memory_peak(group),
+        pids: cgroups.tasks(group),
+        disk_used_bytes: (disk.blocks() - disk.blocks_free()) * block,
+        disk_bytes: disk.blocks() * block,
+        oom_kills: cgroups.oom_kills(group),
+    })
+}
+
 impl Running {
     pub fn new(id: SandboxId, layout: Layout, cgroups: Arc<Hierarchy>) -> Self {
         Self { id, layout, cgroups }
@@ -263,7 +278,12 @@ impl Sandbox for Running {
     async fn walls(&self) -> Result<Walls, SandboxError> {
         let landlock = match self.ask(&Request::Ping).await? {
             Reply::Pong(stats) => stats.landlock,
-            Reply::Output(_) | Reply::Outcome(..) | Reply::Done(_) | Reply::Refused(_) => {
+            Reply::Output(_)
+            | Reply::Errors(_)
+            | Reply::Outcome(..)
+            | Reply::Done(_)
+            | Reply::Running(_)
+            | Reply::Refused(_) => {
                 return Err(self.unresponsive("it answered something else"));
             }
         };
@@ -279,17 +299,7 @@ impl Sandbox for Running {
 
     async fn usage(&self) -> Result<Usage, SandboxError> {
         let this = self.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let disk = nix::sys::statvfs::statvfs(&this.layout.volume())?;
-            let block = disk.fragment_size();
-            Ok(Usage {
-                memory_bytes: this.cgroups.memory(this.layout.cgroup()),
-                pids: this.cgroups.tasks(this.layout.cgroup()),
-                disk_used_bytes: (disk.blocks() - disk.blocks_free()) * block,
-                disk_bytes: disk.blocks() * block,
-                oom_kills: this.cgroups.oom_kills(this.layout.cgroup()),
-            })
-        });
+        let read = tokio::task::spawn_blocking(move || read_usage(&this.layout, &this.cgroups));
         let read = read.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         read.map_err(SandboxError::host(format!("reading what sandbox {} uses", self.id)))
     }

@@ -24,8 +24,8 @@ use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_wh
 use super::setups::Setups;
 use super::zygote::Zygote;
 use super::{
-    Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, SetupKey, SetupLimits, Volume, layers, seccomp, spec,
-    teardown, volume,
+    Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, SetupKey, SetupLimits, Volume, inspect,
+    layers, seccomp, spec, teardown, volume,
 };
 use crate::image::ImageStore;
 
@@ -153,6 +153,7 @@ impl Inner {
         };
         let write = || {
             make_dir(&layout.stage())?;
+            inspect::About::of(spec, &cgroup).write(&layout)?;
             write_whole(&layout.order(), &serde_json::to_vec(&order)?, 0o600)
         };
         write().map_err(preparing())?;
@@ -341,6 +342,16 @@ impl Sandboxes for Containers {
             Ok(format!("{}/{}/{}", stored.display(), found.manifest.inputs, found.manifest.created))
         };
         self.inner.blocking(nobody, work).await
+    }
+
+    async fn entries(&self, id: SandboxId) -> Result<Vec<Entry>, SandboxError> {
+        let reading = SandboxError::host(format!("reading who has entered sandbox {id}"));
+        self.inner.blocking(id, move |this| inspect::entries(&this.state.layout(id)).map_err(reading)).await
+    }
+
+    async fn forget_entry(&self, id: SandboxId, entry: uuid::Uuid) -> Result<(), SandboxError> {
+        let doing = SandboxError::host(format!("taking down who has entered sandbox {id}"));
+        self.inner.blocking(id, move |this| inspect::forget_entry(&this.state.layout(id), entry).map_err(doing)).await
     }
 
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError> {

@@ -156,6 +156,11 @@ impl Ranges {
         Self { ids, without, able: Mutex::default() }
     }
 
+    /// The claims that there are, for who only looks.
+    pub fn known(ids: HostIds) -> Self {
+        Self { ids, without: None, able: Mutex::default() }
+    }
+
     /// A range that this sandbox alone has until [`Ranges::release`], the one that it has already, or the shared one where
     /// its files cannot be translated. Its directory must be there.
     pub fn claim(&self, layout: &Layout, layers: &[Layer], cgroups: &Hierarchy) -> Result<IdRange, ClaimError> {

@@ -113,6 +113,15 @@ fn write(path: &Path, bytes: &[u8], mode: u32, settle: bool) -> io::Result<()> {
 }
 
 impl State {
+    /// The directory of a server that has run.
+    ///
+    /// # Errors
+    /// When no server has kept sandboxes there.
+    pub fn existing(dir: &Path) -> io::Result<Self> {
+        fs::read_dir(dir.join("sandboxes"))?;
+        Self::open(dir)
+    }
+
     /// Opens (and makes) the directory.
     pub fn open(dir: &Path) -> io::Result<Self> {
         make_dir(&dir.join("sandboxes"))?;
@@ -236,6 +245,16 @@ impl Layout {
     /// What the helper is told.
     pub fn order(&self) -> PathBuf {
         self.dir.join("helper.json")
+    }
+
+    /// What is to be known about it without asking it.
+    pub fn about(&self) -> PathBuf {
+        self.dir.join("about.json")
+    }
+
+    /// One file for each entry from the host that nobody has taken down yet.
+    pub fn entries(&self) -> PathBuf {
+        self.dir.join("entries")
     }
 
     /// What the helper's own errors go to.

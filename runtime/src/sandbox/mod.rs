@@ -19,6 +19,7 @@ mod error;
 mod helper;
 mod idmap;
 mod ids;
+mod inspect;
 mod layers;
 mod layout;
 mod network;
@@ -50,6 +51,7 @@ pub use containers::Containers;
 pub use error::SandboxError;
 pub use helper::{HELPER_ARG, helper_main};
 pub use ids::{HostIds, IdRange};
+pub use inspect::{About, Confinement, Entry, EntryKind, Inspection, MAX_ENTRIES, Process, RunState, Survey};
 pub use layers::MAX_LAYERS;
 pub use network::listen_inside;
 pub use orchestra_init::{Listed, Window};
@@ -187,8 +189,12 @@ pub struct PipedOutcome {
 /// What a sandbox uses now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Usage {
+    /// Processor time of all its processes so far.
+    pub cpu: Duration,
     /// Memory of all its processes and temporary file systems.
     pub memory_bytes: u64,
+    /// The most of it at once; 0 where the kernel does not say.
+    pub memory_peak_bytes: u64,
     /// Processes and threads.
     pub pids: u64,
     /// Bytes used of its disk.
@@ -244,6 +250,10 @@ pub trait Sandboxes: Send + Sync {
     async fn trim_setups(&self, limits: SetupLimits) -> Result<usize, SandboxError>;
     /// What tells the image that a name means now from every other.
     async fn image_identity(&self, image: &str) -> Result<String, SandboxError>;
+    /// Those who have entered a sandbox from the host and are not written down anywhere else yet, oldest first.
+    async fn entries(&self, id: SandboxId) -> Result<Vec<Entry>, SandboxError>;
+    /// Lets an entry go that is written down elsewhere.
+    async fn forget_entry(&self, id: SandboxId, entry: uuid::Uuid) -> Result<(), SandboxError>;
     /// Every sandbox of which anything is left on this host, running or not.
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError>;
 }

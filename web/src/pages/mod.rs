@@ -13,6 +13,7 @@ pub mod error;
 pub mod format;
 pub mod html;
 pub mod live;
+pub mod machine;
 pub mod panels;
 pub mod prose;
 pub mod sample;

@@ -12,6 +12,7 @@ use orchestra_events::task::event::{
     Budget, CredentialKind, Harness, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome, Workspace,
 };
 use orchestra_events::task::resource::PullRequest;
+use orchestra_events::task::usage::{OperatorEntry, SandboxLimits, SandboxUsage, Traffic};
 use orchestra_events::task::{TaskResource, TaskStatus};
 use orchestra_events::{
     Actor, CallId, CampaignId, CommitId, Envelope, EventId, Failure, FailureCode, NanoUsd, Position, Revision,
@@ -65,6 +66,22 @@ pub fn spec() -> TaskSpec {
     }
 }
 
+/// What a sandbox uses that has little left.
+fn sandbox_usage() -> SandboxUsage {
+    SandboxUsage {
+        sandbox: SandboxId::from_uuid(Uuid::from_u128(2)),
+        cpu_ms: 81_400,
+        cpus_used: Some(1.62),
+        memory_bytes: 1_990_000_000,
+        memory_peak_bytes: 2_147_483_648,
+        pids: 23,
+        disk_bytes: 900_000_000,
+        oom_kills: 1,
+        egress: Some(Traffic { sent_bytes: 12_000, received_bytes: 48_000_000 }),
+        limits: SandboxLimits { cpus: 2.0, memory_bytes: 2_147_483_648, pids: 512, disk_bytes: 10_737_418_240 },
+    }
+}
+
 /// A task of every status.
 pub fn tasks() -> Vec<TaskResource> {
     let failure = Failure::new(FailureCode::GitAuth, HOSTILE).with_hint(HOSTILE);
@@ -92,6 +109,7 @@ pub fn tasks() -> Vec<TaskResource> {
                 PullRequest { repo: HOSTILE.to_owned(), url: "javascript:alert(1)".to_owned(), number: 8 },
             ],
             sandbox: None,
+            sandbox_usage: Some(sandbox_usage()),
             attempt: 2,
             failure: (status != TaskStatus::Succeeded).then(|| (failure.clone(), 2)),
             created_at: time(),
@@ -269,6 +287,21 @@ pub fn events() -> Vec<TaskEvent> {
         TaskEvent::PullRequestLinked { repo: repo.clone() },
         TaskEvent::ForgeNoted { repo: repo.clone(), feature: words(), detail: words() },
         TaskEvent::Reported { repo },
+        TaskEvent::SandboxUsage(Box::new(sandbox_usage())),
+        TaskEvent::OperatorEntered {
+            sandbox,
+            at: time(),
+            operator: words(),
+            how: OperatorEntry::Exec,
+            program: words(),
+        },
+        TaskEvent::OperatorEntered {
+            sandbox,
+            at: time(),
+            operator: words(),
+            how: OperatorEntry::Shell,
+            program: words(),
+        },
         TaskEvent::SandboxStopped { sandbox, reason: SandboxEnd::Lost },
         TaskEvent::StepFailed { failure: failure.clone() },
         TaskEvent::RetryScheduled { until: time(), failures: 2, wait_ms: 4_000 },

@@ -16,6 +16,7 @@ use super::diff;
 use super::error::PageError;
 use super::format;
 use super::html::Html;
+use super::machine::Machine;
 use super::panels::{self, Changes, Head, Side};
 use super::shell::{Shell, Visitor, page};
 use super::timeline::{Link, TimelineRow};
@@ -105,6 +106,7 @@ pub struct TaskPage {
     notice: Option<&'static str>,
     live: Option<String>,
     head: Html,
+    machine: Html,
     changes: Html,
     side: Html,
     rows: Vec<Html>,
@@ -131,9 +133,14 @@ impl TaskPage {
             notice: view.notice.map(Notice::sentence),
             live: (!past && !task.status.is_final()).then(|| format!("{path}/live?after={}", task.revision.0)),
             head: panels::render(&Head::of(task, fragments)),
+            machine: panels::render(&Machine::of(task)),
             changes: panels::render(&Changes::of(task, patch, diff::ON_TASK_PAGE, false)),
             side: panels::render(&Side::of(task, &current.missing, visitor)),
-            rows: events.iter().map(|event| fragments.timeline_row(&TimelineRow::of(task.id, event))).collect(),
+            rows: events
+                .iter()
+                .filter(|event| TimelineRow::shows(event))
+                .map(|event| fragments.timeline_row(&TimelineRow::of(task.id, event)))
+                .collect(),
             older: (first > 0).then(|| Link {
                 href: format!("{path}?before={first}#timeline-title"),
                 text: format!("{} earlier", format::count(first, "event", "events")),

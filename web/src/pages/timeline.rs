@@ -6,6 +6,7 @@ use orchestra_events::task::TaskEvent;
 use orchestra_events::task::conversation::{Block, StopReason};
 use orchestra_events::task::event::{CredentialKind, PushOutcome, SandboxEnd, ToolOutcome, Workspace};
 use orchestra_events::task::resource::activity;
+use orchestra_events::task::usage::OperatorEntry;
 use orchestra_events::{Actor, ActorKind, Envelope, Failure, TaskId};
 use serde::Serialize;
 use serde_json::Value;
@@ -139,6 +140,11 @@ pub fn output_path(task: TaskId, revision: u64) -> String {
 }
 
 impl TimelineRow {
+    /// Whether an event has a row of its own on a task's page: what is measured every few seconds has its meters there.
+    pub fn shows(envelope: &Envelope) -> bool {
+        &*envelope.kind != "sandbox-usage"
+    }
+
     /// The row of an event. An event that does not read as one gets a row that says so.
     pub fn of(task: TaskId, envelope: &Envelope) -> Self {
         let mut row = Self::blank(envelope.revision.0, &envelope.kind, envelope.time);
@@ -209,6 +215,19 @@ impl TimelineRow {
             TaskEvent::SandboxStarted { image, start_ms, .. } => {
                 let took = format::milliseconds(*start_ms);
                 self.say(Tone::Quiet, "Sandbox", format!("Sandbox with image {image} up in {took}."));
+            }
+            TaskEvent::SandboxUsage(usage) => {
+                let memory = format::bytes(usage.memory_bytes);
+                let (cpu, pids) =
+                    (format::milliseconds(usage.cpu_ms), format::count(usage.pids, "process", "processes"));
+                self.say(Tone::Quiet, "Sandbox", format!("Uses {memory} of memory, {cpu} of CPU time, {pids}."));
+            }
+            TaskEvent::OperatorEntered { operator, how, program, .. } => {
+                let how = match how {
+                    OperatorEntry::Exec => format!("ran {program} in the sandbox"),
+                    OperatorEntry::Shell => "opened a shell in the sandbox".to_owned(),
+                };
+                self.say(Tone::Person, "Operator", format!("{operator} {how}."));
             }
             TaskEvent::SandboxStopped { reason, .. } => self.say(Tone::Quiet, "Sandbox", sandbox_end(*reason)),
             TaskEvent::ModelCalled { model, reserved_nano_usd, .. } => {

@@ -20,6 +20,7 @@ use crate::App;
 use crate::pages::diff;
 use crate::pages::error::PageError;
 use crate::pages::html::Html;
+use crate::pages::machine::Machine;
 use crate::pages::panels::{self, Changes, Head, Side};
 use crate::pages::shell::{StreamVisitor, Visitor};
 use crate::pages::task::{Current, latest, patch, task_id};
@@ -81,6 +82,7 @@ struct TaskStream {
 #[derive(Default)]
 struct Panels {
     head: Option<Html>,
+    machine: Option<Html>,
     side: Option<Html>,
     /// The task's diffs, by hash: each is fetched once.
     diffs: Vec<RepoDiff>,
@@ -110,6 +112,7 @@ impl TaskStream {
         if after == Some(current.task.revision) {
             // The page was rendered from exactly this.
             shown.head = Some(panels::render(&Head::of(&current.task, &app.dashboard.fragments)));
+            shown.machine = Some(panels::render(&Machine::of(&current.task)));
             shown.side = Some(panels::render(&Side::of(&current.task, &current.missing, &visitor)));
             shown.diffs.clone_from(&current.task.diffs);
         }
@@ -207,8 +210,10 @@ impl TaskStream {
             if envelope.revision > self.current.task.revision {
                 self.fold(&envelope, event.as_ref());
             }
-            let row = self.app.dashboard.fragments.timeline_row(&TimelineRow::of(id, &envelope));
-            message.put("timeline", Swap::Append, &row);
+            if TimelineRow::shows(&envelope) {
+                let row = self.app.dashboard.fragments.timeline_row(&TimelineRow::of(id, &envelope));
+                message.put("timeline", Swap::Append, &row);
+            }
         }
         if silent {
             self.mid_sentence = false;
@@ -241,6 +246,11 @@ impl TaskStream {
         if self.shown.head.as_ref() != Some(&head) {
             message.put("head", Swap::Morph, &head);
             self.shown.head = Some(head);
+        }
+        let machine = panels::render(&Machine::of(task));
+        if self.shown.machine.as_ref() != Some(&machine) {
+            message.put("machine", Swap::Morph, &machine);
+            self.shown.machine = Some(machine);
         }
         let side = panels::render(&Side::of(task, &self.current.missing, &self.visitor));
         if self.shown.side.as_ref() != Some(&side) {
