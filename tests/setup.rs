@@ -197,6 +197,10 @@ async fn a_script_that_fails_ends_the_task_with_its_words_and_before_a_model_is_
     assert_eq!(kept(&house).len(), 0);
     house.nothing_left().await;
 
+    commit(&house, "main", &[(".orchestra/setup.sh", "dd if=/dev/zero of=big bs=1M 2>&1")]);
+    let (task, _) = run(&house, json!({})).await;
+    assert!(task["failure"]["hint"].as_str().unwrap().contains("sandbox.disk"), "{task:#}");
+
     // What cannot be run is told in the same way.
     commit(&house, "main", &[(".orchestra/setup.sh", "# orchestra: input Cargo.lock\n")]);
     let (task, _) = run(&house, json!({})).await;

@@ -41,6 +41,8 @@ const MAX_EXCLUDED: usize = 2_000;
 const MAX_NAMES: u64 = 512 * 1024;
 /// How much of the end of a script's output goes into the failure's sentence, in characters.
 const MAX_QUOTED: usize = 600;
+/// The most that ext4 keeps back for itself of a disk that is full to everybody else, in bytes: a fiftieth, or 4,096 blocks.
+const KEPT_BACK: u64 = 4_096 * 4_096;
 /// How much of the scripts' output is recorded, in bytes: less than would make it a blob.
 const MAX_RECORDED: usize = 28 * 1024;
 /// How long another task's failure is everybody's who has waited for it: whoever comes later tries anew.
@@ -363,7 +365,10 @@ impl Workshop {
                 End::Exited(code) => Some(code),
                 End::Signalled(_) | End::TimedOut(_) | End::OutOfMemory => None,
             };
-            let full = sandbox.usage().await.is_ok_and(|usage| usage.disk_used_bytes + (1 << 20) > usage.disk_bytes);
+            let full = sandbox.usage().await.is_ok_and(|usage| {
+                let free = usage.disk_bytes.saturating_sub(usage.disk_used_bytes);
+                free <= (usage.disk_bytes / 50).min(KEPT_BACK) + (1 << 20)
+            });
             let failure = match end {
                 End::Exited(0) => continue,
                 End::Exited(code) => not_made(format!("{script} ended with exit code {code}. {quoted}")),
