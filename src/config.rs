@@ -17,7 +17,7 @@ use orchestra_runtime::forge::{ForgeConfig, ForgeKind};
 use orchestra_runtime::gateway::{Abandoned, GatewayPolicy};
 use orchestra_runtime::git::{BranchOverrides, BranchPolicies, BranchSettings};
 use orchestra_runtime::model::{Dialect, HostedTool, PriceRow, ProviderConfig, Timeouts, read_operator};
-use orchestra_runtime::sandbox::HostIds;
+use orchestra_runtime::sandbox::{HostIds, MAX_READY};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
@@ -231,7 +231,7 @@ pub struct SandboxSection {
     pub timeout: String,
     /// Wall-clock limit of a repository's setup script.
     pub setup_timeout: String,
-    /// Sandboxes kept ready. Must be 0: sandboxes start on demand.
+    /// Sandboxes of the default image kept started ahead; 0 for none.
     pub warm_pool: u32,
     /// The host's user ids that sandboxes run with.
     pub host_ids: HostIdsSection,
@@ -482,7 +482,10 @@ impl Config {
         refuse(setup.as_secs() == 0, "sandbox.setup_timeout is at least 1s")?;
         refuse(!(self.sandbox.cpus > 0.0 && self.sandbox.cpus <= 1024.0), "sandbox.cpus is above 0 and at most 1024")?;
         refuse(self.sandbox.pids < 16, "sandbox.pids is at least 16")?;
-        refuse(self.sandbox.warm_pool > 0, "sandbox.warm_pool must be 0: sandboxes are started on demand")?;
+        refuse(
+            self.sandbox.warm_pool as usize > MAX_READY,
+            &format!("sandbox.warm_pool is at most {MAX_READY}: each holds memory and a disk"),
+        )?;
         refuse(
             self.scheduler.places == 0 || self.scheduler.per_team == 0,
             "scheduler.places and per_team are at least 1",

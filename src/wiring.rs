@@ -22,12 +22,12 @@ use orchestra_events::key::Scope;
 use orchestra_events::projections::ReadModels;
 use orchestra_events::store::sqlite::SqliteStore;
 use orchestra_events::task::event::Attempts;
-use orchestra_events::{Actor, EventStore, KeyId};
+use orchestra_events::{Actor, EventStore, KeyId, SandboxId};
 use orchestra_runtime::forge::Forges;
 use orchestra_runtime::gateway::Gateway;
 use orchestra_runtime::git::{CacheLimits, Git, GitConfig};
 use orchestra_runtime::model::Models;
-use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, Sandboxes, SetupLimits};
+use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, SandboxSpec, Sandboxes, SetupLimits};
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
@@ -86,7 +86,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let cancel = CancellationToken::new();
     actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&store), cancel.clone().cancelled_owned()));
 
-    let workshop = workshop(config, &store)?;
+    let workshop = workshop(config, &store).await?;
     let dashboard = Dashboard {
         blobs: Some(Arc::clone(&workshop.blobs)),
         fragments: config.templates_dir.as_deref().map_or_else(Fragments::default, Fragments::with_overrides),
@@ -131,14 +131,19 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     Ok(Server { address, orchestra, app, admin_key, public_url, handle, serving, cancel })
 }
 
-fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Workshop> {
+async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Workshop> {
     let data = &config.data_dir;
     let this_program = std::env::current_exe().context("cannot find this program's own file")?;
     let state_dir = data.join("sandboxes");
     let host = SandboxConfig { state_dir, images: config.images_dir(), helper: this_program.clone() };
-    let sandboxes: Arc<dyn Sandboxes> = Arc::new(
-        Containers::with_host_ids(host, config.sandbox.host_ids.ids()?).context("cannot prepare the sandboxes")?,
-    );
+    let containers =
+        Containers::with_host_ids(host, config.sandbox.host_ids.ids()?).context("cannot prepare the sandboxes")?;
+    let limits = limits(config)?;
+    // Like those of tasks that name no image.
+    let ahead =
+        SandboxSpec::of_a_task(SandboxId::from_uuid(uuid::Uuid::nil()), config.sandbox.image.clone(), limits.clone());
+    containers.keep_ready(config.sandbox.warm_pool as usize, ahead).await;
+    let sandboxes: Arc<dyn Sandboxes> = Arc::new(containers);
     let mut git = GitConfig::new(this_program);
     git.depth = Some(config.git.depth).filter(|depth| *depth > 0);
     git.push_options.clone_from(&config.git.push_options);
@@ -187,16 +192,21 @@ fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Work
             refund_failed: config.billing.refund_failed,
             ..RetryPolicy::default()
         },
-        limits: Limits {
-            memory_bytes: parse_bytes(&config.sandbox.memory)?,
-            cpus: config.sandbox.cpus,
-            pids: config.sandbox.pids,
-            disk_bytes: parse_bytes(&config.sandbox.disk)?,
-            timeout: Duration::ZERO,
-        },
+        limits,
         totals: Totals::default(),
         node: config.node.clone(),
         repositories,
+    })
+}
+
+/// What every sandbox may use; how long it may live is each task's own.
+fn limits(config: &Config) -> anyhow::Result<Limits> {
+    Ok(Limits {
+        memory_bytes: parse_bytes(&config.sandbox.memory)?,
+        cpus: config.sandbox.cpus,
+        pids: config.sandbox.pids,
+        disk_bytes: parse_bytes(&config.sandbox.disk)?,
+        timeout: Duration::ZERO,
     })
 }
 

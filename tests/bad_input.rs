@@ -538,7 +538,7 @@ async fn a_command_line_that_does_not_do_says_what_would() {
         (serve(&file("[sandbox]\nmemory = 7")), &[], "memory"),
         (serve(&file("[sandbox]\nmemory = \"2GB\"")), &[], "use KiB, MiB, GiB or TiB"),
         (serve(&file("[sandbox]\ntimeout = \"soon\"")), &[], "sandbox.timeout"),
-        (serve(&file("[sandbox]\nwarm_pool = 3")), &[], "sandbox.warm_pool"),
+        (serve(&file("[sandbox]\nwarm_pool = 33")), &[], "sandbox.warm_pool"),
         (serve(&file("default_forge = \"nowhere\"")), &[], "configure it under [forges.NAME]"),
         (serve(&file("store = \"oracle\"")), &[], "store must be"),
         (serve(&file("log = \"orchestra=louder\"")), &[], "log"),

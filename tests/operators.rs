@@ -34,7 +34,7 @@ async fn exec(house: &House, id: &str, more: &[&str]) -> (Option<i32>, String, S
 
 /// A house with a task whose agent sleeps until it is told.
 async fn at_work() -> (House, String) {
-    let turns = json!([bash("until [ -e /tmp/go ]; do sleep 0.1; done; rm /tmp/go"), done()]);
+    let turns = json!([bash("until [ -e /tmp/go ]; do sleep 0.1; done; echo made > made.txt"), done()]);
     let house = Setup::new(script(turns)).open().await;
     let id = house.submit(json!({})).await;
     house.event(&id, "tool-called").await;
@@ -286,7 +286,7 @@ async fn a_shell_has_a_terminal_and_gives_it_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_done_is_said_in_words_that_help() {
-    let (house, task) = at_work().await;
+    let (mut house, task) = at_work().await;
     let id = listed(&house).await[0]["id"].as_str().unwrap().to_owned();
     let (code, _, err) = exec(&house, "sbx_nobody", &["true"]).await;
     assert!(code == Some(2) && err.contains("the nearest are") && err.contains(&id), "{err}");
@@ -305,6 +305,7 @@ async fn what_cannot_be_done_is_said_in_words_that_help() {
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied),
     }
     // One whose server is gone and whose run has ended cannot be entered.
+    house.kill().await;
     for (pid, command) in processes_of(&house.data()) {
         if command.contains("pid1") {
             // SAFETY: a plain system call; the process is the first one of this test's own sandbox.
@@ -313,7 +314,10 @@ async fn what_cannot_be_done_is_said_in_words_that_help() {
     }
     gone(&house, "/orch/init pid1").await;
     let (code, _, err) = exec(&house, &id, &["true"]).await;
-    assert!(code == Some(2) && !err.is_empty(), "{err}");
+    assert!(code == Some(2) && err.contains("does not run any more"), "{err}");
+    let seen = &listed(&house).await[0];
+    assert_eq!(seen["state"], "stopped", "{seen:#}");
+    house.restart().await;
     house.api.post(&format!("/v1/tasks/{task}/cancel"), &json!({})).await;
     house.ended(&task).await;
     house.nothing_left().await;

@@ -271,6 +271,11 @@ impl Workshop {
         Limits { timeout: Duration::from_secs(task.spec.timeout_seconds), ..self.limits.clone() }
     }
 
+    /// This task's sandbox. The same from the making of its disk to its start, or one that was started ahead is of no use.
+    fn sandbox_spec(&self, task: &Task, id: SandboxId) -> SandboxSpec {
+        SandboxSpec::of_a_task(id, task.spec.image.clone(), self.limits(task))
+    }
+
     /// What follows a failure of this task's step.
     fn then(&self, task: &Task, failure: &Failure, asked: Option<Duration>) -> Then {
         let mut policy = self.policy;
@@ -287,15 +292,8 @@ impl Workshop {
             Some(running) => running,
             None => {
                 self.disk_is_there(id).await?;
-                let limits = self.limits(task);
-                self.sandboxes.create_volume(id, limits.disk_bytes).await?;
-                let spec = SandboxSpec {
-                    id,
-                    image: task.spec.image.clone(),
-                    limits,
-                    env: Vec::new(),
-                    hostname: "sandbox".to_owned(),
-                };
+                let spec = self.sandbox_spec(task, id);
+                self.sandboxes.prepare(&spec).await?;
                 self.sandboxes.start(&spec).await?
             }
         };

@@ -252,7 +252,13 @@ impl Workshop {
             let message = format!("It could not be noted where the repository is from: {error}.");
             return Err(Failed::new(Failure::new(FailureCode::Internal, message)));
         }
-        let volume = self.sandboxes.create_volume(sandbox, self.limits(task).disk_bytes).await?;
+        let spec = self.sandbox_spec(task, sandbox);
+        // What is started ahead has no setup under it.
+        let volume = if setup {
+            self.sandboxes.create_volume(sandbox, spec.limits.disk_bytes).await?
+        } else {
+            self.sandboxes.prepare(&spec).await?
+        };
         volume.lay(&target.directory, &tree.lower).await?;
         // From here on the sandbox's own record keeps the files.
         let cloned = tree.cloned;

@@ -41,8 +41,8 @@ const MAX_EXCLUDED: usize = 2_000;
 const MAX_NAMES: u64 = 512 * 1024;
 /// How much of the end of a script's output goes into the failure's sentence, in characters.
 const MAX_QUOTED: usize = 600;
-/// The most that ext4 keeps back for itself of a disk that is full to everybody else, in bytes: a fiftieth, or 4,096 blocks.
-const KEPT_BACK: u64 = 4_096 * 4_096;
+/// What every program says of a disk that takes nothing more. Free blocks tell less: ext4 keeps some back.
+const DISK_FULL: &str = "No space left on device";
 /// How much of the scripts' output is recorded, in bytes: less than would make it a blob.
 const MAX_RECORDED: usize = 28 * 1024;
 /// How long another task's failure is everybody's who has waited for it: whoever comes later tries anew.
@@ -154,6 +154,8 @@ impl Workshop {
     ) -> Result<Command, Failed> {
         let started = Instant::now();
         self.disk_is_there(workspace).await?;
+        // Mounted, also after the machine was started anew.
+        self.sandboxes.create_volume(workspace, self.limits.disk_bytes).await?;
         let plan = self.plan(task).await?;
         let finished = |cached: bool, ran: Ran, failed| Command::RecordSetup {
             key: plan.key.short().to_owned(),
@@ -359,16 +361,13 @@ impl Workshop {
             };
             let (text, omitted) = render_output(&outcome.head, &outcome.tail, outcome.total_bytes, end);
             let quoted = end_of_text(&text);
-            ran.output.push(text);
             ran.omitted_bytes += omitted;
             ran.exit_code = match end {
                 End::Exited(code) => Some(code),
                 End::Signalled(_) | End::TimedOut(_) | End::OutOfMemory => None,
             };
-            let full = sandbox.usage().await.is_ok_and(|usage| {
-                let free = usage.disk_bytes.saturating_sub(usage.disk_used_bytes);
-                free <= (usage.disk_bytes / 50).min(KEPT_BACK) + (1 << 20)
-            });
+            let full = text.contains(DISK_FULL);
+            ran.output.push(text);
             let failure = match end {
                 End::Exited(0) => continue,
                 End::Exited(code) => not_made(format!("{script} ended with exit code {code}. {quoted}")),

@@ -175,7 +175,10 @@ pub fn bwrap(parts: &Parts, place: &Place) -> Duration {
     }
     let cold = first_word(command, start);
     for group in groups {
-        fs::remove_dir(group).unwrap();
+        // The kernel lets go of the last process a moment after it has ended.
+        while fs::remove_dir(&group).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
     umount2(&rootfs, MntFlags::empty()).unwrap();
     cold

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, PipeReader};
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -17,15 +17,18 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::cgroup::Hierarchy;
 use super::client::Connection;
-use super::container::Running;
+use super::container::{Running, first_process};
+use super::handover::{self, Ahead};
 use super::helper::HELPER_ARG;
-use super::ids::{HostIds, Ranges};
+use super::ids::{HostIds, IdRange, Ranges};
+use super::layers::Layer;
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
+use super::pool::{Pool, Starts};
 use super::setups::Setups;
 use super::zygote::Zygote;
 use super::{
     Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, SetupKey, SetupLimits, Volume, inspect,
-    layers, seccomp, spec, teardown, volume,
+    layers, leftovers, seccomp, spec, teardown, volume,
 };
 use crate::image::ImageStore;
 
@@ -39,14 +42,15 @@ const LOG_QUOTE: usize = 2_000;
 /// Starts, finds and removes sandboxes on this host.
 #[derive(Clone)]
 pub struct Containers {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
+/// What all handles share.
+pub(super) struct Inner {
     config: SandboxConfig,
-    state: State,
-    cgroups: Arc<Hierarchy>,
-    ranges: Ranges,
+    pub(super) state: State,
+    pub(super) cgroups: Arc<Hierarchy>,
+    pub(super) ranges: Ranges,
     images: ImageStore,
     setups: Setups,
     /// What helpers are forked from.
@@ -55,6 +59,9 @@ struct Inner {
     init: PathBuf,
     /// The compiled system call filter of every sandbox.
     filter: PathBuf,
+    /// Sandboxes that are started ahead, if any are to be.
+    pub(super) pool: OnceLock<Arc<Pool>>,
+    pub(super) starts: Starts,
     /// One lock per sandbox that something is being done with.
     busy: Mutex<HashMap<SandboxId, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -75,6 +82,7 @@ impl Containers {
     pub fn with_host_ids(config: SandboxConfig, ids: HostIds) -> Result<Self, SandboxError> {
         let at = config.state_dir.display();
         let state = State::open(&config.state_dir).map_err(SandboxError::host(format!("opening {at}")))?;
+        leftovers::sweep(&config.state_dir);
         let cgroups =
             Hierarchy::for_user(&state.sandboxes()).map_err(SandboxError::host("looking for control groups"))?;
         cgroups.prepare().map_err(SandboxError::host("moving the server into a control group of its own"))?;
@@ -85,8 +93,9 @@ impl Containers {
         let setups = Setups::open(&state).map_err(SandboxError::host("opening what setup scripts have made"))?;
         let ranges = Ranges::open(ids, &state);
         let zygote = Zygote::new(config.helper.clone());
-        let (cgroups, busy) = (Arc::new(cgroups), Mutex::default());
-        let inner = Inner { config, state, cgroups, ranges, images, setups, zygote, init, filter, busy };
+        let cgroups = Arc::new(cgroups);
+        let (pool, starts, busy) = (OnceLock::new(), Starts::default(), Mutex::default());
+        let inner = Inner { config, state, cgroups, ranges, images, setups, zygote, init, filter, pool, starts, busy };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -121,43 +130,108 @@ impl Inner {
     async fn find(&self, id: SandboxId) -> Option<Running> {
         let layout = self.state.layout(id);
         Connection::open(&layout).await.ok()?;
-        Some(Running::new(id, layout, Arc::clone(&self.cgroups)))
+        // What was started ahead runs, and is nobody's before it was handed over.
+        handover::ahead(&layout).is_none().then(|| Running::new(id, layout, Arc::clone(&self.cgroups)))
     }
 
-    /// Everything on disk that the helper needs.
-    fn prepare(&self, spec: &SandboxSpec) -> Result<Layout, SandboxError> {
-        let id = spec.id;
-        let layout = self.state.layout(id);
-        let lower = self.images.resolve(&spec.image)?;
-        volume::create(&self.state, id, spec.limits.disk_bytes)?;
-        let preparing = || SandboxError::host(format!("preparing sandbox {id}"));
-        teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
-        let cgroup = self.cgroups.spec_path(layout.cgroup());
-        let layers = layers::read(&layout).map_err(preparing())?;
-        let ids = self.ranges.claim(&layout, &layers, &self.cgroups).map_err(|error| error.of(id))?;
-        let mut description = spec::container(spec, &cgroup, ids);
+    /// What the helper of such a sandbox is told.
+    fn order(
+        &self,
+        spec: &SandboxSpec,
+        layout: &Layout,
+        layers: Vec<Layer>,
+        ids: IdRange,
+    ) -> Result<HelperOrder, SandboxError> {
+        let mut description = spec::container(spec, &self.cgroups.spec_path(layout.cgroup()), ids);
         if self.cgroups.limits_by_itself() {
             description["linux"]["resources"] = serde_json::json!({});
-            self.cgroups.furnish(layout.cgroup(), &spec.limits).map_err(preparing())?;
         }
-        let order = HelperOrder {
+        Ok(HelperOrder {
+            ahead: false,
             description,
-            lower,
+            lower: self.images.resolve(&spec.image)?,
             layers,
-            setup: self.setups.order(&layout).map_err(preparing())?,
+            setup: self.setups.order(layout).map_err(SandboxError::host(format!("preparing sandbox {}", spec.id)))?,
             ids,
             init: self.init.clone(),
             filter: self.filter.clone(),
             timeout: spec.limits.timeout,
             cgroup: layout.cgroup().to_owned(),
-        };
+        })
+    }
+
+    /// Everything on disk that the helper needs.
+    fn prepare(&self, spec: &SandboxSpec, ahead: bool) -> Result<Layout, SandboxError> {
+        let id = spec.id;
+        let layout = self.state.layout(id);
+        self.images.resolve(&spec.image)?;
+        volume::create(&self.state, id, spec.limits.disk_bytes)?;
+        let preparing = || SandboxError::host(format!("preparing sandbox {id}"));
+        teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
+        let layers = layers::read(&layout).map_err(preparing())?;
+        let ids = self.ranges.claim(&layout, &layers, &self.cgroups).map_err(|error| error.of(id))?;
+        let order = HelperOrder { ahead, ..self.order(spec, &layout, layers, ids)? };
         let write = || {
+            if self.cgroups.limits_by_itself() {
+                self.cgroups.furnish(layout.cgroup(), &spec.limits)?;
+            }
             make_dir(&layout.stage())?;
-            inspect::About::of(spec, &cgroup).write(&layout)?;
+            inspect::About::of(spec, &self.cgroups.spec_path(layout.cgroup())).write(&layout)?;
+            if ahead {
+                layout.note_first_name(id)?;
+                let noted = Ahead { disk_bytes: spec.limits.disk_bytes };
+                write_whole(&layout.ahead(), &serde_json::to_vec(&noted)?, 0o600)?;
+            }
             write_whole(&layout.order(), &serde_json::to_vec(&order)?, 0o600)
         };
         write().map_err(preparing())?;
         Ok(layout)
+    }
+
+    /// What the helper of the sandbox in this directory was told, if it was started ahead just as this one would be started
+    /// now, and runs.
+    pub(super) fn ready_for(&self, spec: &SandboxSpec, layout: &Layout) -> Option<HelperOrder> {
+        let noted = handover::ahead(layout)?;
+        let was: HelperOrder = serde_json::from_slice(&fs::read(layout.order()).ok()?).ok()?;
+        let layers = layers::read(layout).ok()?;
+        let ids = self.ranges.held(layout, &layers).ok()??;
+        let wanted = HelperOrder { ahead: true, ..self.order(spec, layout, layers, ids).ok()? };
+        // What lies under the work tree and how long it may live are told when it is handed over.
+        let was = HelperOrder { layers: wanted.layers.clone(), timeout: wanted.timeout, ..was };
+        let stands = noted.disk_bytes == spec.limits.disk_bytes && was == wanted && self.is_alive(layout);
+        stands.then_some(wanted)
+    }
+
+    /// Whether both the sandbox's helper and its first process are there.
+    pub(super) fn is_alive(&self, layout: &Layout) -> bool {
+        layout.helper_pid().is_some() && first_process(layout, &self.cgroups).is_some()
+    }
+
+    /// Makes the sandbox that was started ahead in this one's directory this one, if there is one.
+    fn take_over(&self, spec: &SandboxSpec) -> Option<Layout> {
+        let layout = self.state.layout(spec.id);
+        handover::ahead(&layout)?;
+        let order = self.ready_for(spec, &layout)?;
+        let handed = handover::hand_over(&layout, &order);
+        let id = spec.id;
+        let handed = handed.inspect_err(|error| tracing::warn!(sandbox = %id, %error, "not handed over; started anew"));
+        handed.ok().map(|()| layout)
+    }
+
+    /// Starts a helper for what is prepared, and waits until the sandbox answers.
+    pub(super) async fn bring_up(self: &Arc<Self>, spec: SandboxSpec, ahead: bool) -> Result<Running, SandboxError> {
+        let id = spec.id;
+        let prepared = self.blocking(id, move |this| {
+            let layout = this.prepare(&spec, ahead)?;
+            let failed = |error: io::Error| SandboxError::StartFailed { id, detail: error.to_string() };
+            let report = this.start_helper(&layout, true).map_err(failed)?;
+            Ok((layout, report))
+        });
+        let (layout, report) = prepared.await?;
+        self.launch(id, &layout, report).await?;
+        let running = Running::new(id, layout, Arc::clone(&self.cgroups));
+        running.ping().await?;
+        Ok(running)
     }
 
     /// Has a helper started for the sandbox, which goes on if this process dies. What it reports can be read from the pipe.
@@ -219,7 +293,7 @@ impl Inner {
     }
 
     /// Runs what waits for the kernel on a thread for that.
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         id: SandboxId,
         work: impl FnOnce(&Self) -> Result<T, SandboxError> + Send + 'static,
@@ -234,19 +308,25 @@ impl Inner {
         if let Some(running) = self.find(id).await {
             return Ok(Arc::new(running));
         }
+        let _start = self.starts.begin();
+        if self.state.layout(id).ahead().exists() {
+            let asked = spec.clone();
+            if let Some(layout) = self.blocking(id, move |this| Ok(this.take_over(&asked))).await? {
+                let running = Running::new(id, layout, Arc::clone(&self.cgroups));
+                match running.ping().await {
+                    Ok(()) => {
+                        tracing::info!(sandbox = %id, "sandbox handed over");
+                        return Ok(Arc::new(running));
+                    }
+                    // It died in our hands. Nobody has used it: a new one is as good.
+                    Err(error) => tracing::warn!(sandbox = %id, %error, "handed over and gone; started anew"),
+                }
+            }
+        }
         let cgroups = Arc::clone(&self.cgroups);
         // Beside everything else, and nobody waits for it.
         drop(tokio::task::spawn_blocking(move || cgroups.ease_next_move()));
-        let prepared = self.blocking(id, move |this| {
-            let layout = this.prepare(&spec)?;
-            let failed = |error: io::Error| SandboxError::StartFailed { id, detail: error.to_string() };
-            let report = this.start_helper(&layout, true).map_err(failed)?;
-            Ok((layout, report))
-        });
-        let (layout, report) = prepared.await?;
-        self.launch(id, &layout, report).await?;
-        let running = Running::new(id, layout, Arc::clone(&self.cgroups));
-        running.ping().await?;
+        let running = self.bring_up(spec, false).await?;
         tracing::info!(sandbox = %id, "sandbox started");
         Ok(Arc::new(running))
     }
@@ -264,6 +344,19 @@ impl Sandboxes for Containers {
             inner.blocking(id, made).await
         };
         self.alone(id, work).await
+    }
+
+    async fn prepare(&self, spec: &SandboxSpec) -> Result<Volume, SandboxError> {
+        let (spec, spec_id) = (spec.clone(), spec.id);
+        let work = move |inner: Arc<Inner>| async move {
+            let made = move |this: &Inner| {
+                this.zygote.wake();
+                this.claim(&spec);
+                volume::create(&this.state, spec.id, spec.limits.disk_bytes)
+            };
+            inner.blocking(spec_id, made).await
+        };
+        self.alone(spec_id, work).await
     }
 
     async fn start(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, SandboxError> {
@@ -356,6 +449,13 @@ impl Sandboxes for Containers {
 
     async fn list(&self) -> Result<Vec<SandboxId>, SandboxError> {
         let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
-        self.inner.blocking(nobody, |this| teardown::list(&this.state, &this.cgroups, &this.ranges)).await
+        let pooled = || self.inner.pool.get().map(|pool| pool.ids()).unwrap_or_default();
+        // Asked before and after: one that is taken or made meanwhile is in one of the two.
+        let before = pooled();
+        let mut found =
+            self.inner.blocking(nobody, |this| teardown::list(&this.state, &this.cgroups, &this.ranges)).await?;
+        let after = pooled();
+        found.retain(|id| !before.contains(id) && !after.contains(id));
+        Ok(found)
     }
 }

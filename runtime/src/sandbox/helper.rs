@@ -28,6 +28,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, setgroups, setsid};
 
 use super::cgroup::Hierarchy;
+use super::handover::Counter;
 use super::layout::{Cause, Ending, HelperOrder, HelperReport, Layout, whole_file_lock, write_whole};
 use super::seccomp::Filter;
 use super::{network, stage};
@@ -147,10 +148,12 @@ fn run(dir: &Path) -> io::Result<()> {
     let layout = Layout::at(dir.to_owned(), order.cgroup.clone());
     let deadline = Instant::now().checked_add(order.timeout);
     let listener = hand_over_socket(&layout)?;
+    let counter = order.ahead.then(|| Counter::open(&layout)).transpose()?;
     let filter = Filter::read(&order.filter)?;
-    stage::enter(&layout, order.ids, &order.lower, &order.layers, order.setup.as_ref(), &order.init)?;
+    stage::enter(&layout, &order)?;
     fs::write(Path::new(stage::BUNDLE).join("config.json"), serde_json::to_vec(&order.description)?)?;
-    let layout = Layout::at(stage::SANDBOX.into(), order.cgroup);
+    let layout = Layout::at(stage::SANDBOX.into(), order.cgroup.clone());
+    drop(order);
     let started = create_and_start(&layout, &cgroups, filter);
     // The sandbox has its own copy; with this one open, a dead sandbox would seem to accept connections.
     drop(listener);
@@ -158,7 +161,9 @@ fn run(dir: &Path) -> io::Result<()> {
         Ok((container, pid)) => {
             report(&HelperReport::Ready(pid.as_raw()));
             let_go_of_stdout();
-            let timed_out = wait_for_end(pid, deadline)?;
+            // SAFETY: gives memory that nothing uses back to the kernel, which it may refuse.
+            unsafe { libc::malloc_trim(0) };
+            let timed_out = wait_for_end(pid, deadline, counter, &layout)?;
             write_ending(&layout, &cgroups, timed_out)?;
             clear_away(&layout, &cgroups, Some(container))
         }
@@ -234,8 +239,14 @@ fn let_go_of_stdout() {
     }
 }
 
-/// Waits until the sandbox's first process is gone, and with it all others; true when its time ran out.
-fn wait_for_end(pid: Pid, deadline: Option<Instant>) -> io::Result<bool> {
+/// Waits until the sandbox's first process is gone, and with it all others; true when its time ran out. If there is a
+/// counter, the sandbox is handed over there once, and its time begins then.
+fn wait_for_end(
+    pid: Pid,
+    mut deadline: Option<Instant>,
+    mut counter: Option<Counter>,
+    layout: &Layout,
+) -> io::Result<bool> {
     // SAFETY: plain system call; the process is our child and not yet waited for, so the id is its own.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
     if fd < 0 {
@@ -254,11 +265,20 @@ fn wait_for_end(pid: Pid, deadline: Option<Instant>) -> io::Result<bool> {
             Some(left) if !timed_out => PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX),
             _ => PollTimeout::NONE,
         };
-        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        fds.extend(counter.as_ref().map(|counter| PollFd::new(counter.as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, timeout) {
-            Ok(0) | Err(nix::errno::Errno::EINTR) => {}
-            Ok(_) => break,
+            Ok(0) | Err(nix::errno::Errno::EINTR) => continue,
+            Ok(_) => {}
             Err(error) => return Err(error.into()),
+        }
+        if fds[0].any() == Some(true) {
+            break;
+        }
+        // What cannot be handed over stays nobody's: whoever tried removes it.
+        if let Some(Ok(Some(timeout))) = counter.as_ref().map(|counter| counter.serve(layout)) {
+            deadline = Instant::now().checked_add(timeout);
+            counter = None;
         }
     }
     let _ = waitpid(pid, None);

@@ -198,6 +198,27 @@ impl Ranges {
         Err(ClaimError::Exhausted(self.ids.ranges))
     }
 
+    /// The range that a sandbox with these layers, which has claimed before, would be given again; nothing when it would be
+    /// given one that it does not have.
+    pub fn held(&self, layout: &Layout, layers: &[Layer]) -> io::Result<Option<IdRange>> {
+        if self.without.is_some() || !layers.iter().all(|layer| self.is_able(&layer.lower)) {
+            return Ok(Some(IdRange::SHARED));
+        }
+        Ok(self.claims()?.into_iter().find(|(_, owner)| owner == layout.dir()).map(|(range, _)| range))
+    }
+
+    /// Makes what one sandbox has another's, in one step each.
+    pub fn pass_on(&self, from: &Layout, to: &Layout) -> io::Result<()> {
+        let _turn = self.turn()?;
+        for (range, _) in self.claims()?.into_iter().filter(|(_, owner)| owner == from.dir()) {
+            let partial = self.ids.claims.join(format!("{}.partial", range.claim()));
+            let _ = fs::remove_file(&partial);
+            symlink(to.dir(), &partial)?;
+            fs::rename(&partial, self.ids.claims.join(range.claim()))?;
+        }
+        Ok(())
+    }
+
     /// Gives back whatever this sandbox has. Only when nothing of it runs any more.
     pub fn release(&self, layout: &Layout) -> io::Result<()> {
         let claims = self.claims()?;

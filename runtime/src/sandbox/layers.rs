@@ -34,7 +34,7 @@ pub struct Layer {
 
 impl Layer {
     /// Where on the disk, outside of everything the sandbox sees, its changes are.
-    pub(super) fn changes(&self, volume: &Path) -> PathBuf {
+    pub fn changes(&self, volume: &Path) -> PathBuf {
         let name = if self.directory.is_empty() { "workspace".to_owned() } else { format!("in-{}", self.directory) };
         volume.join("layers").join(name)
     }
@@ -67,7 +67,8 @@ fn refused(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, what.to_owned())
 }
 
-fn check_name(directory: &str) -> io::Result<()> {
+/// Whether this can be the name of a folder that has a layer.
+pub fn check_name(directory: &str) -> io::Result<()> {
     // One name: a folder further down could be moved away with what is mounted in it.
     let mut parts = Path::new(directory).components();
     let plain =
@@ -122,11 +123,13 @@ fn make_folder(path: &Path, for_agent: bool) -> io::Result<()> {
     if for_agent { fchown(&folder, Some(WORKSPACE_UID), Some(WORKSPACE_GID)) } else { Ok(()) }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+/// Opens a directory, whatever its name, and follows no link there.
+pub fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path)
 }
 
-fn by_descriptor(file: &File) -> String {
+/// A path to what is open.
+pub fn by_descriptor(file: &File) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
@@ -153,8 +156,7 @@ pub fn mount_all(
     layers: &[Layer],
     owners: &mut Owners,
     workspace: &Path,
-    setup: Option<&SetupOrder>,
-    made: Option<&Mounted>,
+    (setup, made): (Option<&SetupOrder>, Option<&Mounted>),
 ) -> io::Result<()> {
     // What becomes a setup will lie under other commits: a folder of this one's that is moved is copied, as between disks.
     let options = match setup {

@@ -24,8 +24,11 @@ pub struct State {
 }
 
 /// What the helper is told.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct HelperOrder {
+    /// Whether it is started ahead, for whoever comes.
+    #[serde(default)]
+    pub ahead: bool,
     /// The container in OCI form.
     pub description: serde_json::Value,
     /// The image's root file system.
@@ -156,9 +159,12 @@ impl State {
         format!("{}{}.", super::cgroup::PREFIX, self.tag)
     }
 
-    /// The paths of one sandbox.
+    /// The paths of one sandbox. Its control groups bear its name, unless it was started ahead under another.
     pub fn layout(&self, id: SandboxId) -> Layout {
-        Layout { dir: self.sandboxes().join(id.to_string()), cgroup: format!("{}{id}", self.cgroup_prefix()) }
+        let dir = self.sandboxes().join(id.to_string());
+        let named = |name: SandboxId| format!("{}{name}", self.cgroup_prefix());
+        let cgroup = named(Layout::first_name(&dir).unwrap_or(id));
+        Layout { dir, cgroup }
     }
 
     /// The sandbox's first process as a file.
@@ -194,6 +200,24 @@ impl Layout {
     /// Of the sandbox in this directory; for the helper, which is told nothing else.
     pub fn at(dir: PathBuf, cgroup: String) -> Self {
         Self { dir, cgroup }
+    }
+
+    /// The socket of a helper whose sandbox was started ahead.
+    pub const HANDOVER: &str = "handover.sock";
+
+    /// The name under which the sandbox in this directory was started, if that is written there.
+    pub fn first_name(dir: &Path) -> Option<SandboxId> {
+        fs::read_to_string(dir.join("first-name")).ok()?.parse().ok()
+    }
+
+    /// Notes the name under which the sandbox was started; its directory gets another, its control groups cannot.
+    pub fn note_first_name(&self, id: SandboxId) -> io::Result<()> {
+        write_whole(&self.dir.join("first-name"), id.to_string().as_bytes(), 0o600)
+    }
+
+    /// What is noted of a sandbox that was started ahead, for as long as it is nobody's.
+    pub fn ahead(&self) -> PathBuf {
+        self.dir.join("ahead.json")
     }
 
     /// Of the sandbox whose directory this is, of whichever server on this host.

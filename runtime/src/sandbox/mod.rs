@@ -16,13 +16,16 @@ mod client;
 mod container;
 mod containers;
 mod error;
+mod handover;
 mod helper;
 mod idmap;
 mod ids;
 mod inspect;
 mod layers;
 mod layout;
+mod leftovers;
 mod network;
+mod pool;
 mod seccomp;
 mod setups;
 mod spec;
@@ -55,6 +58,7 @@ pub use inspect::{About, Confinement, Entry, EntryKind, Inspection, MAX_ENTRIES,
 pub use layers::MAX_LAYERS;
 pub use network::listen_inside;
 pub use orchestra_init::{Listed, Window};
+pub use pool::MAX_READY;
 pub use seccomp::profile as seccomp_profile;
 pub use setups::{SetupKey, SetupLimits, patterns as exclude_patterns};
 pub use spec::container as container_description;
@@ -107,6 +111,13 @@ pub struct SandboxSpec {
     pub env: Vec<(String, String)>,
     /// What it calls itself.
     pub hostname: String,
+}
+
+impl SandboxSpec {
+    /// A task's sandbox, with nothing that differs from task to task but these.
+    pub fn of_a_task(id: SandboxId, image: String, limits: Limits) -> Self {
+        Self { id, image, limits, env: Vec::new(), hostname: "sandbox".to_owned() }
+    }
 }
 
 /// Where sandboxes live on this host.
@@ -224,6 +235,10 @@ pub struct Walls {
 pub trait Sandboxes: Send + Sync {
     /// Makes the sandbox's disk, so that a work tree can be put there before the start. Replaces nothing that exists.
     async fn create_volume(&self, id: SandboxId, disk_bytes: u64) -> Result<Volume, SandboxError>;
+    /// Makes the disk of a sandbox that will be started exactly so, which may be that of one that was started ahead.
+    async fn prepare(&self, spec: &SandboxSpec) -> Result<Volume, SandboxError> {
+        self.create_volume(spec.id, spec.limits.disk_bytes).await
+    }
     /// Starts a sandbox, or finds it running.
     async fn start(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, SandboxError>;
     /// Finds a running sandbox, whoever started it. `None` when it does not run (any more).

@@ -122,7 +122,7 @@ enum Part {
 }
 
 /// What the helper has to know of it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SetupOrder {
     /// Changes have to be whole without what they were made of.

@@ -15,9 +15,8 @@ use nix::unistd::pivot_root;
 
 use super::cgroup;
 use super::idmap::Owners;
-use super::ids::IdRange;
-use super::layers::{self, Layer};
-use super::layout::Layout;
+use super::layers;
+use super::layout::{HelperOrder, Layout};
 use super::setups::{Mounted, SetupOrder};
 
 /// The sandbox's directory, seen from the stage.
@@ -66,15 +65,9 @@ fn bind_cgroups(stage: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the stage and moves into it. For a program with one thread.
-pub fn enter(
-    layout: &Layout,
-    range: IdRange,
-    lower: &Path,
-    layers: &[Layer],
-    setup: Option<&SetupOrder>,
-    init: &Path,
-) -> io::Result<()> {
+/// Makes the stage and moves into it. What is mounted in the work tree of a sandbox that is started ahead spreads into the
+/// container. For a program with one thread.
+pub fn enter(layout: &Layout, order: &HelperOrder) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
     let stage = layout.stage();
@@ -90,33 +83,31 @@ pub fn enter(
     bind_cgroups(&stage)?;
     // Not recursive: the disk that is mounted in the sandbox's directory stays outside.
     bind(layout.dir(), &at(SANDBOX), false)?;
-    let mut owners = Owners::of(range, at(SHELF))?;
+    let mut owners = Owners::of(order.ids, at(SHELF))?;
     let volume = owners.show(&layout.volume())?;
-    bind(init, &at(INIT), false)?;
-    let made = match setup {
+    bind(&order.init, &at(INIT), false)?;
+    let made = match &order.setup {
         Some(SetupOrder::Uses { image, mask }) => Some(Mounted::new(image, mask, &at(SETUP), &mut owners)?),
         Some(SetupOrder::Makes) | None => None,
     };
-    let whole = layers.iter().any(|layer| layer.directory.is_empty());
+    let whole = order.layers.iter().any(|layer| layer.directory.is_empty());
     for (folder, to) in [("workspace", WORKSPACE), ("home", HOME)] {
         match &made {
             // Where the work tree is one repository, that has the setup under it.
             Some(made) if folder == "home" || !whole => {
-                let work = volume.join("setup").join(folder);
-                layers::mount_overlay(
-                    &[&made.folder(folder)],
-                    &volume.join(folder),
-                    &work,
-                    &at(to),
-                    ",redirect_dir=on",
-                )?;
+                let (lower, work) = (made.folder(folder), volume.join("setup").join(folder));
+                layers::mount_overlay(&[&lower], &volume.join(folder), &work, &at(to), ",redirect_dir=on")?;
             }
             Some(_) | None => bind(&volume.join(folder), &at(to), false)?,
         }
     }
-    layers::mount_all(&volume, layers, &mut owners, &at(WORKSPACE), setup, made.as_ref())?;
+    if order.ahead {
+        mount(NOTHING, &at(WORKSPACE), NOTHING, MsFlags::MS_SHARED, NOTHING)?;
+    }
+    let setup = (order.setup.as_ref(), made.as_ref());
+    layers::mount_all(&volume, &order.layers, &mut owners, &at(WORKSPACE), setup)?;
     let upper_of_setup = made.as_ref().map(|made| made.folder("upper"));
-    let lowers: Vec<&Path> = upper_of_setup.iter().map(PathBuf::as_path).chain([lower]).collect();
+    let lowers: Vec<&Path> = upper_of_setup.iter().map(PathBuf::as_path).chain([order.lower.as_path()]).collect();
     layers::mount_overlay(&lowers, &volume.join("upper"), &volume.join("work"), &at(ROOT), "")?;
     if made.is_some() {
         // What is mounted on top of it keeps it.

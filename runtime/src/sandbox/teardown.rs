@@ -13,26 +13,32 @@ use orchestra_events::SandboxId;
 use super::cgroup::Hierarchy;
 use super::ids::Ranges;
 use super::layout::{Layout, State};
-use super::{SandboxError, volume};
+use super::{SandboxError, leftovers, volume};
 
 /// How long a helper may take to clear its container away before it is killed and its work is done here.
 const HELPER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Every sandbox that has a directory, a control group, a mount or a range of ids.
+/// Every sandbox that has a directory, a control group, a mount, a loop device or a range of ids.
 pub fn list(state: &State, cgroups: &Hierarchy, ranges: &Ranges) -> Result<Vec<SandboxId>, SandboxError> {
     let sandboxes = state.sandboxes();
     let looking = || SandboxError::host(format!("looking for sandboxes in {}", sandboxes.display()));
-    let mut found = BTreeSet::new();
+    let (mut found, mut renamed) = (BTreeSet::new(), BTreeSet::new());
     for entry in fs::read_dir(&sandboxes).map_err(looking())? {
         let name = entry.map_err(looking())?.file_name();
-        found.extend(name.to_str().and_then(|name| name.parse::<SandboxId>().ok()));
+        let Some(id) = name.to_str().and_then(|name| name.parse::<SandboxId>().ok()) else { continue };
+        renamed.extend(Layout::first_name(&sandboxes.join(&name)).filter(|first| *first != id));
+        found.insert(id);
     }
     let prefix = state.cgroup_prefix();
     let groups = cgroups.names(&prefix);
-    found.extend(groups.iter().filter_map(|name| name.strip_prefix(&prefix)?.parse::<SandboxId>().ok()));
+    let named = groups.iter().filter_map(|name| name.strip_prefix(&prefix)?.parse::<SandboxId>().ok());
+    found.extend(named);
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(looking())?;
     found.extend(mounts_below(&mounts, &sandboxes));
+    found.extend(leftovers::loop_devices(&sandboxes).into_iter().map(|(id, _)| id));
     found.extend(ranges.owners(state).map_err(looking())?);
+    // The groups of a sandbox that was started ahead bear the name that it had then.
+    found.retain(|name| !renamed.contains(name));
     Ok(found.into_iter().collect())
 }
 
@@ -70,7 +76,8 @@ pub fn end_run(layout: &Layout, cgroups: &Hierarchy) -> io::Result<()> {
     }
     cgroups.kill(layout.cgroup())?;
     cgroups.remove(layout.cgroup())?;
-    for path in [layout.ending(), layout.oom_seen(), layout.socket(), layout.first_process()] {
+    let counter = layout.dir().join(Layout::HANDOVER);
+    for path in [layout.ending(), layout.oom_seen(), layout.socket(), layout.first_process(), layout.ahead(), counter] {
         remove_file(&path)?;
     }
     Ok(())
@@ -98,6 +105,7 @@ pub fn destroy(state: &State, cgroups: &Hierarchy, ranges: &Ranges, id: SandboxI
         // An unmounted mount point is an empty directory, or this fails: nothing that the sandbox wrote is walked.
         remove_mount_point(&layout.stage())?;
         remove_mount_point(&layout.volume())?;
+        leftovers::detach(&state.sandboxes(), id)?;
         match fs::remove_dir_all(layout.dir()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -91,6 +91,25 @@ async fn a_group_without_a_directory_is_found_by_its_name() {
 }
 
 #[tokio::test]
+async fn a_loop_device_without_a_mount_is_found_by_its_file() {
+    let host = Host::new();
+    let id = host.id();
+    host.sandboxes.create_volume(id, 64 << 20).await.unwrap();
+    nix::mount::umount2(&host.dir_of(id).join("volume"), nix::mount::MntFlags::empty()).unwrap();
+    // One that does not let go by itself, of a file that is gone with its directory.
+    let image = host.dir_of(id).join("volume.ext4");
+    let attached = std::process::Command::new("losetup").args(["--find", "--show"]).arg(&image).output().unwrap();
+    assert!(attached.status.success(), "{}", String::from_utf8_lossy(&attached.stderr));
+    fs::remove_dir_all(host.dir_of(id)).unwrap();
+    let devices = |host: &Host| traces(host, id).iter().filter(|trace| trace.starts_with("loop")).count();
+    assert_eq!(devices(&host), 1, "{:?}", traces(&host, id));
+    assert_eq!(host.sandboxes.list().await.unwrap(), [id]);
+    host.sandboxes.destroy(id).await.unwrap();
+    until("nothing is left", || traces(&host, id).is_empty()).await;
+    assert!(host.sandboxes.list().await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_start_that_fails_says_why_and_leaves_nothing_running() {
     let host = Host::new();
     let id = host.id();

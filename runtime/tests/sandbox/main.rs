@@ -2,6 +2,7 @@
 //! behind. Every test here runs real containers and needs root and an image named `default`.
 #![allow(clippy::unwrap_used)]
 
+mod ahead;
 mod control_groups;
 mod escape;
 mod host;

@@ -147,7 +147,7 @@ async fn a_dropped_stream_takes_its_command_with_it_and_ids_are_free_again() {
 async fn a_terminal_is_one() {
     let host = Host::new();
     let sandbox = host.start(host.id()).await;
-    let script = "tty; stty size; trap 'stty size' WINCH; until [ -e /tmp/on ]; do sleep 0.05; done; \
+    let script = "trap 'stty size' WINCH; tty; stty size; until [ -e /tmp/on ]; do sleep 0.05; done; \
                   read line; echo line: $line; sleep 1000";
     let shell = Exec { env: vec![("TERM".into(), "xterm".into())], ..sh("one", script) };
     let mut exec = sandbox.exec_streamed(shell, Some(WINDOW)).await.unwrap();

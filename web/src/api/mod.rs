@@ -16,6 +16,7 @@ pub mod payload;
 pub mod query;
 pub mod resource;
 pub mod rules;
+pub mod sandbox_usage;
 pub mod task_actions;
 pub mod tasks;
 pub mod usage;

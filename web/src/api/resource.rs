@@ -9,6 +9,8 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::{KnownFormat, RefOr, SchemaFormat};
 use utoipa::{PartialSchema, ToSchema};
 
+use super::sandbox_usage::SandboxUsageView;
+
 /// Dollars as a decimal JSON number with up to nine places.
 #[derive(Debug, Clone, Copy)]
 pub struct Usd(pub NanoUsd);
@@ -166,6 +168,9 @@ pub struct TaskView {
     customer: Option<String>,
     budget: BudgetView,
     usage: UsageView,
+    /// Absent before the first sample.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sandbox_usage: Option<SandboxUsageView>,
     branch: String,
     base: Option<String>,
     commits: Vec<String>,
@@ -226,6 +231,7 @@ impl From<TaskResource> for TaskView {
                 cost_usd: Usd(task.cost),
                 billable_usd: Usd(billable),
             },
+            sandbox_usage: task.sandbox_usage.map(SandboxUsageView::from),
             branch: task.spec.branch,
             base: task.base,
             commits: task.commits.iter().map(ToString::to_string).collect(),

@@ -108,9 +108,9 @@ pub const ATTEMPTS: &[Attempt] = &[
     attempt("its ancestors' control group", "write('/proc/self/cgroup', '0')", "EACCES", "the file is for reading"),
     attempt(
         "the host's control group path",
-        "repr([l for l in open('/proc/self/cgroup') if 'orchestra' in l])",
+        "repr([l for l in open('/proc/self/cgroup') if l.strip().split(':', 2)[2].count('/') != 1])",
         "[]",
-        "it sees itself at the root of its control groups",
+        "it sees itself at the root of its control groups, or its own name on a host with both versions",
     ),
 ];
 
