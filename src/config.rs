@@ -70,6 +70,8 @@ pub const KEYS: &[&str] = &[
     "cache.max_size",
     "cache.max_age",
     "cache.lowers",
+    "cache.setups_max_size",
+    "cache.setups_max_age",
     "images.allow",
     "images.keep",
     "images.max_size",
@@ -84,6 +86,7 @@ pub const KEYS: &[&str] = &[
     "sandbox.pids",
     "sandbox.disk",
     "sandbox.timeout",
+    "sandbox.setup_timeout",
     "sandbox.warm_pool",
     "sandbox.host_ids.first",
     "sandbox.host_ids.ranges",
@@ -223,6 +226,10 @@ pub struct CacheSection {
     pub max_age: String,
     /// Commits of one repository whose work trees are kept.
     pub lowers: usize,
+    /// Bytes of all that repositories' setup scripts have made and that is kept for the next task.
+    pub setups_max_size: String,
+    /// What of it no task has used for so long is removed.
+    pub setups_max_age: String,
 }
 
 /// `sandbox`.
@@ -244,6 +251,8 @@ pub struct SandboxSection {
     pub disk: String,
     /// Wall-clock limit of tasks that name none, such as `30m`.
     pub timeout: String,
+    /// Wall-clock limit of a repository's setup script.
+    pub setup_timeout: String,
     /// Sandboxes of the default image kept started ahead; 0 for none.
     pub warm_pool: u32,
     /// The host's user ids that sandboxes run with.
@@ -386,7 +395,13 @@ impl Default for Config {
             git: GitSection { depth: 1, push_options: Vec::new() },
             commits: CommitsSection::default(),
             branches: BranchSettings::default(),
-            cache: CacheSection { max_size: "20GiB".to_owned(), max_age: "168h".to_owned(), lowers: 8 },
+            cache: CacheSection {
+                max_size: "20GiB".to_owned(),
+                max_age: "168h".to_owned(),
+                lowers: 8,
+                setups_max_size: "20GiB".to_owned(),
+                setups_max_age: "168h".to_owned(),
+            },
             images: ImagesSection::default(),
             sandbox: SandboxSection {
                 image: "default".to_owned(),
@@ -396,6 +411,7 @@ impl Default for Config {
                 pids: 512,
                 disk: "10GiB".to_owned(),
                 timeout: "30m".to_owned(),
+                setup_timeout: "10m".to_owned(),
                 warm_pool: 0,
                 host_ids: HostIdsSection { first: HostIds::FIRST, ranges: HostIds::RANGES },
             },
@@ -470,6 +486,9 @@ impl Config {
         parse_duration(&self.retry.attempt_wait).with_context(within("retry.attempt_wait"))?;
         parse_bytes(&self.cache.max_size).with_context(within("cache.max_size"))?;
         parse_duration(&self.cache.max_age).with_context(within("cache.max_age"))?;
+        parse_bytes(&self.cache.setups_max_size).with_context(within("cache.setups_max_size"))?;
+        parse_duration(&self.cache.setups_max_age).with_context(within("cache.setups_max_age"))?;
+        let setup = parse_duration(&self.sandbox.setup_timeout).with_context(within("sandbox.setup_timeout"))?;
         self.allowed_models()?;
         self.commits.rules()?;
         self.branch_policies()?;
@@ -486,6 +505,7 @@ impl Config {
         )?;
         refuse(disk < 64 << 20, "sandbox.disk is at least 64MiB")?;
         refuse(timeout.as_secs() == 0, "sandbox.timeout is at least 1s")?;
+        refuse(setup.as_secs() == 0, "sandbox.setup_timeout is at least 1s")?;
         refuse(!(self.sandbox.cpus > 0.0 && self.sandbox.cpus <= 1024.0), "sandbox.cpus is above 0 and at most 1024")?;
         refuse(self.sandbox.pids < 16, "sandbox.pids is at least 16")?;
         refuse(

@@ -15,8 +15,8 @@ use orchestra_actors::mirror::Mirrors;
 use orchestra_actors::policy::RetryPolicy;
 use orchestra_actors::speech::Speech;
 use orchestra_actors::usage::Totals;
-use orchestra_actors::workshop::Workshop;
 use orchestra_actors::workshop::egress::EgressDesk;
+use orchestra_actors::workshop::{SetupRules, Setups, Workshop};
 use orchestra_actors::{Capacity, Defaults, Orchestra};
 use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
@@ -28,7 +28,7 @@ use orchestra_runtime::forge::Forges;
 use orchestra_runtime::gateway::Gateway;
 use orchestra_runtime::git::{CacheLimits, Git, GitConfig};
 use orchestra_runtime::model::Models;
-use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, SandboxSpec, Sandboxes};
+use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, SandboxSpec, Sandboxes, SetupLimits};
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
@@ -170,6 +170,13 @@ async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Resul
         sandboxes,
         git,
         mirrors,
+        setups: Setups::new(SetupRules {
+            timeout: parse_duration(&config.sandbox.setup_timeout)?,
+            limits: SetupLimits {
+                max_bytes: parse_bytes(&config.cache.setups_max_size)?,
+                max_age: parse_duration(&config.cache.setups_max_age)?,
+            },
+        }),
         forges: Forges::new(config.forges.clone(), &config.default_forge),
         commits: config.commits.rules()?,
         public_url: config.public_url.clone(),

@@ -23,4 +23,5 @@ mod reaper;
 mod reconnect;
 mod repos;
 mod secrets;
+mod setup;
 mod templates;

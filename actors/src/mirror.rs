@@ -54,6 +54,8 @@ pub struct WorkTree {
     pub cloned: Cloned,
     /// The branches that the forge shows to this task's token, as many as are kept.
     pub heads: Vec<String>,
+    /// Which repository it is, for ever: the same words for the same one.
+    pub origin: String,
     /// The commit's files, to be laid under a sandbox's work tree.
     pub lower: PathBuf,
     /// Whether everything was there already.
@@ -175,7 +177,7 @@ impl Mirrors {
         if !hit {
             self.trim_beside();
         }
-        Ok(WorkTree { cloned, heads, lower, hit, hold })
+        Ok(WorkTree { cloned, heads, origin: key.description().to_owned(), lower, hit, hold })
     }
 
     /// Files that are there, held before anybody can remove them.

@@ -71,6 +71,7 @@ impl RetryPolicy {
                 | Code::NothingToPush
                 | Code::PullRequestFailed
                 | Code::HarnessFailed
+                | Code::SetupFailed
                 | Code::Cancelled => false,
             }
     }

@@ -12,7 +12,7 @@ use orchestra_events::task::TaskStatus;
 use orchestra_events::task::event::MAX_ATTEMPTS;
 use orchestra_events::{EventStore, SandboxId, TaskId};
 
-use crate::workshop::{Workshop, sandbox_of};
+use crate::workshop::{Workshop, sandbox_of, setup_sandbox_of};
 
 /// Time between two passes.
 pub const INTERVAL: Duration = Duration::from_secs(60);
@@ -71,7 +71,7 @@ async fn pass(store: &dyn EventStore, read: &ReadModels, workshop: &Workshop) ->
     let mut found: HashSet<SandboxId> =
         workshop.sandboxes.list().await.map_err(|error| error.to_string())?.into_iter().collect();
     found.extend(workshop.repositories_found().await);
-    let swept = workshop.mirrors.sweep().await + collect_images(workshop).await;
+    let swept = workshop.mirrors.sweep().await + workshop.trim_setups().await + collect_images(workshop).await;
     if found.is_empty() {
         return Ok(swept);
     }
@@ -81,6 +81,7 @@ async fn pass(store: &dyn EventStore, read: &ReadModels, workshop: &Workshop) ->
         // The attempt that is about to begin owns its sandbox already, and it may go on in that of one before it.
         for attempt in open.attempt.saturating_sub(MAX_ATTEMPTS)..=open.attempt + 1 {
             found.remove(&sandbox_of(open.id, attempt));
+            found.remove(&setup_sandbox_of(open.id, attempt));
         }
     }
     let mut removed = 0;

@@ -252,7 +252,7 @@ impl TaskActor {
         let Some(loaded) = &self.loaded else { return };
         let cancel = CancellationToken::new();
         self.running = Some(cancel.clone());
-        self.can_be_left = matches!(step, Step::RunHarness);
+        self.can_be_left = matches!(step, Step::RunHarness | Step::SetUp(_));
         let (id, task, workshop) = (self.id, Arc::clone(&loaded.state), Arc::clone(&self.workshop));
         let span = tracing::info_span!("step", task = %id, step = step.name());
         // A task of its own, so that a panic in a step is an outcome and not the end of the actor.

@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use orchestra_events::task::command::Command;
-use orchestra_events::task::usage::{MAX_SAMPLES, OperatorEntry, SandboxLimits, SandboxUsage};
+use orchestra_events::task::usage::{MAX_SAMPLES, OperatorEntry, SandboxLimits, SandboxUsage, Traffic};
 use orchestra_events::{SandboxId, TaskId};
+use orchestra_runtime::egress::Bytes;
 use orchestra_runtime::sandbox::{EntryKind, Limits, Usage};
 
 use crate::task::{NotRecorded, Recorder};
@@ -102,7 +103,19 @@ fn differs(before: &Usage, now: &Usage) -> bool {
 }
 
 /// A sample as it is recorded. `before` is an earlier one, and how long ago that was taken.
-fn sample(sandbox: SandboxId, limits: &Limits, before: Option<(&Usage, Duration)>, now: &Usage) -> SandboxUsage {
+/// What went through the sandbox's proxy, as far as this process has served it; absent where there is none.
+fn traffic(workshop: &Workshop, sandbox: SandboxId) -> Option<Traffic> {
+    let Bytes { sent, received } = workshop.egress.bytes(sandbox)?;
+    Some(Traffic { sent_bytes: sent, received_bytes: received })
+}
+
+fn sample(
+    sandbox: SandboxId,
+    limits: &Limits,
+    before: Option<(&Usage, Duration)>,
+    now: &Usage,
+    egress: Option<Traffic>,
+) -> SandboxUsage {
     let cpus_used = before.filter(|(_, ago)| !ago.is_zero()).map(|(before, ago)| {
         let share = now.cpu.saturating_sub(before.cpu).as_secs_f64() / ago.as_secs_f64();
         // Two places: more is noise.
@@ -117,8 +130,7 @@ fn sample(sandbox: SandboxId, limits: &Limits, before: Option<(&Usage, Duration)
         pids: now.pids,
         disk_bytes: now.disk_used_bytes,
         oom_kills: now.oom_kills,
-        // The proxy that stands between a sandbox and the hosts outside counts here.
-        egress: None,
+        egress,
         limits: SandboxLimits {
             cpus: limits.cpus,
             memory_bytes: limits.memory_bytes,
@@ -152,7 +164,8 @@ async fn watch(workshop: Arc<Workshop>, task: TaskId, sandbox: SandboxId, limits
         let Some(now) = usage_of(&workshop, sandbox).await else { continue };
         workshop.totals.put(sandbox, Some(now.clone()));
         let before = seen.as_ref().map(|(usage, at)| (usage, at.elapsed()));
-        let command = Command::RecordSandboxUsage(Box::new(sample(sandbox, &limits, before, &now)));
+        let command =
+            Command::RecordSandboxUsage(Box::new(sample(sandbox, &limits, before, &now, traffic(&workshop, sandbox))));
         seen = Some((now.clone(), Instant::now()));
         if told.as_ref().is_none_or(|told| differs(told, &now)) {
             match recorder.record(command).await {
@@ -200,7 +213,7 @@ pub async fn last(
         usage_of(workshop, sandbox).await
     };
     let now = tokio::time::timeout(LAST_PATIENCE, look).await.ok().flatten()?;
-    Some(sample(sandbox, limits, None, &now))
+    Some(sample(sandbox, limits, None, &now, traffic(workshop, sandbox)))
 }
 
 #[cfg(test)]
@@ -236,9 +249,9 @@ mod tests {
         let sandbox = SandboxId::from_uuid(uuid::Uuid::nil());
         let (before, now) = (usage(1_000, 1), usage(4_000, 1));
         let limits = Limits::default();
-        let used = |ago| sample(sandbox, &limits, Some((&before, ago)), &now).cpus_used;
+        let used = |ago| sample(sandbox, &limits, Some((&before, ago)), &now, None).cpus_used;
         assert_eq!(used(Duration::from_secs(2)), Some(1.5));
         assert_eq!(used(Duration::ZERO), None);
-        assert_eq!(sample(sandbox, &limits, None, &now).cpus_used, None);
+        assert_eq!(sample(sandbox, &limits, None, &now, None).cpus_used, None);
     }
 }

@@ -10,6 +10,7 @@ mod harness;
 mod meter;
 pub mod money;
 mod repository;
+mod setup;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use orchestra_events::{Failure, FailureCode, SandboxId, TaskId};
 use orchestra_runtime::forge::Forges;
 use orchestra_runtime::gateway::Gateway;
 use orchestra_runtime::git::{BranchPolicies, Git};
-use orchestra_runtime::image::Supply;
+use orchestra_runtime::image::{Lease, Supply};
 use orchestra_runtime::model::{ModelClient, Models};
 use orchestra_runtime::sandbox::{Limits, Sandbox, SandboxError, SandboxSpec, Sandboxes};
 use orchestra_runtime::texts::Texts;
@@ -47,6 +48,7 @@ use crate::usage::{self, Totals};
 
 pub use repository::CommitRules;
 pub(crate) use repository::append_diff;
+pub use setup::{SetupRules, Setups, setup_sandbox_of};
 
 /// Everything the steps are done with.
 pub struct Workshop {
@@ -58,6 +60,8 @@ pub struct Workshop {
     pub git: Arc<Git>,
     /// Repositories that were fetched before.
     pub mirrors: Mirrors,
+    /// What repositories' setup scripts have made.
+    pub setups: Setups,
     /// Where repositories live.
     pub forges: Forges,
     /// How the agents' work becomes commits.
@@ -181,6 +185,7 @@ impl Workshop {
             }
             Step::InterruptTool(tool) => return Some(agent::interrupted(tool)),
             Step::Clone(repo) => self.unless(cancel, task, self.clone_repository(id, task, repo)).await?,
+            Step::SetUp(workspace) => self.unless(cancel, task, self.set_up(id, task, workspace, &recorder)).await?,
             Step::StartSandbox(sandbox) => {
                 self.unless(cancel, task, self.start_sandbox(task, sandbox, &recorder)).await?
             }
@@ -254,6 +259,7 @@ impl Workshop {
             Step::WaitForClaim
             | Step::WaitForCredentials
             | Step::WaitUntil(_)
+            | Step::SetUp(_)
             | Step::StartSandbox(_)
             | Step::AbandonModel(_)
             | Step::CallTool(_)
@@ -305,25 +311,10 @@ impl Workshop {
         let sandbox = match self.sandboxes.attach(id).await? {
             Some(running) => running,
             None => {
-                // The checkout is on the sandbox's disk. Where that is gone (a log put back from a back-up), an empty one
-                // in its place would show the agent a repository without files.
-                if !self.sandboxes.list().await?.contains(&id) {
-                    let failure = Failure::new(
-                        FailureCode::SandboxStartFailed,
-                        "The sandbox's disk is gone, and the work of this attempt with it.",
-                    );
-                    let hint = "Retry the task: it begins again from the repository.";
-                    return Err(Failed::new(failure.with_retryable(false).with_hint(hint)));
-                }
+                self.disk_is_there(id).await?;
                 // Held until the sandbox itself holds it. What has to be pulled first is not counted as the start.
-                let image = self.images.provide(&task.spec.image).await.map_err(|error| {
-                    let wait = error.asked_wait();
-                    Failed { wait, ..Failed::from(SandboxError::from(error)) }
-                })?;
+                let image = self.provide_image(task).await?;
                 image_digest = Some(image.image.manifest.identity());
-                // Where nobody has looked into the image yet, that is not for this thread to do.
-                let (rules, name) = (self.egress.rules().clone(), task.spec.image.clone());
-                let _ = tokio::task::spawn_blocking(move || rules.usual_variables(&name)).await;
                 started = std::time::Instant::now();
                 let spec = self.sandbox_spec(task, id);
                 self.sandboxes.prepare(&spec).await?;
@@ -337,6 +328,32 @@ impl Workshop {
         let start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         metrics::histogram!("orchestra_sandbox_start_seconds").record(started.elapsed().as_secs_f64());
         Ok(Command::RecordSandbox { sandbox: sandbox.id(), start_ms, image_digest })
+    }
+
+    /// The task's image, pulled if it is not there, for as long as the answer lives.
+    async fn provide_image(&self, task: &Task) -> Result<Lease, Failed> {
+        let lease = self.images.provide(&task.spec.image).await.map_err(|error| {
+            let wait = error.asked_wait();
+            Failed { wait, ..Failed::from(SandboxError::from(error)) }
+        })?;
+        // Where nobody has looked into the image yet, that is not for this thread to do.
+        let (rules, name) = (self.egress.rules().clone(), task.spec.image.clone());
+        let _ = tokio::task::spawn_blocking(move || rules.usual_variables(&name)).await;
+        Ok(lease)
+    }
+
+    /// The checkout is on the sandbox's disk. Where that is gone (a log put back from a back-up), an empty one in its place
+    /// would show the agent a repository without files.
+    async fn disk_is_there(&self, id: SandboxId) -> Result<(), Failed> {
+        if self.sandboxes.list().await?.contains(&id) {
+            return Ok(());
+        }
+        let failure = Failure::new(
+            FailureCode::SandboxStartFailed,
+            "The sandbox's disk is gone, and the work of this attempt with it.",
+        );
+        let hint = "Retry the task: it begins again from the repository.";
+        Err(Failed::new(failure.with_retryable(false).with_hint(hint)))
     }
 
     async fn stop_sandbox(&self, sandbox: SandboxId, reason: SandboxEnd) -> Result<Command, Failed> {
@@ -373,6 +390,8 @@ impl Workshop {
     async fn next_attempt(&self, id: TaskId, task: &Task, failure: Failure, workspace: Workspace) -> Command {
         if workspace == Workspace::Fresh {
             self.clear_away(id, task).await;
+        } else {
+            self.end_setup(id, task).await;
         }
         let refund = self.refund(id, task, &Ending::Failed(failure)).await;
         let (until, wait_ms) = self.policy.before_attempt(task.attempt + 1, Timestamp::now(), random());
@@ -385,6 +404,7 @@ impl Workshop {
         if let Err(error) = self.stop_sandbox(sandbox, SandboxEnd::Finished).await {
             tracing::warn!(%sandbox, failure = %error.failure, "the sandbox is left to the reaper");
         }
+        self.end_setup(id, task).await;
         self.forget_repositories(sandbox).await;
         self.calls.clear_all(id).await;
     }

@@ -18,7 +18,7 @@ use orchestra_actors::mirror::Mirrors;
 use orchestra_actors::policy::RetryPolicy;
 use orchestra_actors::speech::Speech;
 use orchestra_actors::workshop::egress::{EgressDesk, EgressRules};
-use orchestra_actors::workshop::{CommitRules, Workshop};
+use orchestra_actors::workshop::{CommitRules, SetupRules, Setups, Workshop};
 use orchestra_actors::{Capacity, Credentials, Defaults, NewRepo, NewTask, Orchestra, TaskService};
 use orchestra_events::blob::MemoryBlobs;
 use orchestra_events::projections::ReadModels;
@@ -36,7 +36,7 @@ use orchestra_runtime::gateway::{Gateway, GatewayPolicy};
 use orchestra_runtime::git::{BranchPolicies, CacheLimits, Git, GitConfig};
 use orchestra_runtime::image::{ImageStore, Keep, Supply};
 use orchestra_runtime::model::{Models, ProviderConfig, Timeouts};
-use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, Sandboxes};
+use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, Sandboxes, SetupLimits};
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use tokio::sync::watch;
@@ -139,6 +139,7 @@ async fn house(trouble: Trouble) -> House {
         sandboxes,
         git,
         mirrors: mirrors.unwrap(),
+        setups: Setups::new(SetupRules { timeout: Duration::from_secs(60), limits: SetupLimits::default() }),
         forges: Forges::new(BTreeMap::from([("local".to_owned(), local)]), "local"),
         model_client: Arc::clone(&gateway) as _,
         gateway,

@@ -130,6 +130,8 @@ failure_codes! {
     Cancelled = "cancelled", false, "Retry the task to start again.";
     /// The agent's program did not run, or ended without having done its work.
     HarnessFailed = "harness-failed", false, "Check that the task's image has the harness (orchestra image build --with), then read the task's last messages.";
+    /// A repository's setup script did not succeed.
+    SetupFailed = "setup-failed", false, "Read the end of the script's output, mend .orchestra/setup.sh on the base branch, then retry the task.";
     /// Our fault.
     Internal = "internal", true, "Retry; if it happens again, report it with the task's id.";
 }

@@ -193,6 +193,15 @@ pub fn line(envelope: &Value) -> String {
         "call-retried" => {
             format!("call {} failed ({}); again in {} ms", data["attempt"], text("class"), data["waitMs"])
         }
+        "setup-started" => format!("running {}", data["repos"].to_string().replace(['[', ']', '"'], "")),
+        "setup-finished" => {
+            let how = match (data["cached"].as_bool(), data["done"].as_bool()) {
+                (Some(true), _) => "was there",
+                (_, Some(true)) => "made",
+                _ => "failed",
+            };
+            format!("{how} in {} ms", data["durationMs"])
+        }
         "harness-started" => format!("run {}", data["run"]),
         "harness-finished" => format!("run {} ended with code {}", data["run"], data["exitCode"]),
         "refund-granted" => {

@@ -298,9 +298,9 @@ impl EgressDesk {
         }
     }
 
-    /// What has moved through the sandbox's proxy since this process serves it.
-    pub fn bytes(&self, sandbox: SandboxId) -> Bytes {
-        self.open_now().get(&sandbox).map(|open| open.egress.bytes()).unwrap_or_default()
+    /// What has moved through the sandbox's proxy since this process serves it, if it does.
+    pub fn bytes(&self, sandbox: SandboxId) -> Option<Bytes> {
+        self.open_now().get(&sandbox).map(|open| open.egress.bytes())
     }
 }
 

@@ -35,6 +35,8 @@ const EXPORT_END: Duration = Duration::from_secs(5);
 const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// The file in a repository that says since when it has been kept.
 const KEPT: &str = "orchestra-kept";
+/// The file in a repository that says which it is, for ever, as the mirror knows it.
+pub(super) const ORIGIN: &str = "orchestra-origin";
 
 /// How the agent's work becomes commits.
 #[derive(Debug, Clone)]
@@ -243,11 +245,24 @@ impl Workshop {
             may_be_ours: task.landed.contains_key(&target.repo.to_string()),
         };
         self.branches.of(&task.spec.team).check(&situation).map_err(|refused| Failed::new(refused.failure()))?;
-        let volume = self.sandboxes.prepare(&self.sandbox_spec(task, sandbox)).await?;
+        let repository = self.repository(sandbox, repo);
+        let setup = self.git.has_setup_script(&repository, &tree.cloned.commit).await;
+        let setup = setup.map_err(|error| self.git_failed(&error))?;
+        if let Err(error) = tokio::fs::write(repository.join(ORIGIN), &tree.origin).await {
+            let message = format!("It could not be noted where the repository is from: {error}.");
+            return Err(Failed::new(Failure::new(FailureCode::Internal, message)));
+        }
+        let spec = self.sandbox_spec(task, sandbox);
+        // What is started ahead has no setup under it.
+        let volume = if setup {
+            self.sandboxes.create_volume(sandbox, spec.limits.disk_bytes).await?
+        } else {
+            self.sandboxes.prepare(&spec).await?
+        };
         volume.lay(&target.directory, &tree.lower).await?;
         // From here on the sandbox's own record keeps the files.
         let cloned = tree.cloned;
-        Ok(Command::RecordClone { repo, base: cloned.base, commit: cloned.commit, sandbox })
+        Ok(Command::RecordClone { repo, base: cloned.base, commit: cloned.commit, sandbox, setup })
     }
 
     pub(super) async fn commit(&self, id: TaskId, task: &Task, repo: usize) -> Result<Command, Failed> {

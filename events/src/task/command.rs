@@ -8,6 +8,7 @@ use super::delivery::{Outcome, RepoWork, Request, is_committed};
 use super::egress::{EgressDecision, EgressRest};
 use super::event::{CredentialKind, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
 use super::harness::{HarnessWord, by_harness};
+use super::setup;
 use super::state::{AgentTurn, Attempt, Ending, OpenCall, Phase, Task, ToolProgress};
 use super::step::{MAX_CALLS, Step, planned_step};
 use super::usage::{OperatorEntry, SandboxUsage, about_sandbox};
@@ -49,6 +50,32 @@ pub enum Command {
         commit: CommitId,
         /// Whose workspace holds the files.
         sandbox: SandboxId,
+        /// Whether the commit has a setup script.
+        setup: bool,
+    },
+    /// The setup scripts are about to run.
+    RecordSetupStart {
+        /// The beginning of the name of what they make.
+        key: String,
+        /// Where they run.
+        sandbox: SandboxId,
+    },
+    /// The setup is there, or could not be made.
+    RecordSetup {
+        /// The beginning of its name.
+        key: String,
+        /// Whether it was there already.
+        cached: bool,
+        /// How the last script ended.
+        exit_code: Option<i32>,
+        /// How long it took, in milliseconds.
+        duration_ms: u64,
+        /// Both ends of what the scripts printed.
+        output: Option<Content>,
+        /// What they printed beyond that.
+        omitted_bytes: u64,
+        /// Why it could not be made, and what the policy makes of that.
+        failed: Option<(Failure, Then)>,
     },
     /// The machine is up.
     RecordSandbox {
@@ -561,9 +588,10 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
             let delivers = delivers && task.kept.as_ref().is_some_and(|kept| is_committed(&kept.repos));
             Ok(vec![TaskEvent::AttemptStarted { attempt: task.attempt + 1, deadline: deadline(task, now), delivers }])
         }
-        Command::RecordClone { repo, base, commit, sandbox } if next == Step::Clone(repo) => {
-            Ok(vec![TaskEvent::Cloned { repo: named(task, repo)?, base, commit, sandbox }])
+        Command::RecordClone { repo, base, commit, sandbox, setup } if next == Step::Clone(repo) => {
+            Ok(vec![TaskEvent::Cloned { repo: named(task, repo)?, base, commit, sandbox, setup }])
         }
+        Command::RecordSetupStart { .. } | Command::RecordSetup { .. } => setup::decide(task, command),
         Command::RecordSandbox { sandbox, start_ms, image_digest } => match next {
             Step::StartSandbox(workspace) if workspace == sandbox => {
                 let image = task.spec.image.clone();

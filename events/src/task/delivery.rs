@@ -123,9 +123,10 @@ pub(super) fn next(repos: &[RepoWork]) -> Option<Step> {
 pub(super) fn evolve(repos: &mut [RepoWork], event: &TaskEvent) {
     let named = |name: Option<&RepoRef>| name.map_or(Some(0), |name| repos.iter().position(|r| r.target.repo == *name));
     match event {
-        TaskEvent::Cloned { repo, base, commit, sandbox } => {
+        TaskEvent::Cloned { repo, base, commit, sandbox, setup } => {
             if let Some(found) = named(Some(repo)) {
-                let checkout = Checkout { base: base.clone(), commit: commit.clone(), sandbox: *sandbox };
+                let checkout =
+                    Checkout { base: base.clone(), commit: commit.clone(), sandbox: *sandbox, setup: *setup };
                 repos[found].checkout = Some(checkout);
             }
         }

@@ -291,6 +291,10 @@ pub enum PushOutcome {
     AlreadyThere,
 }
 
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", content = "data", rename_all = "kebab-case", rename_all_fields = "camelCase")]
@@ -324,6 +328,38 @@ pub enum TaskEvent {
         commit: CommitId,
         /// The sandbox whose workspace holds the files.
         sandbox: SandboxId,
+        /// The commit has a setup script, which runs before the agent starts.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        setup: bool,
+    },
+    /// The setup scripts are about to run, in a sandbox of their own: what they make is not there yet.
+    SetupStarted {
+        /// The repositories that have one.
+        repos: Vec<RepoRef>,
+        /// The beginning of the name of what they make: the same for everything that goes into it.
+        key: String,
+        /// The sandbox that they run in.
+        sandbox: SandboxId,
+    },
+    /// What the setup scripts make lies under the workspace, or could not be made.
+    SetupFinished {
+        /// The beginning of its name.
+        key: String,
+        /// It was there already: nothing ran.
+        cached: bool,
+        /// It is there; otherwise the failure that follows says why not.
+        done: bool,
+        /// The exit code of the last script that ran; absent when none did, or a limit ended it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
+        /// From the wish for it until it was there, in milliseconds.
+        duration_ms: u64,
+        /// Both ends of what the scripts printed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        output: Option<Content>,
+        /// Bytes they printed that are not in `output`.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        omitted_bytes: u64,
     },
     /// The machine for it is up.
     SandboxStarted {
@@ -662,6 +698,8 @@ impl TaskEvent {
             Self::Claimed { .. } => "claimed",
             Self::AttemptStarted { .. } => "attempt-started",
             Self::Cloned { .. } => "cloned",
+            Self::SetupStarted { .. } => "setup-started",
+            Self::SetupFinished { .. } => "setup-finished",
             Self::SandboxStarted { .. } => "sandbox-started",
             Self::ModelCalled { .. } => "model-called",
             Self::TokensCharged { .. } => "tokens-charged",
@@ -716,6 +754,8 @@ impl TaskEvent {
         "claimed",
         "attempt-started",
         "cloned",
+        "setup-started",
+        "setup-finished",
         "sandbox-started",
         "model-called",
         "tokens-charged",

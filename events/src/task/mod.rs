@@ -14,6 +14,7 @@ pub mod event;
 mod golden;
 pub mod harness;
 pub mod resource;
+pub mod setup;
 pub mod state;
 pub mod step;
 #[cfg(test)]

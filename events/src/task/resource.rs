@@ -235,6 +235,12 @@ impl TaskResource {
                 }
                 self.to(Status::Preparing, "starting the sandbox");
             }
+            TaskEvent::SetupStarted { .. } => self.to(Status::Preparing, "running the repository's setup script"),
+            TaskEvent::SetupFinished { done: true, .. } => {
+                self.failure = None;
+                self.to(Status::Preparing, "starting the sandbox");
+            }
+            TaskEvent::SetupFinished { done: false, .. } => {}
             TaskEvent::SandboxStarted { sandbox, .. } => {
                 self.sandbox = Some(*sandbox);
                 self.to(Status::Running, "the sandbox is up");

@@ -11,6 +11,7 @@ use super::delivery::{self, RepoWork, is_committed};
 use super::egress::EgressUse;
 use super::event::{CredentialKind, Harness, TaskEvent, TaskSpec, Workspace};
 use super::harness::{HarnessRun, LastCall, evolve_harness};
+use super::setup::{self, SetUp};
 use crate::blob::Content;
 use crate::failure::Failure;
 use crate::id::{CallId, CommitId, SandboxId};
@@ -57,6 +58,8 @@ pub struct Kept {
     pub repos: Vec<RepoWork>,
     /// The running sandbox.
     pub sandbox: Option<SandboxId>,
+    /// The setup of its workspace.
+    pub set_up: SetUp,
     /// The session that the harness can go on with.
     pub session: Option<String>,
     /// What the agent said last.
@@ -98,6 +101,8 @@ pub struct Attempt {
     pub repos: Vec<RepoWork>,
     /// The running sandbox.
     pub sandbox: Option<SandboxId>,
+    /// The setup of its workspace, where a repository has a script for that.
+    pub set_up: SetUp,
     /// What was said so far. Empty until the first model call is due.
     pub conversation: Vec<Turn>,
     /// Whose move it is.
@@ -133,6 +138,8 @@ pub struct Checkout {
     pub commit: CommitId,
     /// The sandbox whose workspace holds the files.
     pub sandbox: SandboxId,
+    /// The commit has a setup script.
+    pub setup: bool,
 }
 
 /// The agent's work as a commit.
@@ -220,6 +227,7 @@ impl Attempt {
             deadline,
             repos,
             sandbox: None,
+            set_up: SetUp::default(),
             conversation: Vec::new(),
             turn: AgentTurn::Model,
             unheard: Vec::new(),
@@ -239,6 +247,7 @@ impl Attempt {
     fn inheriting(deadline: Timestamp, kept: Kept) -> Self {
         let mut attempt = Self::new(deadline, kept.repos);
         attempt.sandbox = kept.sandbox;
+        attempt.set_up = kept.set_up;
         attempt.harness.session = kept.session;
         attempt.last_words = kept.last_words;
         attempt.inherited = true;
@@ -268,6 +277,7 @@ impl Attempt {
         checked_out.then(|| Kept {
             repos,
             sandbox: self.sandbox,
+            set_up: std::mem::take(&mut self.set_up),
             session: self.harness.session.take(),
             last_words: self.last_words.take(),
         })
@@ -516,6 +526,8 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
             }
         }
         TaskEvent::Cloned { .. }
+        | TaskEvent::SetupStarted { .. }
+        | TaskEvent::SetupFinished { .. }
         | TaskEvent::SandboxStarted { .. }
         | TaskEvent::ModelCalled { .. }
         | TaskEvent::Message { .. }
@@ -543,6 +555,8 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
                 TaskEvent::StepFailed { .. } => task.failures += 1,
                 TaskEvent::ModelCallFailed { .. } if !by_harness => task.failures += 1,
                 TaskEvent::RetryScheduled { .. }
+                | TaskEvent::SetupStarted { .. }
+                | TaskEvent::SetupFinished { done: false, .. }
                 | TaskEvent::Steered { .. }
                 | TaskEvent::ModelCalled { .. }
                 | TaskEvent::ModelCallFailed { .. }
@@ -590,6 +604,7 @@ fn evolve_attempt(attempt: &mut Attempt, spec: &TaskSpec, event: &TaskEvent) {
         | TaskEvent::PullRequestOmitted { .. }
         | TaskEvent::PullRequestLinked { .. }
         | TaskEvent::Reported { .. } => delivery::evolve(&mut attempt.repos, event),
+        TaskEvent::SetupStarted { .. } | TaskEvent::SetupFinished { .. } => setup::evolve(attempt, event),
         TaskEvent::SandboxStarted { sandbox, .. } => attempt.sandbox = Some(*sandbox),
         TaskEvent::SandboxStopped { .. } => {
             attempt.sandbox = None;
@@ -619,7 +634,10 @@ fn evolve_attempt(attempt: &mut Attempt, spec: &TaskSpec, event: &TaskEvent) {
             }
             attempt.failure = Some(failure.clone());
         }
-        TaskEvent::StepFailed { failure } => attempt.failure = Some(failure.clone()),
+        TaskEvent::StepFailed { failure } => {
+            setup::evolve(attempt, event);
+            attempt.failure = Some(failure.clone());
+        }
         TaskEvent::RetryScheduled { until, .. } => {
             attempt.failure = None;
             attempt.wait_until = Some(*until);

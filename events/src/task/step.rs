@@ -21,6 +21,8 @@ pub enum Step {
     Begin,
     /// Fetch this repository (by its place among the task's) and put its files into the workspace.
     Clone(usize),
+    /// Find what the repositories' setup scripts make, or have it made, and lay it under this workspace.
+    SetUp(SandboxId),
     /// Start the machine around the workspace that was filled for it.
     StartSandbox(SandboxId),
     /// Reserve the money for a model call.
@@ -124,7 +126,7 @@ pub fn planned_step(task: &Task) -> Step {
         return Step::AskModel(open.clone());
     }
     if attempt.sandbox.is_none() {
-        return Step::StartSandbox(workspace);
+        return if attempt.needs_setup() { Step::SetUp(workspace) } else { Step::StartSandbox(workspace) };
     }
     let harness = &attempt.harness;
     match &attempt.turn {
@@ -176,6 +178,7 @@ impl Step {
             Self::WaitUntil(_) => "wait",
             Self::Begin => "begin",
             Self::Clone(_) => "clone",
+            Self::SetUp(_) => "set-up",
             Self::StartSandbox(_) => "start-sandbox",
             Self::ReserveModel => "reserve-model",
             Self::AskModel(_) => "ask-model",

@@ -77,6 +77,19 @@ fn several(repos: usize) -> TaskSpec {
     TaskSpec { further: further.collect(), ..spec() }
 }
 
+/// A setup that was done, or was not for this reason.
+fn set_up(failed: Option<(Failure, Then)>) -> Command {
+    Command::RecordSetup {
+        key: "k1".into(),
+        cached: false,
+        exit_code: Some(i32::from(failed.is_some())),
+        duration_ms: 9,
+        output: None,
+        omitted_bytes: 0,
+        failed,
+    }
+}
+
 /// A task's stream in the making: `given(...)` folds, `when(...)` decides and folds what was decided.
 struct Story {
     task: Option<Task>,
@@ -100,7 +113,13 @@ impl Story {
     fn in_sandbox() -> Self {
         let mut story = Self::working();
         story
-            .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox() })
+            .when(Command::RecordClone {
+                repo: 0,
+                base: "main".into(),
+                commit: oid('a'),
+                sandbox: sandbox(),
+                setup: false,
+            })
             .expect("cloned");
         story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None }).expect("started");
         story
@@ -466,7 +485,7 @@ fn a_harness_that_is_done_is_paid_for_before_it_is_committed_and_hears_what_come
     story.when(Command::Claim { node: "n".into() }).expect("claimed");
     story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
     story
-        .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox() })
+        .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox(), setup: false })
         .expect("cloned");
     story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None }).expect("started");
     story.when(Command::BeginHarness).expect("begun");
@@ -499,7 +518,13 @@ fn another_attempt_begins_anew_or_where_the_last_one_stopped() {
             story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
             if attempt == 1 || workspace == Workspace::Fresh {
                 story
-                    .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox() })
+                    .when(Command::RecordClone {
+                        repo: 0,
+                        base: "main".into(),
+                        commit: oid('a'),
+                        sandbox: sandbox(),
+                        setup: false,
+                    })
                     .expect("cloned");
                 story
                     .when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None })
@@ -541,7 +566,13 @@ fn what_another_attempt_would_not_mend_is_the_end() {
         story.when(Command::Claim { node: "n".into() }).expect("claimed");
         story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
         story
-            .when(Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox() })
+            .when(Command::RecordClone {
+                repo: 0,
+                base: "main".into(),
+                commit: oid('a'),
+                sandbox: sandbox(),
+                setup: false,
+            })
             .expect("cloned");
         story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None }).expect("started");
         story.when(Command::RecordFailure { failure: failure(code), then: Then::GiveUp }).expect("failed");
@@ -586,8 +617,13 @@ fn drive(harness: Harness, retry: Option<Attempts>, further: usize, luck: &[(u8,
             Step::WaitUntil(until) => unreachable!("{until} is not over yet"),
             Step::ReserveModel => reserve(number, i64::from(*price % 300)),
             Step::Clone(repo) => {
-                Command::RecordClone { repo, base: "main".into(), commit: oid('a'), sandbox: sandbox() }
+                let setup = luck % 3 == 0;
+                Command::RecordClone { repo, base: "main".into(), commit: oid('a'), sandbox: sandbox(), setup }
             }
+            Step::SetUp(_) if luck % 8 == 3 => {
+                Command::RecordSetupStart { key: format!("k{}", luck % 2), sandbox: sandbox() }
+            }
+            Step::SetUp(_) => set_up((luck % 4 == 1).then_some((failed, then))),
             Step::StartSandbox(_) => Command::RecordSandbox { sandbox: sandbox(), start_ms: 1, image_digest: None },
             Step::BeginHarness(_) => Command::BeginHarness,
             Step::RunHarness => {
@@ -668,7 +704,7 @@ impl Story {
         for repo in 0..3 {
             assert_eq!(story.next(), Step::Clone(repo));
             let (base, commit) = ("main".into(), oid('a'));
-            story.when(Command::RecordClone { repo, base, commit, sandbox: sandbox() }).expect("cloned");
+            story.when(Command::RecordClone { repo, base, commit, sandbox: sandbox(), setup: false }).expect("cloned");
         }
         story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None }).expect("started");
         story.when(reserve(1, 100)).expect("reserved");
@@ -756,7 +792,7 @@ fn what_is_committed_is_delivered_by_a_further_attempt_whatever_its_workspace() 
     story.when(Command::Claim { node: "n".into() }).expect("claimed");
     story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
     let (base, commit) = ("main".into(), oid('a'));
-    story.when(Command::RecordClone { repo: 0, base, commit, sandbox: sandbox() }).expect("cloned");
+    story.when(Command::RecordClone { repo: 0, base, commit, sandbox: sandbox(), setup: false }).expect("cloned");
     story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None }).expect("started");
     story.when(reserve(1, 100)).expect("reserved");
     story.when(reply(1, vec![text("Done.")], StopReason::EndTurn)).expect("reply");
@@ -791,6 +827,72 @@ fn what_is_being_cancelled_waits_for_no_secret() {
     story.given(&[TaskEvent::CredentialsRequired { missing, failure: Some(git_auth) }]);
     assert_eq!(story.next(), Step::Finish(Ending::Cancelled));
     story.when(Command::Finish { ending: Ending::Cancelled, refund: NanoUsd::ZERO }).expect("cancelled");
+}
+
+fn with_setup() -> Story {
+    let mut story = Story::working();
+    let clone =
+        Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox(), setup: true };
+    story.when(clone).expect("cloned");
+    story
+}
+
+#[test]
+fn a_setup_comes_between_the_clone_and_the_machine_and_is_begun_once() {
+    let mut story = with_setup();
+    assert_eq!(story.next(), Step::SetUp(sandbox()));
+    let start = || Command::RecordSetupStart { key: "k1".into(), sandbox: sandbox() };
+    let started = story.when(start()).expect("started");
+    assert!(matches!(&started[..], [TaskEvent::SetupStarted { repos, .. }] if repos.len() == 1), "{started:?}");
+    // The next process goes on with it, and says nothing twice.
+    assert_eq!(story.when(start()), Ok(Vec::new()));
+    assert_eq!(story.next(), Step::SetUp(sandbox()));
+    story.when(set_up(None)).expect("set up");
+    assert_eq!(story.next(), Step::StartSandbox(sandbox()));
+    assert_eq!(story.when(set_up(None)), Err(Refusal::MovedOn));
+    story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None }).expect("started");
+    // A sandbox that is lost is started over the same disk, which has its setup.
+    story.when(Command::RecordSandboxStopped { sandbox: sandbox(), reason: SandboxEnd::Lost }).expect("lost");
+    assert_eq!(story.next(), Step::StartSandbox(sandbox()));
+}
+
+#[test]
+fn a_setup_that_fails_ends_the_task_and_one_that_may_pass_is_done_again_but_not_for_ever() {
+    let mut story = with_setup();
+    let failed = failure(FailureCode::SetupFailed);
+    story.when(set_up(Some((failed.clone(), Then::GiveUp)))).expect("recorded");
+    assert_eq!(story.kinds[story.kinds.len() - 2..], ["setup-finished", "step-failed"]);
+    assert_eq!(story.next(), Step::Finish(Ending::Failed(failed.clone())));
+
+    let mut story = with_setup();
+    for failures in 1..=3 {
+        story.when(Command::RecordSetupStart { key: "k1".into(), sandbox: sandbox() }).expect("started");
+        let again = Then::Retry { until: now(), wait_ms: 1 };
+        story.when(set_up(Some((failed.clone(), again)))).expect("recorded");
+        assert_eq!((story.task().failures, story.next()), (failures, Step::SetUp(sandbox())));
+    }
+    story.when(Command::Cancel { reason: None }).expect("cancelled");
+    assert_eq!(story.when(set_up(None)), Err(Refusal::MovedOn));
+    assert_eq!(story.next(), Step::Finish(Ending::Cancelled));
+}
+
+#[test]
+fn an_attempt_in_the_same_workspace_has_its_setup() {
+    let mut story = Story { task: None, kinds: Vec::new() };
+    let retry = Some(Attempts { most: 2, workspace: Workspace::Same });
+    story.when(Command::Create(Box::new(TaskSpec { retry, ..spec() }))).expect("created");
+    story.when(Command::Claim { node: "n".into() }).expect("claimed");
+    story.when(Command::Begin { now: now(), delivers: false }).expect("begun");
+    let clone =
+        Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox(), setup: true };
+    story.when(clone).expect("cloned");
+    story.when(set_up(None)).expect("set up");
+    let failed = failure(FailureCode::NetworkDropped);
+    story.when(Command::RecordFailure { failure: failed, then: Then::GiveUp }).expect("failed");
+    assert!(matches!(story.next(), Step::NextAttempt(_, Workspace::Same)));
+    story.when(Command::NextAttempt { refund: NanoUsd::ZERO, until: now(), wait_ms: 1 }).expect("left");
+    story.when(Command::Begin { now: now(), delivers: false }).expect("begun");
+    assert_eq!(story.next(), Step::StartSandbox(sandbox()));
 }
 
 fn usage_of(sandbox: SandboxId) -> Command {

@@ -23,6 +23,7 @@ mod mirror;
 mod pool;
 mod probe;
 mod push;
+mod recipe;
 mod refusal;
 mod rotation;
 mod script;
@@ -53,6 +54,7 @@ pub use mirror::{
     Access, CacheDir, CacheLimits, Cached, Lower, MAX_HEADS, Mirror, MirrorKey, PROOF_TIMEOUT, Part, victims,
 };
 pub use pool::MAX_BLOCKING_CALLS;
+pub use recipe::{Recipe, SETUP_SCRIPT, SetupScript};
 pub use refusal::PushFault;
 pub use rotation::with_current_token;
 pub use script::{diff_script, export_script};

@@ -1,12 +1,12 @@
 //! Sandboxes as libcontainer containers on this host.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, PipeReader};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use orchestra_events::SandboxId;
@@ -25,10 +25,11 @@ use super::layers::Layer;
 use super::layout::{HelperOrder, HelperReport, Layout, State, make_dir, write_whole};
 use super::pool::{Pool, Starts};
 use super::rootless::Authority;
+use super::setups::Setups;
 use super::zygote::Zygote;
 use super::{
-    Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, Volume, inspect, layers, leftovers, seccomp,
-    spec, teardown, volume,
+    Entry, Sandbox, SandboxConfig, SandboxError, SandboxSpec, Sandboxes, SetupKey, SetupLimits, Volume, inspect,
+    layers, leftovers, seccomp, spec, teardown, volume,
 };
 use crate::image::{Image, ImageStore, Lease};
 
@@ -52,6 +53,7 @@ pub(super) struct Inner {
     pub(super) cgroups: Arc<Hierarchy>,
     pub(super) ranges: Ranges,
     images: ImageStore,
+    setups: Setups,
     /// What helpers are forked from.
     zygote: Zygote,
     /// The program of every sandbox's first process.
@@ -89,11 +91,12 @@ impl Containers {
         let filter = seccomp::compile().and_then(|program| state.filter(&program));
         let filter = filter.map_err(SandboxError::host("compiling the system call filter"))?;
         let images = ImageStore::new(config.images.clone());
+        let setups = Setups::open(&state).map_err(SandboxError::host("opening what setup scripts have made"))?;
         let ranges = Ranges::open(ids, &state);
         let zygote = Zygote::new(config.helper.clone());
         let cgroups = Arc::new(cgroups);
         let (pool, starts, busy) = (OnceLock::new(), Starts::default(), Mutex::default());
-        let inner = Inner { config, state, cgroups, ranges, images, zygote, init, filter, pool, starts, busy };
+        let inner = Inner { config, state, cgroups, ranges, images, setups, zygote, init, filter, pool, starts, busy };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -154,6 +157,7 @@ impl Inner {
             description,
             lower: image.rootfs.clone(),
             layers,
+            setup: None,
             ids,
             authority,
             init: self.init.clone(),
@@ -179,7 +183,8 @@ impl Inner {
         teardown::end_run(&layout, &self.cgroups).map_err(preparing())?;
         let layers = layers::read(&layout).map_err(preparing())?;
         let ids = self.ranges.claim(&layout, &layers, &self.cgroups).map_err(|error| error.of(id))?;
-        let order = HelperOrder { ahead, ..self.order(spec, &lease.image, &layout, layers, ids) };
+        let setup = self.setups.order(&layout).map_err(preparing())?;
+        let order = HelperOrder { ahead, setup, ..self.order(spec, &lease.image, &layout, layers, ids) };
         let write = || {
             if self.cgroups.limits_by_itself() {
                 self.cgroups.furnish(layout.cgroup(), &spec.limits)?;
@@ -205,7 +210,8 @@ impl Inner {
         let layers = layers::read(layout).ok()?;
         let ids = self.ranges.held(layout, &layers).ok()??;
         let image = self.images.find(&spec.image).ok()?;
-        let wanted = HelperOrder { ahead: true, ..self.order(spec, &image, layout, layers, ids) };
+        let setup = self.setups.order(layout).ok()?;
+        let wanted = HelperOrder { ahead: true, setup, ..self.order(spec, &image, layout, layers, ids) };
         // What lies under the work tree and how long it may live are told when it is handed over.
         let was = HelperOrder { layers: wanted.layers.clone(), timeout: wanted.timeout, ..was };
         let stands = noted.disk_bytes == spec.limits.disk_bytes && was == wanted && self.is_alive(layout);
@@ -392,6 +398,62 @@ impl Sandboxes for Containers {
             let mut lowers = HashSet::from_iter(layers::lowers(&this.state).map_err(looking)?);
             lowers.extend(layers::images(&this.state));
             Ok(lowers)
+        };
+        self.inner.blocking(nobody, work).await
+    }
+
+    async fn create_setup(&self, id: SandboxId, like: SandboxId, disk_bytes: u64) -> Result<(), SandboxError> {
+        let work = move |this: &Inner| {
+            volume::create(&this.state, id, disk_bytes)?;
+            let begun = this.setups.begin(&this.state.layout(id), &this.state.layout(like));
+            begun.map_err(SandboxError::host(format!("preparing the setup in sandbox {id}")))
+        };
+        self.alone(id, move |inner: Arc<Inner>| async move { inner.blocking(id, work).await }).await
+    }
+
+    async fn keep_setup(
+        &self,
+        id: SandboxId,
+        key: &SetupKey,
+        excluded: BTreeMap<String, Vec<String>>,
+    ) -> Result<(), SandboxError> {
+        let key = key.clone();
+        let work = move |this: &Inner| {
+            let layout = this.state.layout(id);
+            let kept = teardown::end_run(&layout, &this.cgroups)
+                .and_then(|()| this.setups.keep(&layout, &key, excluded))
+                .map_err(SandboxError::host(format!("keeping the setup of sandbox {id}")))?;
+            tracing::info!(sandbox = %id, key = key.short(), bytes = kept, "setup kept");
+            teardown::destroy(&this.state, &this.cgroups, &this.ranges, id)
+        };
+        self.alone(id, move |inner: Arc<Inner>| async move { inner.blocking(id, work).await }).await
+    }
+
+    async fn use_setup(&self, id: SandboxId, key: &SetupKey) -> Result<bool, SandboxError> {
+        let key = key.clone();
+        let work = move |this: &Inner| {
+            let put = this.setups.put_under(&this.state.layout(id), &key);
+            put.map_err(SandboxError::host(format!("putting a setup under sandbox {id}")))
+        };
+        self.alone(id, move |inner: Arc<Inner>| async move { inner.blocking(id, work).await }).await
+    }
+
+    async fn trim_setups(&self, limits: SetupLimits) -> Result<usize, SandboxError> {
+        let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
+        let trimmed = self.inner.blocking(nobody, move |this| {
+            this.setups.trim(&limits, SystemTime::now()).map_err(SandboxError::host("trimming the kept setups"))
+        });
+        let (removed, bytes) = trimmed.await?;
+        metrics::gauge!("orchestra_setups_bytes").set(bytes as f64);
+        Ok(removed)
+    }
+
+    async fn image_identity(&self, image: &str) -> Result<String, SandboxError> {
+        let (nobody, image) = (SandboxId::from_uuid(uuid::Uuid::nil()), image.to_owned());
+        let work = move |this: &Inner| {
+            let found = this.images.find(&image)?;
+            let stored = found.rootfs.parent().and_then(|home| home.file_name()).unwrap_or_default().to_owned();
+            Ok(format!("{}/{}/{}", stored.display(), found.manifest.inputs, found.manifest.created))
         };
         self.inner.blocking(nobody, work).await
     }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::idmap::Owners;
 use super::layout::{HelperOrder, Layout, State, write_settled};
 use super::rootless;
+use super::setups::{Mounted, SetupOrder};
 
 /// Most folders of one work tree that have a directory laid under them: a task has one for each of its repositories.
 pub const MAX_LAYERS: usize = 64;
@@ -142,15 +143,16 @@ pub fn by_descriptor(file: &File) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
-/// Mounts an overlay. Descriptors instead of paths: no character of a path can be taken for a separator, and no link that
+/// Mounts an overlay, the first of `lowers` on top of the others. Descriptors instead of paths: no character of a path can be taken for a separator, and no link that
 /// a sandbox has put there is followed.
-pub fn mount_overlay(lower: &Path, upper: &Path, work: &Path, at: &Path, options: &str) -> io::Result<()> {
+pub fn mount_overlay(lowers: &[&Path], upper: &Path, work: &Path, at: &Path, options: &str) -> io::Result<()> {
     let failed = |error| io::Error::other(format!("mounting the overlay: {error}"));
-    let (lower, upper, work) = (open(lower)?, open(upper)?, open(work)?);
+    let lowers: Vec<File> = lowers.iter().map(|lower| open(lower)).collect::<io::Result<_>>()?;
+    let (upper, work) = (open(upper)?, open(work)?);
     let at = open(at)?;
     let options = format!(
         "lowerdir={},upperdir={},workdir={}{options}",
-        by_descriptor(&lower),
+        lowers.iter().map(by_descriptor).collect::<Vec<_>>().join(":"),
         by_descriptor(&upper),
         by_descriptor(&work)
     );
@@ -160,16 +162,29 @@ pub fn mount_overlay(lower: &Path, upper: &Path, work: &Path, at: &Path, options
 }
 
 /// Mounts what lies under the work tree, which is at `workspace` already. `volume` is the disk as the sandbox sees its owners.
-pub fn mount_all(volume: &Path, layers: &[Layer], owners: &mut Owners, workspace: &Path) -> io::Result<()> {
+pub fn mount_all(
+    volume: &Path,
+    layers: &[Layer],
+    owners: &mut Owners,
+    workspace: &Path,
+    (setup, made): (Option<&SetupOrder>, Option<&Mounted>),
+) -> io::Result<()> {
+    // What becomes a setup will lie under other commits: a folder of this one's that is moved is copied, as between disks.
+    let options = match setup {
+        Some(SetupOrder::Makes) => ",redirect_dir=nofollow,metacopy=off",
+        // Such attributes are root's; elsewhere a rename is a copy.
+        Some(SetupOrder::Uses { .. }) | None if rootless::is_needed() => "",
+        // A folder of the lower directory can be renamed: the kernel notes in an attribute, which no sandbox can write,
+        // where its content is.
+        Some(SetupOrder::Uses { .. }) | None => ",redirect_dir=on",
+    };
     for layer in layers {
         check_name(&layer.directory)?;
         let at = if layer.directory.is_empty() { workspace.to_owned() } else { workspace.join(&layer.directory) };
         let changes = layer.changes(volume);
-        let lower = owners.show(&layer.lower)?;
-        // A folder of the lower directory can be renamed: the kernel notes in an attribute, which no sandbox can write, where
-        // its content is. Such attributes are root's; elsewhere a rename is a copy.
-        let options = if rootless::is_needed() { "" } else { ",redirect_dir=on" };
-        mount_overlay(&lower, &changes.join("upper"), &changes.join("work"), &at, options)
+        let (lower, below) = (owners.show(&layer.lower)?, made.map(|made| made.below(layer)));
+        let lowers: Vec<&Path> = std::iter::once(&lower).chain(below.iter().flatten()).map(AsRef::as_ref).collect();
+        mount_overlay(&lowers, &changes.join("upper"), &changes.join("work"), &at, options)
             .map_err(|error| io::Error::other(format!("laying files under the work tree: {error}")))?;
     }
     Ok(())

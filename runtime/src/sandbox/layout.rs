@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::ids::IdRange;
 use super::layers::Layer;
 use super::rootless::Authority;
+use super::setups::SetupOrder;
 
 /// The program that is the first process of every sandbox.
 const INIT: &[u8] = include_bytes!(env!("ORCHESTRA_INIT"));
@@ -36,6 +37,9 @@ pub struct HelperOrder {
     /// What lies under the work tree.
     #[serde(default)]
     pub layers: Vec<Layer>,
+    /// What it has to do with setup scripts.
+    #[serde(default)]
+    pub setup: Option<SetupOrder>,
     /// The host's ids for its users.
     pub ids: IdRange,
     /// What it is made with.
@@ -142,6 +146,11 @@ impl State {
     /// The directory that holds one directory per sandbox.
     pub fn sandboxes(&self) -> PathBuf {
         self.dir.join("sandboxes")
+    }
+
+    /// The directory of what setup scripts have made.
+    pub fn setups(&self) -> PathBuf {
+        self.dir.join("setups")
     }
 
     /// The directory of empty disks to copy.

@@ -28,6 +28,7 @@ mod network;
 mod pool;
 mod rootless;
 mod seccomp;
+mod setups;
 mod spec;
 mod stage;
 mod streams;
@@ -61,6 +62,7 @@ pub use orchestra_init::{Listed, Window};
 pub use pool::MAX_READY;
 pub use rootless::workspace_owner;
 pub use seccomp::profile as seccomp_profile;
+pub use setups::{SetupKey, SetupLimits, patterns as exclude_patterns};
 pub use spec::container as container_description;
 pub use streams::{INPUT_CHUNKS, Piece, StreamedExec};
 pub use volume::Volume;
@@ -257,6 +259,24 @@ pub trait Sandboxes: Send + Sync {
     async fn destroy(&self, id: SandboxId) -> Result<(), SandboxError>;
     /// Every directory that lies under the work tree of any sandbox, or under its root: none of them may be removed or changed.
     async fn lowers(&self) -> Result<HashSet<PathBuf>, SandboxError>;
+    /// Makes the disk of a sandbox that is to run setup scripts, over the same files as those of `like`, the sandbox of the
+    /// task that needs what they make. Replaces nothing that exists.
+    async fn create_setup(&self, id: SandboxId, like: SandboxId, disk_bytes: u64) -> Result<(), SandboxError>;
+    /// Ends such a sandbox, and keeps its disk under this key for the sandboxes of later tasks. `excluded` are, for each folder
+    /// of the work tree, patterns of what git is to pass over there.
+    async fn keep_setup(
+        &self,
+        id: SandboxId,
+        key: &SetupKey,
+        excluded: BTreeMap<String, Vec<String>>,
+    ) -> Result<(), SandboxError>;
+    /// Puts what is kept under this key below what the sandbox will change, which has a disk and has not run yet. `false` when
+    /// there is nothing under it. What lies under a sandbox is not removed while that is there.
+    async fn use_setup(&self, id: SandboxId, key: &SetupKey) -> Result<bool, SandboxError>;
+    /// Removes what the limits do not allow, and what a killed process has left half-made. Answers how many.
+    async fn trim_setups(&self, limits: SetupLimits) -> Result<usize, SandboxError>;
+    /// What tells the image that a name means now from every other.
+    async fn image_identity(&self, image: &str) -> Result<String, SandboxError>;
     /// Those who have entered a sandbox from the host and are not written down anywhere else yet, oldest first.
     async fn entries(&self, id: SandboxId) -> Result<Vec<Entry>, SandboxError>;
     /// Lets an entry go that is written down elsewhere.

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -18,6 +18,7 @@ use super::idmap::Owners;
 use super::layers;
 use super::layout::{HelperOrder, Layout};
 use super::rootless;
+use super::setups::{Mounted, SetupOrder};
 
 /// The sandbox's directory, seen from the stage.
 pub const SANDBOX: &str = "/sandbox";
@@ -32,6 +33,8 @@ pub const BUNDLE: &str = "/bundle";
 /// What the container library keeps about the container, seen from the stage; it exists nowhere else. The library writes it
 /// anew at every step, for which a disk can make it wait.
 pub const CONTAINER: &str = "/container";
+/// What the setup script has made, while the helper mounts things on top of it; empty afterwards.
+const SETUP: &str = "/setup";
 /// Where the disk and the shared files are with the sandbox's own ids as owners, seen from the stage.
 const SHELF: &str = "/shelf";
 /// The first process's program, seen from the stage.
@@ -87,14 +90,34 @@ pub fn enter(layout: &Layout, order: &HelperOrder) -> io::Result<()> {
     bind(layout.dir(), &at(SANDBOX), false)?;
     let mut owners = Owners::of(order.ids, at(SHELF))?;
     let volume = owners.show(&layout.volume())?;
-    bind(&volume.join("workspace"), &at(WORKSPACE), false)?;
+    bind(&order.init, &at(INIT), false)?;
+    let made = match &order.setup {
+        Some(SetupOrder::Uses { image, mask }) => Some(Mounted::new(image, mask, &at(SETUP), &mut owners)?),
+        Some(SetupOrder::Makes) | None => None,
+    };
+    let whole = order.layers.iter().any(|layer| layer.directory.is_empty());
+    for (folder, to) in [("workspace", WORKSPACE), ("home", HOME)] {
+        match &made {
+            // Where the work tree is one repository, that has the setup under it.
+            Some(made) if folder == "home" || !whole => {
+                let (lower, work) = (made.folder(folder), volume.join("setup").join(folder));
+                layers::mount_overlay(&[&lower], &volume.join(folder), &work, &at(to), ",redirect_dir=on")?;
+            }
+            Some(_) | None => bind(&volume.join(folder), &at(to), false)?,
+        }
+    }
     if order.ahead {
         mount(NOTHING, &at(WORKSPACE), NOTHING, MsFlags::MS_SHARED, NOTHING)?;
     }
-    bind(&volume.join("home"), &at(HOME), false)?;
-    bind(&order.init, &at(INIT), false)?;
-    layers::mount_all(&volume, &order.layers, &mut owners, &at(WORKSPACE))?;
-    layers::mount_overlay(&order.lower, &volume.join("upper"), &volume.join("work"), &at(ROOT), "")?;
+    let setup = (order.setup.as_ref(), made.as_ref());
+    layers::mount_all(&volume, &order.layers, &mut owners, &at(WORKSPACE), setup)?;
+    let upper_of_setup = made.as_ref().map(|made| made.folder("upper"));
+    let lowers: Vec<&Path> = upper_of_setup.iter().map(PathBuf::as_path).chain([order.lower.as_path()]).collect();
+    layers::mount_overlay(&lowers, &volume.join("upper"), &volume.join("work"), &at(ROOT), "")?;
+    if made.is_some() {
+        // What is mounted on top of it keeps it.
+        umount2(&at(SETUP), MntFlags::MNT_DETACH)?;
+    }
     std::env::set_current_dir(&stage)?;
     // The documented way without a place for the old root: it ends up under the new one, and is let go.
     pivot_root(".", ".")?;

@@ -30,6 +30,7 @@ const UNMOUNT_PATIENCE: Duration = Duration::from_secs(2);
 const LOOP_MAJOR: u64 = 7;
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 
 /// `struct loop_info64` of linux/loop.h.
@@ -226,7 +227,7 @@ fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// A free loop device that shows the file and frees itself when it is unmounted.
-fn attach_loop(image: &File) -> io::Result<(File, PathBuf)> {
+fn attach_loop(image: &File, flags: u32) -> io::Result<(File, PathBuf)> {
     let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
     for _ in 0..LOOP_ATTEMPTS {
         // SAFETY: this request takes no argument.
@@ -248,7 +249,7 @@ fn attach_loop(image: &File) -> io::Result<(File, PathBuf)> {
         let mut config: LoopConfig = unsafe { std::mem::zeroed() };
         config.fd = image.as_raw_fd() as u32;
         config.block_size = 4096;
-        config.info.flags = LO_FLAGS_AUTOCLEAR;
+        config.info.flags = LO_FLAGS_AUTOCLEAR | flags;
         // SAFETY: the layout is the kernel's, and the struct outlives the call.
         if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) } == 0 {
             return Ok((device, path));
@@ -263,12 +264,58 @@ fn attach_loop(image: &File) -> io::Result<(File, PathBuf)> {
 
 fn mount_image(image: &Path, at: &Path) -> io::Result<()> {
     let image = OpenOptions::new().read(true).write(true).open(image)?;
-    let (device, path) = attach_loop(&image)?;
+    let (device, path) = attach_loop(&image, 0)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
     // Unused inode tables stay unwritten: the kernel must not fill a disk that lives for minutes.
     mount(Some(&path), at, Some("ext4"), flags, Some("noinit_itable"))?;
     drop(device);
     Ok(())
+}
+
+/// Mounts a disk that nobody will write to again. Any number of mounts of one file may be there at once.
+pub fn mount_read_only(image: &Path, at: &Path) -> io::Result<()> {
+    let image = File::open(image)?;
+    let (device, path) = attach_loop(&image, LO_FLAGS_READ_ONLY)?;
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+    mount(Some(&path), at, Some("ext4"), flags, Some("noload"))?;
+    drop(device);
+    Ok(())
+}
+
+/// Unmounts a disk and waits until the kernel has written it whole and let go of its file. Unlike [`unmount`] it never
+/// detaches what somebody still holds: that would go on changing.
+pub fn release(at: &Path, image: &Path, deadline: Instant) -> io::Result<()> {
+    loop {
+        if is_mount_point(at)? {
+            match umount2(at, MntFlags::UMOUNT_NOFOLLOW) {
+                Ok(()) | Err(nix::errno::Errno::EBUSY) => {}
+                Err(error) => return Err(error.into()),
+            }
+        } else if !has_loop_device(image)? {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(io::Error::other("somebody still holds the disk"));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether a loop device shows this file: it is mounted somewhere, or was a moment ago.
+fn has_loop_device(image: &Path) -> io::Result<bool> {
+    let image = fs::canonicalize(image)?;
+    for entry in fs::read_dir("/sys/block")? {
+        let entry = entry?;
+        if !entry.file_name().as_encoded_bytes().starts_with(b"loop") {
+            continue;
+        }
+        // A device without a file has no such entry.
+        let backing = fs::read(entry.path().join("loop/backing_file")).unwrap_or_default();
+        if backing.trim_ascii_end() == image.as_os_str().as_encoded_bytes() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether something is mounted exactly here.

@@ -13,6 +13,7 @@ mod leftovers;
 mod life;
 mod limits;
 mod rootless;
+mod setups;
 mod streams;
 mod work_tree;
 mod zygote;

@@ -48,6 +48,7 @@ pages! {
     "sandbox-out-of-memory",
     "sandbox-start-failed",
     "sandbox-timeout",
+    "setup-failed",
     "unauthenticated",
     "unsupported-media-type",
 }

@@ -308,7 +308,9 @@ pub async fn send_output(
         TaskEvent::decode(envelope).ok().flatten()
     });
     let contents: Vec<Content> = match event {
-        Some(TaskEvent::ToolFinished { output, .. }) => vec![output],
+        Some(TaskEvent::ToolFinished { output, .. } | TaskEvent::SetupFinished { output: Some(output), .. }) => {
+            vec![output]
+        }
         Some(TaskEvent::Message { content, .. }) => content
             .into_iter()
             .filter_map(|block| match block {

@@ -215,6 +215,25 @@ impl TimelineRow {
             TaskEvent::Cloned { repo, base, commit, .. } => {
                 self.say(Tone::Quiet, "Git", format!("Checked out {repo} at {base} ({}).", short(commit.as_str())));
             }
+            TaskEvent::SetupStarted { repos, .. } => {
+                let repos: Vec<_> = repos.iter().map(ToString::to_string).collect();
+                self.say(Tone::Quiet, "Setup", format!("Running the setup script of {}.", repos.join(" and ")));
+            }
+            TaskEvent::SetupFinished { cached, done, exit_code, duration_ms, output, omitted_bytes, .. } => {
+                let took = format::milliseconds(*duration_ms);
+                let (tone, sentence) = match (cached, done, exit_code) {
+                    (true, _, _) => (Tone::Quiet, format!("What the setup script makes was there: {took}.")),
+                    (false, true, _) => (Tone::Good, format!("The setup script was done after {took}.")),
+                    (false, false, Some(code)) => {
+                        (Tone::Bad, format!("The setup script failed with exit code {code} after {took}."))
+                    }
+                    (false, false, None) => (Tone::Bad, format!("The setup failed after {took}.")),
+                };
+                self.say(tone, "Setup", sentence);
+                self.output = output.as_ref().and_then(|output| {
+                    folded("Output", output, *omitted_bytes, output_path(task, self.revision), !done)
+                });
+            }
             TaskEvent::SandboxStarted { image, start_ms, image_digest, .. } => {
                 let took = format::milliseconds(*start_ms);
                 let shown = |digest: &String| format!(" ({})", digest.chars().take(DIGEST_SHOWN).collect::<String>());

@@ -238,7 +238,16 @@ impl World {
         service.step(id, Command::Claim { node: "node-1".to_owned() }).await;
         service.step(id, Command::Begin { now: Timestamp::now(), delivers: true }).await;
         service
-            .step(id, Command::RecordClone { repo: 0, base: "main".to_owned(), commit: commit("4be1a09c"), sandbox })
+            .step(
+                id,
+                Command::RecordClone {
+                    repo: 0,
+                    base: "main".to_owned(),
+                    commit: commit("4be1a09c"),
+                    sandbox,
+                    setup: false,
+                },
+            )
             .await;
         service.step(id, Command::RecordSandbox { sandbox, start_ms: 84, image_digest: None }).await;
         sandbox

@@ -85,6 +85,11 @@ impl MirrorKey {
         let description = serde_json::json!({ "forge": forge, "host": host, kind: name }).to_string();
         Self { digest: digest(&description), description }
     }
+
+    /// The repository in words: forge, host, and the immutable id or the path.
+    pub fn description(&self) -> &str {
+        &self.description
+    }
 }
 
 fn digest(text: &str) -> String {
