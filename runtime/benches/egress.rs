@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p orchestra-runtime --bench egress`. The figure that is promised is the share of a direct connection, at
 //! least 60 %: the absolute numbers are those of the machine.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

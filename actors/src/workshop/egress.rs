@@ -34,19 +34,25 @@ pub struct HostLists {
     pub permit: Option<Vec<Entry>>,
 }
 
+/// What is said of one team in place of a server's [`HostLists`]: what is allowed, and what may be asked for besides.
+pub type TeamLists = (Option<Vec<Entry>>, Option<Vec<Entry>>);
+
+/// Looks up the hosts that the package managers of the named image are configured for.
+pub type Registries = Arc<dyn Fn(&str) -> BTreeSet<String> + Send + Sync>;
+
 /// What the operator says about the sandboxes' way out.
 #[derive(Clone)]
 pub struct EgressRules {
     /// For every team that has no list of its own.
     pub server: HostLists,
     /// What single teams have in its place, each list by itself.
-    pub teams: BTreeMap<String, (Option<Vec<Entry>>, Option<Vec<Entry>>)>,
+    pub teams: BTreeMap<String, TeamLists>,
     /// Networks that are open although they are private, reserved or the like.
     pub networks: Vec<Network>,
     /// How much a task may move.
     pub limits: Limits,
     /// The hosts that an image's package managers are configured for.
-    pub registries: Arc<dyn Fn(&str) -> BTreeSet<String> + Send + Sync>,
+    pub registries: Registries,
     /// Who knows addresses.
     pub resolver: Arc<dyn Resolve>,
 }

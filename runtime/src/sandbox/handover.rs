@@ -123,7 +123,7 @@ fn open_overlays(layout: &Layout, order: &HelperOrder) -> io::Result<Vec<OwnedFd
         return Ok(Vec::new());
     }
     let (layout, ids, layers) = (layout.clone(), order.ids, order.layers.clone());
-    let (send, opened) = mpsc::channel();
+    let (send, opened) = mpsc::sync_channel(1);
     // A thread that dies after it, in a mount namespace of its own: what has other owners must be mounted somewhere while an
     // overlay is made of it. Nobody waits for the end of that namespace.
     std::thread::Builder::new().name("open-overlays".into()).spawn(move || {

@@ -187,7 +187,11 @@ impl Containers {
             return;
         }
         let nobody = SandboxId::from_uuid(uuid::Uuid::nil());
-        let _ = self.inner.blocking(nobody, |inner| Ok(inner.adopt())).await;
+        let adopted = self.inner.blocking(nobody, |inner| {
+            inner.adopt();
+            Ok(())
+        });
+        let _ = adopted.await;
         tokio::spawn(keep(Arc::downgrade(&self.inner)));
     }
 
