@@ -149,19 +149,18 @@ fn check(name: &'static str, found: Result<String, String>, remedy: &'static str
     Check { name, ok, detail, remedy }
 }
 
-fn landlock() -> Check {
-    const LANDLOCK_CREATE_RULESET_VERSION: libc::c_uint = 1;
+/// The version of the kernel's Landlock, asked the way that Linux documents; `None` where it has none.
+pub fn landlock_version() -> Option<u32> {
+    const LANDLOCK_CREATE_RULESET_VERSION: libc::c_ulong = 1;
     // SAFETY: with this flag the call takes no ruleset and only answers.
-    let version = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_create_ruleset,
-            std::ptr::null::<libc::c_void>(),
-            0usize,
-            LANDLOCK_CREATE_RULESET_VERSION,
-        )
-    };
+    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, LANDLOCK_CREATE_RULESET_VERSION) };
+    u32::try_from(version).ok().filter(|version| *version > 0)
+}
+
+fn landlock() -> Check {
     // It is a further wall where there is one; sandboxes stand without it.
-    let detail = if version > 0 { format!("version {version}") } else { "not in this kernel".to_owned() };
+    let detail =
+        landlock_version().map_or_else(|| "not in this kernel".to_owned(), |version| format!("version {version}"));
     check("landlock", Ok(detail), "Nothing needs it; a kernel with CONFIG_SECURITY_LANDLOCK and lsm=landlock has it.")
 }
 

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::cgroup::{self, Hierarchy};
+use super::checks::landlock_version;
 use super::client::Connection;
 use super::container::{Running, first_process, read_usage};
 use super::ids::{HostIds, Ranges};
@@ -277,14 +278,6 @@ fn process(pid: i32) -> Option<Process> {
     Some(Process { pid, inner_pid, command: harmless(&command) })
 }
 
-/// The kernel's Landlock interface, asked the way that Linux documents: no attributes, and the flag for the version.
-fn landlock_abi() -> Option<u32> {
-    const VERSION: libc::c_ulong = 1;
-    // SAFETY: with this flag the call takes no pointer and makes nothing.
-    let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, VERSION) };
-    u32::try_from(abi).ok().filter(|abi| *abi > 0)
-}
-
 fn walls(pid: i32, filter: Option<String>) -> Option<Confinement> {
     let status = proc_text(&format!("/proc/{pid}/status"))?;
     let field = |name: &str| status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
@@ -312,7 +305,7 @@ fn walls(pid: i32, filter: Option<String>) -> Option<Confinement> {
         seccomp_digest: filter,
         no_new_privileges: field("NoNewPrivs:").as_deref() == Some("1"),
         capabilities: sets.collect(),
-        landlock_abi: landlock_abi(),
+        landlock_abi: landlock_version(),
         namespaces: namespaces.collect(),
         uid_map: map("uid_map"),
         gid_map: map("gid_map"),

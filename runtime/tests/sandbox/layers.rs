@@ -5,9 +5,10 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
+use orchestra_runtime::image::ImageStore;
 use orchestra_runtime::sandbox::{Sandboxes, WORKSPACE_UID};
 
-use crate::host::{Host, limits, say, spec};
+use crate::host::{Host, images, limits, say, spec};
 
 const DISK: u64 = 256 << 20;
 
@@ -61,8 +62,9 @@ async fn two_sandboxes_share_files_and_neither_changes_them() {
     assert_eq!(say(&two, "cat README.md src/lib.rs").await, "one\nfn main() {}\n");
     assert_eq!(contents(&lower), before);
 
-    // Both say that they need it, also to a server that has just been started; the record goes with the sandbox.
-    let needed = HashSet::from([lower.clone()]);
+    // Both say that they need it and their image, also to a server that has just been started; the record goes with the sandbox.
+    let image = ImageStore::new(images()).resolve("default").unwrap();
+    let needed = HashSet::from([lower.clone(), image]);
     assert_eq!(host.restarted().lowers().await.unwrap(), needed);
     host.sandboxes.destroy(first).await.unwrap();
     assert_eq!(host.sandboxes.lowers().await.unwrap(), needed);
