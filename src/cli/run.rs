@@ -28,6 +28,9 @@ pub struct Run {
     /// The sandbox image
     #[arg(long)]
     image: Option<String>,
+    /// A host that its sandbox may connect to, in place of what is usual; may be repeated, and "" alone is none
+    #[arg(long, value_name = "HOST")]
+    egress: Vec<String>,
     /// The team it is for
     #[arg(long, default_value = "default")]
     team: String,
@@ -114,6 +117,10 @@ impl Run {
             if let Some(value) = value {
                 body[name] = json!(value);
             }
+        }
+        if !self.egress.is_empty() {
+            let hosts: Vec<&String> = self.egress.iter().filter(|host| !host.is_empty()).collect();
+            body["egress"] = json!(hosts);
         }
         if let Some(seconds) = self.timeout_seconds {
             body["timeoutSeconds"] = json!(seconds);
