@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::harness::{Setup, bash, done, script};
+use crate::harness::{Frame, Setup, bash, done, script};
 
 /// Asks the proxy for a tunnel and prints the answer; says so where nothing listens.
 fn ask(target: &str) -> String {
@@ -71,9 +71,12 @@ async fn the_way_out_is_what_the_lists_say_and_is_written_down_across_a_restart(
     assert_eq!(house.task(&id).await["egress"], json!([host]));
     house.event_after(&id, None, |frame| frame.kind == "tool-called" && frame.data.to_string().contains("slept")).await;
     // The last one before the server dies: what came before it is in the stream too.
-    house
-        .event_after(&id, None, |frame| frame.kind == "egress-decided" && frame.data.to_string().contains(&host))
-        .await;
+    let name = host.split(':').next().unwrap();
+    let about = |frame: &Frame| {
+        let decisions = frame.data["data"]["decisions"].as_array().cloned().unwrap_or_default();
+        frame.kind == "egress-decided" && decisions.iter().any(|decision| decision["host"] == name)
+    };
+    house.event_after(&id, None, about).await;
     house.kill().await;
     house.restart().await;
     let task = house.ended(&id).await;
