@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::conversation::{Block, StopReason, Usage};
-use super::delivery::{Outcome, RepoWork, Request, is_committed};
+use super::delivery::{self, is_committed};
 use super::egress::{EgressDecision, EgressRest};
 use super::event::{CredentialKind, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
 use super::harness::{HarnessWord, by_harness};
@@ -442,23 +442,8 @@ fn open_call(task: &Task, call: CallId) -> Result<&OpenCall, Refusal> {
 }
 
 /// The name of one of the task's repositories.
-fn named(task: &Task, repo: usize) -> Result<RepoRef, Refusal> {
+pub(super) fn named(task: &Task, repo: usize) -> Result<RepoRef, Refusal> {
     Ok(working(task)?.repos.get(repo).ok_or(Refusal::MovedOn)?.target.repo.clone())
-}
-
-/// A repository whose commits are on their way: the sandbox is gone.
-fn delivered(task: &Task, repo: usize) -> Result<&RepoWork, Refusal> {
-    let attempt = working(task)?;
-    match attempt.repos.get(repo) {
-        Some(work) if attempt.sandbox.is_none() => Ok(work),
-        Some(_) | None => Err(Refusal::MovedOn),
-    }
-}
-
-/// What a forge could not do, as events.
-fn noted(repo: &RepoRef, notes: Vec<(String, String)>) -> impl Iterator<Item = TaskEvent> + use<> {
-    let repo = repo.clone();
-    notes.into_iter().map(move |(feature, detail)| TaskEvent::ForgeNoted { repo: repo.clone(), feature, detail })
 }
 
 fn charged(task: &Task, call: CallId, charge: Charge) -> TaskEvent {
@@ -664,33 +649,12 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
             },
             _ => Err(Refusal::MovedOn),
         },
-        Command::RecordCommit { repo, commits, tree, message, stat: (files, insertions, deletions), diff } => {
-            let Some((commit, _)) = commits.last().cloned().filter(|_| next == Step::Commit(repo)) else {
-                return Err(Refusal::MovedOn);
-            };
-            let (commits, subjects) = if commits.len() > 1 { commits.into_iter().unzip() } else { Default::default() };
-            let repo = if task.spec.further.is_empty() { None } else { Some(named(task, repo)?) };
-            Ok(vec![TaskEvent::Committed {
-                repo,
-                commit,
-                commits,
-                tree,
-                message,
-                subjects,
-                files,
-                insertions,
-                deletions,
-                diff,
-            }])
-        }
-        Command::RecordUnchanged { repo } if next == Step::Commit(repo) => {
-            // A task of which nothing comes at all does not end in silence but in `nothing-to-push`.
-            let others = working(task)?.repos.iter().enumerate().filter(|(other, _)| *other != repo);
-            if others.into_iter().all(|(_, work)| work.outcome == Some(Outcome::Unchanged)) {
-                return Err(Refusal::MovedOn);
-            }
-            Ok(vec![TaskEvent::Unchanged { repo: named(task, repo)? }])
-        }
+        Command::RecordCommit { .. }
+        | Command::RecordUnchanged { .. }
+        | Command::RecordPush { .. }
+        | Command::RecordPullRequest { .. }
+        | Command::RecordLink { .. }
+        | Command::RecordReport { .. } => delivery::decide(task, command),
         Command::RecordSandboxEnd { sandbox, reason, last } => {
             let stopped = by_actor(task, Command::RecordSandboxStopped { sandbox, reason })?;
             let last = last.map(|usage| about_sandbox(task, Command::RecordSandboxUsage(usage)));
@@ -698,47 +662,6 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
         }
         Command::RecordSandboxStopped { sandbox, reason } => match working(task)?.sandbox {
             Some(running) if running == sandbox => Ok(vec![TaskEvent::SandboxStopped { sandbox, reason }]),
-            _ => Err(Refusal::MovedOn),
-        },
-        // Also after a cancel: the branch has moved all the same, and the record says so.
-        Command::RecordPush { repo, outcome } => {
-            let work = delivered(task, repo)?;
-            match work.commit() {
-                Some(commit) if !work.pushed => Ok(vec![TaskEvent::Pushed {
-                    repo: work.target.repo.clone(),
-                    branch: work.target.branch.clone(),
-                    commit: commit.id.clone(),
-                    outcome,
-                }]),
-                Some(_) | None => Err(Refusal::MovedOn),
-            }
-        }
-        Command::RecordPullRequest { repo, opened, notes } => {
-            let work = delivered(task, repo)?;
-            if !work.pushed || work.request != Request::NotAsked {
-                return Err(Refusal::MovedOn);
-            }
-            let repo = work.target.repo.clone();
-            let came = match opened {
-                PullRequestOutcome::Open { url, number, existed, foreign } => {
-                    TaskEvent::PullRequestOpened { repo: repo.clone(), url, number, existed, foreign }
-                }
-                PullRequestOutcome::Omitted { reason } => TaskEvent::PullRequestOmitted { repo: repo.clone(), reason },
-            };
-            Ok(std::iter::once(came).chain(noted(&repo, notes)).collect())
-        }
-        Command::RecordLink { repo, notes } => match next {
-            Step::LinkPullRequest(linked) if linked == repo => {
-                let repo = named(task, repo)?;
-                Ok(noted(&repo, notes).chain([TaskEvent::PullRequestLinked { repo: repo.clone() }]).collect())
-            }
-            _ => Err(Refusal::MovedOn),
-        },
-        Command::RecordReport { repo, notes } => match next {
-            Step::Report(reported, _) if reported == repo => {
-                let repo = named(task, repo)?;
-                Ok(noted(&repo, notes).chain([TaskEvent::Reported { repo: repo.clone() }]).collect())
-            }
             _ => Err(Refusal::MovedOn),
         },
         // Nothing is held before the attempt begins, so nothing has to be cleaned up first.

@@ -1,9 +1,10 @@
 //! How far each repository of an attempt has come: from its checkout, over its commit and its branch, to its pull
 //! request; and what of that is next.
 
+use super::command::{Command, PullRequestOutcome, Refusal, named, working};
 use super::event::{Target, TaskEvent, TaskSpec};
-use super::state::{Checkout, Commit};
-use super::step::Step;
+use super::state::{Checkout, Commit, Task};
+use super::step::{Step, planned_step};
 use crate::repo::RepoRef;
 
 /// One repository of an attempt.
@@ -174,4 +175,95 @@ pub(super) fn evolve(repos: &mut [RepoWork], event: &TaskEvent) {
         }
         _ => {}
     }
+}
+
+/// What came of a repository's work, as events.
+pub(super) fn decide(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
+    let next = planned_step(task);
+    match command {
+        Command::RecordCommit { repo, commits, tree, message, stat: (files, insertions, deletions), diff } => {
+            let Some((commit, _)) = commits.last().cloned().filter(|_| next == Step::Commit(repo)) else {
+                return Err(Refusal::MovedOn);
+            };
+            let (commits, subjects) = if commits.len() > 1 { commits.into_iter().unzip() } else { Default::default() };
+            let repo = if task.spec.further.is_empty() { None } else { Some(named(task, repo)?) };
+            Ok(vec![TaskEvent::Committed {
+                repo,
+                commit,
+                commits,
+                tree,
+                message,
+                subjects,
+                files,
+                insertions,
+                deletions,
+                diff,
+            }])
+        }
+        Command::RecordUnchanged { repo } if next == Step::Commit(repo) => {
+            // A task of which nothing comes at all does not end in silence but in `nothing-to-push`.
+            let others = working(task)?.repos.iter().enumerate().filter(|(other, _)| *other != repo);
+            if others.into_iter().all(|(_, work)| work.outcome == Some(Outcome::Unchanged)) {
+                return Err(Refusal::MovedOn);
+            }
+            Ok(vec![TaskEvent::Unchanged { repo: named(task, repo)? }])
+        }
+        // Also after a cancel: the branch has moved all the same, and the record says so.
+        Command::RecordPush { repo, outcome } => {
+            let work = delivered(task, repo)?;
+            match work.commit() {
+                Some(commit) if !work.pushed => Ok(vec![TaskEvent::Pushed {
+                    repo: work.target.repo.clone(),
+                    branch: work.target.branch.clone(),
+                    commit: commit.id.clone(),
+                    outcome,
+                }]),
+                Some(_) | None => Err(Refusal::MovedOn),
+            }
+        }
+        Command::RecordPullRequest { repo, opened, notes } => {
+            let work = delivered(task, repo)?;
+            if !work.pushed || work.request != Request::NotAsked {
+                return Err(Refusal::MovedOn);
+            }
+            let repo = work.target.repo.clone();
+            let came = match opened {
+                PullRequestOutcome::Open { url, number, existed, foreign } => {
+                    TaskEvent::PullRequestOpened { repo: repo.clone(), url, number, existed, foreign }
+                }
+                PullRequestOutcome::Omitted { reason } => TaskEvent::PullRequestOmitted { repo: repo.clone(), reason },
+            };
+            Ok(std::iter::once(came).chain(noted(&repo, notes)).collect())
+        }
+        Command::RecordLink { repo, notes } => match next {
+            Step::LinkPullRequest(linked) if linked == repo => {
+                let repo = named(task, repo)?;
+                Ok(noted(&repo, notes).chain([TaskEvent::PullRequestLinked { repo: repo.clone() }]).collect())
+            }
+            _ => Err(Refusal::MovedOn),
+        },
+        Command::RecordReport { repo, notes } => match next {
+            Step::Report(reported, _) if reported == repo => {
+                let repo = named(task, repo)?;
+                Ok(noted(&repo, notes).chain([TaskEvent::Reported { repo: repo.clone() }]).collect())
+            }
+            _ => Err(Refusal::MovedOn),
+        },
+        _ => Err(Refusal::MovedOn),
+    }
+}
+
+/// A repository whose commits are on their way: the sandbox is gone.
+fn delivered(task: &Task, repo: usize) -> Result<&RepoWork, Refusal> {
+    let attempt = working(task)?;
+    match attempt.repos.get(repo) {
+        Some(work) if attempt.sandbox.is_none() => Ok(work),
+        Some(_) | None => Err(Refusal::MovedOn),
+    }
+}
+
+/// What a forge could not do, as events.
+fn noted(repo: &RepoRef, notes: Vec<(String, String)>) -> impl Iterator<Item = TaskEvent> + use<> {
+    let repo = repo.clone();
+    notes.into_iter().map(move |(feature, detail)| TaskEvent::ForgeNoted { repo: repo.clone(), feature, detail })
 }

@@ -1,9 +1,8 @@
 //! The task aggregate: one sentence, one repository, one budget, and everything that happened to them.
 //!
-//! Read [`event`] for what can happen, [`command`] for what can be asked, [`state`] for what is known from it, and
-//! [`step`] for what comes next, and [`delivery`] for the way
-//! of each repository's commits to their pull request. [`usage`] is what its sandbox uses of the host, and [`resource`] what
-//! the outside sees.
+//! Read [`TaskSpec`] for what a user asks for, [`event`] for what can happen, [`command`] for what can be asked, [`state`] for
+//! what is known from it, [`step`] for what comes next, and [`delivery`] for the way of each repository's commits to their
+//! pull request. [`usage`] is what its sandbox uses of the host, and [`resource`] what the outside sees.
 
 pub mod command;
 pub mod conversation;
@@ -15,6 +14,7 @@ mod golden;
 pub mod harness;
 pub mod resource;
 pub mod setup;
+mod spec;
 pub mod state;
 pub mod step;
 #[cfg(test)]
