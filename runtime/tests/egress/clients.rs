@@ -391,8 +391,8 @@ async fn cargo_fetches_through_the_proxy() {
 #[tokio::test]
 async fn a_registry_in_a_reserved_network_needs_the_operators_word() {
     let names = Arc::new(Names::default());
-    names.lead("registry.example", &[&["203.0.113.80"]]);
-    let address: IpAddr = "203.0.113.80".parse().unwrap();
+    names.lead("registry.example", &[&["203.0.113.10"]]);
+    let address: IpAddr = "203.0.113.10".parse().unwrap();
     for (networks, reason) in [(vec![], Reason::ReservedAddress), (vec![format!("{address}/32")], Reason::Unreachable)]
     {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
