@@ -20,15 +20,17 @@ pub fn loop_devices(sandboxes: &Path) -> Vec<(SandboxId, PathBuf)> {
     let Ok(devices) = fs::read_dir("/sys/block") else { return Vec::new() };
     let found = devices.flatten().filter_map(|device| {
         let backing = fs::read_to_string(device.path().join("loop/backing_file")).ok()?;
-        Some((sandbox_of(backing.trim_end(), sandboxes)?, Path::new("/dev").join(device.file_name())))
+        let lets_go = fs::read_to_string(device.path().join("loop/autoclear")).is_ok_and(|text| text.trim() == "1");
+        Some((sandbox_of(backing.trim_end(), lets_go, sandboxes)?, Path::new("/dev").join(device.file_name())))
     });
     found.collect()
 }
 
-/// Whose disk is shown by a device with this file. One whose file is removed goes by itself with its last user, such as a
-/// start that just now has a copy of all mounts.
-fn sandbox_of(backing: &str, sandboxes: &Path) -> Option<SandboxId> {
-    let file = Path::new(backing).strip_prefix(sandboxes).ok().filter(|_| !backing.ends_with(" (deleted)"))?;
+/// Whose disk is shown by a device with this file. One whose file is removed, and which lets go by itself, is as good as gone:
+/// it waits for its last user, such as a start that just now has a copy of all mounts.
+fn sandbox_of(backing: &str, lets_go: bool, sandboxes: &Path) -> Option<SandboxId> {
+    let file = Path::new(backing).strip_prefix(sandboxes).ok();
+    let file = file.filter(|_| !(lets_go && backing.ends_with(" (deleted)")))?;
     file.components().next()?.as_os_str().to_str()?.parse().ok()
 }
 
@@ -71,14 +73,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_names_its_sandbox_while_its_file_is_there() {
+    fn a_device_names_its_sandbox_unless_it_is_about_to_go() {
         let id = SandboxId::from_uuid(uuid::Uuid::from_u128(5));
         let sandboxes = Path::new("/data/sandboxes");
         let disk = format!("/data/sandboxes/{id}/volume.ext4");
-        assert_eq!(sandbox_of(&disk, sandboxes), Some(id));
-        assert_eq!(sandbox_of(&format!("{disk} (deleted)"), sandboxes), None);
-        assert_eq!(sandbox_of("/data/sandboxes/other/volume.ext4", sandboxes), None);
-        assert_eq!(sandbox_of("/elsewhere/volume.ext4", sandboxes), None);
+        for lets_go in [false, true] {
+            assert_eq!(sandbox_of(&disk, lets_go, sandboxes), Some(id));
+            assert_eq!(sandbox_of("/data/sandboxes/other/volume.ext4", lets_go, sandboxes), None);
+            assert_eq!(sandbox_of("/elsewhere/volume.ext4", lets_go, sandboxes), None);
+        }
+        let removed = format!("{disk} (deleted)");
+        assert_eq!(sandbox_of(&removed, false, sandboxes), Some(id));
+        assert_eq!(sandbox_of(&removed, true, sandboxes), None);
     }
 
     #[test]
