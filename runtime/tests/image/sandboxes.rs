@@ -71,9 +71,12 @@ async fn what_a_sandbox_stands_on_stays_until_it_is_gone() {
     // Without its helper nothing holds the image any more; what the server has written down still speaks for it.
     let helper = nix::unistd::Pid::from_raw(helper_of(id));
     nix::sys::signal::kill(helper, nix::sys::signal::Signal::SIGKILL).unwrap();
-    while store.holders()[&old.rootfs] > 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let released = async {
+        while store.holders()[&old.rootfs] > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), released).await.expect("the helper lets go of its image");
     assert!(server.lowers().await.unwrap().contains(&old.rootfs));
     assert_eq!(store.collect(&NOTHING, &server.lowers().await.unwrap()).unwrap().count(), 0);
     assert!(old.rootfs.join("file").exists());

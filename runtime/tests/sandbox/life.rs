@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use orchestra_events::SandboxId;
 use orchestra_runtime::sandbox::{Exec, Exit, SandboxError, Sandboxes, WORKSPACE_UID};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
@@ -65,7 +66,20 @@ async fn a_command_runs_once_however_often_it_is_asked_for() {
     assert_eq!(say(&sandbox, "cat runs").await, "ran\nran\n");
 }
 
-/// Not a test: what `a_sandbox_survives_the_death_of_its_server` runs in a process of its own, and kills.
+/// A server in a process of its own, whose only sandbox has begun its command; for who wants to kill it.
+pub async fn server(host: &Host, id: SandboxId) -> std::process::Child {
+    let server = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "life::server_that_dies", "--ignored"])
+        .env("SANDBOX_TEST_STATE", host.dir.path())
+        .env("SANDBOX_TEST_ID", id.to_string())
+        .spawn()
+        .unwrap();
+    let started = host.dir_of(id).join("volume/workspace/started");
+    crate::host::until("the command has started", || started.exists()).await;
+    server
+}
+
+/// Not a test: what [`server`] runs.
 #[tokio::test]
 #[ignore = "run by another test in a process of its own"]
 async fn server_that_dies() {
@@ -82,14 +96,7 @@ async fn server_that_dies() {
 async fn a_sandbox_survives_the_death_of_its_server() {
     let host = Host::new();
     let id = host.id();
-    let mut server = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "life::server_that_dies", "--ignored"])
-        .env("SANDBOX_TEST_STATE", host.dir.path())
-        .env("SANDBOX_TEST_ID", id.to_string())
-        .spawn()
-        .unwrap();
-    let started = host.dir_of(id).join("volume/workspace/started");
-    crate::host::until("the command has started", || started.exists()).await;
+    let mut server = server(&host, id).await;
     server.kill().unwrap();
     server.wait().unwrap();
 

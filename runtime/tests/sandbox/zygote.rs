@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
 
 use orchestra_events::SandboxId;
 use orchestra_runtime::image::ImageStore;
 use orchestra_runtime::sandbox::{Containers, SandboxConfig, Sandboxes};
 
 use crate::host::{Host, helper_of, images, kill, limits, open, say, spec, until};
+use crate::life::server;
 
 /// A line of `/proc/<pid>/status`.
 fn status(pid: i32, key: &str) -> String {
@@ -98,14 +98,7 @@ async fn without_a_zygote_every_helper_is_the_program_started_again() {
 async fn a_zygote_ends_with_its_server_and_the_sandbox_does_not() {
     let host = Host::new();
     let id = host.id();
-    let mut server = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "life::server_that_dies", "--ignored"])
-        .env("SANDBOX_TEST_STATE", host.dir.path())
-        .env("SANDBOX_TEST_ID", id.to_string())
-        .spawn()
-        .unwrap();
-    let started = host.dir_of(id).join("volume/workspace/started");
-    until("the command has started", || started.exists()).await;
+    let mut server = server(&host, id).await;
     let (zygote, helper) = (zygote_of(id), helper_of(id).unwrap());
     server.kill().unwrap();
     server.wait().unwrap();

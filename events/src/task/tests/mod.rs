@@ -113,18 +113,17 @@ impl Story {
         story
     }
 
+    /// The repository is cloned, without a setup script, and the machine is up.
+    fn gets_its_sandbox(&mut self) {
+        let clone =
+            Command::RecordClone { repo: 0, base: "main".into(), commit: oid('a'), sandbox: sandbox(), setup: false };
+        self.when(clone).expect("cloned");
+        self.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None }).expect("started");
+    }
+
     fn in_sandbox() -> Self {
         let mut story = Self::working();
-        story
-            .when(Command::RecordClone {
-                repo: 0,
-                base: "main".into(),
-                commit: oid('a'),
-                sandbox: sandbox(),
-                setup: false,
-            })
-            .expect("cloned");
-        story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None }).expect("started");
+        story.gets_its_sandbox();
         story
     }
 
@@ -539,16 +538,7 @@ fn what_another_attempt_would_not_mend_is_the_end() {
         story.when(Command::Create(Box::new(TaskSpec { retry, ..spec() }))).expect("created");
         story.when(Command::Claim { node: "n".into() }).expect("claimed");
         story.when(Command::Begin { now: now(), delivers: true }).expect("begun");
-        story
-            .when(Command::RecordClone {
-                repo: 0,
-                base: "main".into(),
-                commit: oid('a'),
-                sandbox: sandbox(),
-                setup: false,
-            })
-            .expect("cloned");
-        story.when(Command::RecordSandbox { sandbox: sandbox(), start_ms: 40, image_digest: None }).expect("started");
+        story.gets_its_sandbox();
         story.when(Command::RecordFailure { failure: failure(code), then: Then::GiveUp }).expect("failed");
         assert_eq!(matches!(story.next(), Step::NextAttempt(..)), again, "{code}");
         if again {
