@@ -79,7 +79,12 @@ fn event(number: u64) -> NewEvent {
         kind: "tool-called".into(),
         schema: 1,
         time: jiff::Timestamp::now(),
-        actor: Actor { kind: ActorKind::System, id: "task".to_owned(), team: Some("platform".to_owned()) },
+        actor: Actor {
+            kind: ActorKind::System,
+            id: "task".to_owned(),
+            team: Some("platform".to_owned()),
+            origin: None,
+        },
         correlation: None,
         causation: None,
         data: data(number),

@@ -1,6 +1,7 @@
 //! The envelope around every event: one shape for the store, the live streams, the export and the audit.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::id::{CampaignId, EventId, KeyId, TaskId};
+use crate::id::{CampaignId, EventId, KeyId, SessionId, TaskId, WebhookId};
 use crate::json::Json;
 
 /// The place of an event in its stream, counted from 0.
@@ -52,6 +53,21 @@ impl StreamName {
         Self(format!("key-{}", id.uuid()).into())
     }
 
+    /// The stream of a webhook.
+    pub fn webhook(id: WebhookId) -> Self {
+        Self(format!("webhook-{}", id.uuid()).into())
+    }
+
+    /// The stream of a person's session at the dashboard.
+    pub fn session(id: SessionId) -> Self {
+        Self(format!("session-{}", id.uuid()).into())
+    }
+
+    /// What a team is billed. Refuses what cannot be a team's name.
+    pub fn billing(team: &str) -> Result<Self, StreamNameError> {
+        format!("billing-{team}").parse()
+    }
+
     /// The ledger of a team. Refuses what cannot be a team's name, which an API key or a task never carries.
     pub fn ledger(team: &str) -> Result<Self, StreamNameError> {
         format!("ledger-{team}").parse()
@@ -75,6 +91,21 @@ impl StreamName {
     /// The key whose stream this is, if it is one.
     pub fn key_id(&self) -> Option<KeyId> {
         Uuid::parse_str(self.0.strip_prefix("key-")?).ok().map(KeyId::from_uuid)
+    }
+
+    /// The webhook whose stream this is, if it is one.
+    pub fn webhook_id(&self) -> Option<WebhookId> {
+        Uuid::parse_str(self.0.strip_prefix("webhook-")?).ok().map(WebhookId::from_uuid)
+    }
+
+    /// The session whose stream this is, if it is one.
+    pub fn session_id(&self) -> Option<SessionId> {
+        Uuid::parse_str(self.0.strip_prefix("session-")?).ok().map(SessionId::from_uuid)
+    }
+
+    /// The team whose bills this is about, if it is about bills.
+    pub fn billing_team(&self) -> Option<&str> {
+        self.0.strip_prefix("billing-")
     }
 
     /// What stands before the first dash.
@@ -136,6 +167,37 @@ pub struct Actor {
     /// The team on whose behalf it acted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub team: Option<String>,
+    /// Where it came from; for the audit. Never empty: absent where nothing is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Box<Origin>>,
+}
+
+/// Where an act came from, as far as it is known. What a caller says about itself is its word and no more.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Origin {
+    /// What the key or the person was called at that time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The network address that the request came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// The program that sent it, by its own word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_agent: Option<String>,
+    /// The request that it was part of, where the caller gave it a name of its own (`Idempotency-Key`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<EventId>,
+}
+
+/// Longest user agent and longest name kept, in bytes.
+pub const MAX_ORIGIN_TEXT: usize = 200;
+
+impl Origin {
+    /// Boxed; `None` if nothing is known.
+    pub fn known(self) -> Option<Box<Self>> {
+        (self != Self::default()).then(|| Box::new(self))
+    }
 }
 
 /// The kinds of beings that act.
@@ -153,7 +215,7 @@ pub enum ActorKind {
 impl Actor {
     /// Orchestra itself, acting through the named part.
     pub fn system(part: &str) -> Self {
-        Self { kind: ActorKind::System, id: part.to_owned(), team: None }
+        Self { kind: ActorKind::System, id: part.to_owned(), team: None, origin: None }
     }
 }
 

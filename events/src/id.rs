@@ -113,6 +113,16 @@ typed_id!(
     "key"
 );
 typed_id!(
+    /// A webhook: where events are sent.
+    WebhookId,
+    "webhook"
+);
+typed_id!(
+    /// A person's session at the dashboard.
+    SessionId,
+    "session"
+);
+typed_id!(
     /// A campaign: one task over many repositories.
     CampaignId,
     "campaign"

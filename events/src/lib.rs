@@ -23,9 +23,9 @@ pub mod store;
 pub mod subscription;
 pub mod task;
 
-pub use envelope::{Actor, ActorKind, Envelope, NewEvent, Position, Revision, StreamName};
+pub use envelope::{Actor, ActorKind, Envelope, NewEvent, Origin, Position, Revision, StreamName};
 pub use failure::{Failure, FailureCode};
-pub use id::{CallId, CampaignId, CommitId, EventId, KeyId, SandboxId, TaskId};
+pub use id::{CallId, CampaignId, CommitId, EventId, KeyId, SandboxId, SessionId, TaskId, WebhookId};
 pub use json::Json;
 pub use money::NanoUsd;
 pub use store::{Appended, Direction, EventStore, Expected, StoreError};

@@ -11,5 +11,6 @@ pub mod meter;
 pub mod model;
 mod redact;
 pub mod sandbox;
+pub mod server_key;
 pub mod texts;
 pub mod vault;

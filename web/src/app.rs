@@ -9,7 +9,7 @@ use orchestra_events::EventStore;
 use orchestra_events::projections::ReadModels;
 use tokio::sync::Semaphore;
 
-use crate::auth::{KeyRing, Sessions};
+use crate::auth::{Caller, KeyRing, Sessions, Who};
 use crate::pages::Dashboard;
 use crate::problem::Problem;
 
@@ -79,6 +79,13 @@ impl App {
     pub fn with_metrics(mut self, metrics: PrometheusHandle) -> Self {
         self.metrics = Some(metrics);
         self
+    }
+
+    /// The caller with these rights, as they stand now. `None`: they were taken back.
+    pub fn current(&self, who: &Who) -> Option<Caller> {
+        match who {
+            Who::Key(id) => self.keys.holder(*id),
+        }
     }
 
     /// Waits until the read models show everything that was in the log when this was called.

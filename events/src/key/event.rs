@@ -47,8 +47,26 @@ scopes! {
     BudgetsWrite = "budgets:write";
     /// Read usage.
     UsageRead = "usage:read";
-    /// Read the global event log of the key's team.
+    /// Read the audit and the global event log of the key's team.
     AuditRead = "audit:read";
+    /// List the team's keys.
+    KeysRead = "keys:read";
+    /// Issue, rotate and revoke keys of the team, with no more than the own rights.
+    KeysWrite = "keys:write";
+    /// Erase prompts and outputs of tasks for good.
+    ContentErase = "content:erase";
+    /// Read bills, plans and closed periods.
+    BillingRead = "billing:read";
+    /// Set plans and close periods.
+    BillingWrite = "billing:write";
+    /// Read webhooks and their deliveries.
+    WebhooksRead = "webhooks:read";
+    /// Create, change, replay and remove webhooks.
+    WebhooksWrite = "webhooks:write";
+    /// Read the state of exports.
+    ExportsRead = "exports:read";
+    /// Run exports.
+    ExportsWrite = "exports:write";
     /// Everything, for every team.
     Admin = "admin";
 }

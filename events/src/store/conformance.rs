@@ -47,7 +47,12 @@ pub fn event(kind: &str, data: &str) -> NewEvent {
         kind: kind.into(),
         schema: 1,
         time: "2026-11-22T10:00:00.123456789Z".parse().unwrap(),
-        actor: Actor { kind: ActorKind::ApiKey, id: "key_1".to_owned(), team: Some("platform".to_owned()) },
+        actor: Actor {
+            kind: ActorKind::ApiKey,
+            id: "key_1".to_owned(),
+            team: Some("platform".to_owned()),
+            origin: None,
+        },
         correlation: None,
         causation: None,
         data: RawValue::from_string(data.to_owned()).unwrap(),
@@ -74,7 +79,7 @@ async fn what_is_appended_is_read(store: Store) {
     first.correlation = Some(stream("campaign-7"));
     first.causation = Some(EventId(Uuid::now_v7()));
     first.schema = 40_000;
-    first.actor = Actor { kind: ActorKind::Person, id: "zoë@例え".to_owned(), team: None };
+    first.actor = Actor { kind: ActorKind::Person, id: "zoë@例え".to_owned(), team: None, origin: None };
     let mut second = event("queued", "null");
     second.correlation = Some(name.clone());
     second.actor = Actor::system("scheduler");

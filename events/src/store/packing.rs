@@ -5,19 +5,23 @@
 //!         schema    u16
 //!         seconds   i64   since 1970-01-01T00:00:00Z
 //!         nanos     i32   of that second, with the same sign
-//!         kind      u8    of the actor: 1 api-key, 2 person, 3 system
+//!         kind      u8    of the actor: 1 api-key, 2 person, 3 system; 16 more if there is an origin
 //!         actor id  text
 //!         team      0 | 1 text
+//!         origin    u8    only with the 16: the sum of 1 name, 2 address, 4 user agent, 8 request; not 0
+//!                   text for each of the first three that is there, 16 bytes for the request
 //!         correl.   0 | 1 text | 2      (2: the event's own stream)
 //!         causation 0 | 1 id (16 bytes)
 //! text  = u32 length in bytes, then that many bytes of UTF-8
 //! ```
 //! Integers are big-endian. There is exactly one encoding of each value; `2` is used whenever it can be.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::envelope::{Actor, ActorKind, StreamName};
+use crate::envelope::{Actor, ActorKind, Origin, StreamName};
 use crate::id::EventId;
 
 /// The metadata of an event: everything but its stream, its type, its data and its place.
@@ -50,6 +54,11 @@ pub(crate) struct MetaRef<'a> {
 const NONE: u8 = 0;
 const SOME: u8 = 1;
 const OWN_STREAM: u8 = 2;
+const WITH_ORIGIN: u8 = 16;
+const NAME: u8 = 1;
+const ADDRESS: u8 = 2;
+const USER_AGENT: u8 = 4;
+const REQUEST: u8 = 8;
 
 /// Appends a text with its length.
 pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {
@@ -65,11 +74,13 @@ pub(crate) fn pack(stream: &StreamName, meta: &MetaRef<'_>) -> Vec<u8> {
     out.extend_from_slice(&meta.schema.to_be_bytes());
     out.extend_from_slice(&meta.time.as_second().to_be_bytes());
     out.extend_from_slice(&meta.time.subsec_nanosecond().to_be_bytes());
-    out.push(match meta.actor.kind {
+    let origin = meta.actor.origin.as_deref().filter(|origin| **origin != Origin::default());
+    let kind = match meta.actor.kind {
         ActorKind::ApiKey => 1,
         ActorKind::Person => 2,
         ActorKind::System => 3,
-    });
+    };
+    out.push(if origin.is_some() { kind + WITH_ORIGIN } else { kind });
     put_text(&mut out, &meta.actor.id);
     match &meta.actor.team {
         None => out.push(NONE),
@@ -77,6 +88,9 @@ pub(crate) fn pack(stream: &StreamName, meta: &MetaRef<'_>) -> Vec<u8> {
             out.push(SOME);
             put_text(&mut out, team);
         }
+    }
+    if let Some(origin) = origin {
+        put_origin(&mut out, origin);
     }
     match meta.correlation {
         None => out.push(NONE),
@@ -96,6 +110,23 @@ pub(crate) fn pack(stream: &StreamName, meta: &MetaRef<'_>) -> Vec<u8> {
     out
 }
 
+fn put_origin(out: &mut Vec<u8>, origin: &Origin) {
+    let flag = |there: bool, flag: u8| if there { flag } else { 0 };
+    out.push(
+        flag(origin.name.is_some(), NAME)
+            + flag(origin.address.is_some(), ADDRESS)
+            + flag(origin.user_agent.is_some(), USER_AGENT)
+            + flag(origin.request.is_some(), REQUEST),
+    );
+    let address = origin.address.map(|address| address.to_string());
+    for text in [&origin.name, &address, &origin.user_agent].into_iter().flatten() {
+        put_text(out, text);
+    }
+    if let Some(request) = origin.request {
+        out.extend_from_slice(request.0.as_bytes());
+    }
+}
+
 /// The id in front of packed metadata.
 pub(crate) fn packed_id(packed: &[u8]) -> Option<EventId> {
     packed.first_chunk().map(|bytes| EventId(Uuid::from_bytes(*bytes)))
@@ -109,7 +140,9 @@ pub(crate) fn unpack(stream: &StreamName, packed: &[u8]) -> Option<Meta> {
     let seconds = i64::from_be_bytes(rest.take()?);
     let nanos = i32::from_be_bytes(rest.take()?);
     let time = Timestamp::new(seconds, nanos).ok()?;
-    let kind = match rest.byte()? {
+    let kind = rest.byte()?;
+    let with_origin = kind & WITH_ORIGIN != 0;
+    let kind = match kind & !WITH_ORIGIN {
         1 => ActorKind::ApiKey,
         2 => ActorKind::Person,
         3 => ActorKind::System,
@@ -121,6 +154,7 @@ pub(crate) fn unpack(stream: &StreamName, packed: &[u8]) -> Option<Meta> {
         SOME => Some(rest.text()?.to_owned()),
         _ => return None,
     };
+    let origin = if with_origin { Some(Box::new(rest.origin()?)) } else { None };
     let correlation = match rest.byte()? {
         NONE => None,
         SOME => Some(rest.text()?.parse().ok()?),
@@ -132,7 +166,7 @@ pub(crate) fn unpack(stream: &StreamName, packed: &[u8]) -> Option<Meta> {
         SOME => Some(EventId(Uuid::from_bytes(rest.take()?))),
         _ => return None,
     };
-    let actor = Actor { kind, id: actor_id, team };
+    let actor = Actor { kind, id: actor_id, team, origin };
     rest.0.is_empty().then_some(Meta { id, schema, time, actor, correlation, causation })
 }
 
@@ -154,6 +188,24 @@ impl<'a> Unread<'a> {
         let (text, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
         std::str::from_utf8(text).ok()
+    }
+
+    fn origin(&mut self) -> Option<Origin> {
+        let there = self.byte()?;
+        if there == 0 || there & !(NAME | ADDRESS | USER_AGENT | REQUEST) != 0 {
+            return None;
+        }
+        let mut text = |flag: u8| {
+            if there & flag == 0 { Some(None) } else { self.text().map(|text| Some(text.to_owned())) }
+        };
+        let (name, address, user_agent) = (text(NAME)?, text(ADDRESS)?, text(USER_AGENT)?);
+        let address = match address {
+            None => None,
+            // Only as it is written by `put_origin`: there is one encoding of each value.
+            Some(text) => Some(text.parse::<IpAddr>().ok().filter(|address| address.to_string() == text)?),
+        };
+        let request = if there & REQUEST == 0 { None } else { Some(EventId(Uuid::from_bytes(self.take()?))) };
+        Some(Origin { name, address, user_agent, request })
     }
 }
 
@@ -184,7 +236,12 @@ mod tests {
             id: EventId(Uuid::from_u128(1)),
             schema: 7,
             time: "1969-12-31T23:59:58.000000001Z".parse().unwrap(),
-            actor: Actor { kind: ActorKind::Person, id: "Zoë 🦀".to_owned(), team: Some("platform".to_owned()) },
+            actor: Actor {
+                kind: ActorKind::Person,
+                id: "Zoë 🦀".to_owned(),
+                team: Some("platform".to_owned()),
+                origin: None,
+            },
             correlation: Some("campaign-9".parse().unwrap()),
             causation: Some(EventId(Uuid::max())),
         };
@@ -194,8 +251,40 @@ mod tests {
         meta.correlation = None;
         meta.causation = None;
         meta.actor.team = None;
-        let packed = round_trip(&meta);
+        let bare = round_trip(&meta);
+        meta.actor.origin = Some(Box::default());
         let stream: StreamName = "task-1".parse().unwrap();
+        assert_eq!(
+            pack(
+                &stream,
+                &MetaRef {
+                    id: meta.id,
+                    schema: meta.schema,
+                    time: meta.time,
+                    actor: &meta.actor,
+                    correlation: None,
+                    causation: None
+                }
+            ),
+            bare,
+            "an origin of which nothing is known is none"
+        );
+        for origin in [
+            Origin { name: Some("Ada".to_owned()), ..Origin::default() },
+            Origin { address: Some("2001:db8::1".parse().unwrap()), ..Origin::default() },
+            Origin { user_agent: Some("curl/8".to_owned()), request: Some(EventId(Uuid::max())), ..Origin::default() },
+        ] {
+            meta.actor.origin = origin.known();
+            round_trip(&meta);
+        }
+        meta.actor.origin = Origin {
+            name: Some("Ada".to_owned()),
+            address: Some("192.0.2.7".parse().unwrap()),
+            user_agent: Some(String::new()),
+            request: Some(EventId(Uuid::from_u128(5))),
+        }
+        .known();
+        let packed = round_trip(&meta);
         for cut in 0..packed.len() {
             assert_eq!(unpack(&stream, &packed[..cut]), None, "cut at {cut}");
         }

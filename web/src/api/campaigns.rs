@@ -57,7 +57,7 @@ pub async fn create(
     let key = idempotency_key(&request)?;
     let mut new = campaign_payload::new_campaign(&body::json(&request, payload).await?, &caller)?;
     new.task.idempotency = key.map(|key| Idempotency {
-        owner: caller.key.to_string(),
+        owner: caller.who.to_string(),
         key,
         request_hash: campaign_payload::request_hash(&new),
     });

@@ -6,9 +6,19 @@ use std::collections::BTreeMap;
 use actix_web::http::Method;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpResponse, Route, web};
+use orchestra_events::key::Scope;
 
 use super::{budgets, campaigns, docs, events, health, openapi, task_actions, tasks, usage};
 use crate::problem::Problem;
+
+/// Who may ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Anybody, without a key.
+    Anyone,
+    /// Who holds a key with this scope.
+    Scope(Scope),
+}
 
 /// One method of one path.
 pub struct Endpoint {
@@ -16,6 +26,8 @@ pub struct Endpoint {
     pub method: Method,
     /// The path, with its `{parameters}`.
     pub path: &'static str,
+    /// Who may ask.
+    pub access: Access,
     /// What answers.
     pub route: Route,
 }
@@ -23,36 +35,66 @@ pub struct Endpoint {
 /// Every endpoint there is.
 pub fn endpoints() -> Vec<Endpoint> {
     let mut table = Vec::new();
-    let mut add = |method: Method, path: &'static str, route: Route| {
-        table.push(Endpoint { method: method.clone(), path, route: route.method(method) });
+    let mut add = |method: Method, path: &'static str, access: Access, route: Route| {
+        table.push(Endpoint { method: method.clone(), path, access, route: route.method(method) });
     };
-    add(Method::POST, "/v1/tasks", web::route().to(tasks::create));
-    add(Method::GET, "/v1/tasks", web::route().to(tasks::list));
-    add(Method::GET, "/v1/tasks/{id}", web::route().to(tasks::get));
-    add(Method::GET, "/v1/tasks/{id}/events", web::route().to(events::of_task));
-    add(Method::POST, "/v1/tasks/{id}/cancel", web::route().to(task_actions::cancel));
-    add(Method::POST, "/v1/tasks/{id}/retry", web::route().to(task_actions::retry));
-    add(Method::POST, "/v1/tasks/{id}/messages", web::route().to(task_actions::message));
-    add(Method::PUT, "/v1/tasks/{id}/credentials", web::route().to(task_actions::credentials));
-    add(Method::GET, "/v1/tasks/{id}/diff", web::route().to(task_actions::diff));
-    add(Method::POST, "/v1/campaigns", web::route().to(campaigns::create));
-    add(Method::GET, "/v1/campaigns", web::route().to(campaigns::list));
-    add(Method::GET, "/v1/campaigns/{id}", web::route().to(campaigns::get));
-    add(Method::POST, "/v1/campaigns/{id}/cancel", web::route().to(campaigns::cancel));
-    add(Method::POST, "/v1/campaigns/{id}/retry", web::route().to(campaigns::retry));
-    add(Method::PUT, "/v1/campaigns/{id}/credentials", web::route().to(campaigns::credentials));
-    add(Method::GET, "/v1/events", web::route().to(events::of_log));
-    add(Method::GET, "/v1/budgets", web::route().to(budgets::list));
-    add(Method::GET, "/v1/budgets/{scope}", web::route().to(budgets::get));
-    add(Method::PUT, "/v1/budgets/{scope}", web::route().to(budgets::put));
-    add(Method::GET, "/v1/usage", web::route().to(usage::report));
-    add(Method::GET, "/openapi.json", web::route().to(openapi::openapi_json));
-    add(Method::GET, "/docs", web::route().to(docs::index));
-    add(Method::GET, "/docs/style.css", web::route().to(docs::style));
-    add(Method::GET, "/docs/errors/{code}", web::route().to(docs::error));
-    add(Method::GET, "/healthz", web::route().to(health::healthz));
-    add(Method::GET, "/readyz", web::route().to(health::readyz));
-    add(Method::GET, "/metrics", web::route().to(health::metrics));
+    add(Method::POST, "/v1/tasks", Access::Scope(Scope::TasksCreate), web::route().to(tasks::create));
+    add(Method::GET, "/v1/tasks", Access::Scope(Scope::TasksRead), web::route().to(tasks::list));
+    add(Method::GET, "/v1/tasks/{id}", Access::Scope(Scope::TasksRead), web::route().to(tasks::get));
+    add(Method::GET, "/v1/tasks/{id}/events", Access::Scope(Scope::TasksRead), web::route().to(events::of_task));
+    add(
+        Method::POST,
+        "/v1/tasks/{id}/cancel",
+        Access::Scope(Scope::TasksCancel),
+        web::route().to(task_actions::cancel),
+    );
+    add(Method::POST, "/v1/tasks/{id}/retry", Access::Scope(Scope::TasksCreate), web::route().to(task_actions::retry));
+    add(
+        Method::POST,
+        "/v1/tasks/{id}/messages",
+        Access::Scope(Scope::TasksCreate),
+        web::route().to(task_actions::message),
+    );
+    add(
+        Method::PUT,
+        "/v1/tasks/{id}/credentials",
+        Access::Scope(Scope::TasksCreate),
+        web::route().to(task_actions::credentials),
+    );
+    add(Method::GET, "/v1/tasks/{id}/diff", Access::Scope(Scope::TasksRead), web::route().to(task_actions::diff));
+    add(Method::POST, "/v1/campaigns", Access::Scope(Scope::CampaignsCreate), web::route().to(campaigns::create));
+    add(Method::GET, "/v1/campaigns", Access::Scope(Scope::CampaignsRead), web::route().to(campaigns::list));
+    add(Method::GET, "/v1/campaigns/{id}", Access::Scope(Scope::CampaignsRead), web::route().to(campaigns::get));
+    add(
+        Method::POST,
+        "/v1/campaigns/{id}/cancel",
+        Access::Scope(Scope::CampaignsCancel),
+        web::route().to(campaigns::cancel),
+    );
+    add(
+        Method::POST,
+        "/v1/campaigns/{id}/retry",
+        Access::Scope(Scope::CampaignsCreate),
+        web::route().to(campaigns::retry),
+    );
+    add(
+        Method::PUT,
+        "/v1/campaigns/{id}/credentials",
+        Access::Scope(Scope::CampaignsCreate),
+        web::route().to(campaigns::credentials),
+    );
+    add(Method::GET, "/v1/events", Access::Scope(Scope::AuditRead), web::route().to(events::of_log));
+    add(Method::GET, "/v1/budgets", Access::Scope(Scope::BudgetsRead), web::route().to(budgets::list));
+    add(Method::GET, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsRead), web::route().to(budgets::get));
+    add(Method::PUT, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsWrite), web::route().to(budgets::put));
+    add(Method::GET, "/v1/usage", Access::Scope(Scope::UsageRead), web::route().to(usage::report));
+    add(Method::GET, "/openapi.json", Access::Anyone, web::route().to(openapi::openapi_json));
+    add(Method::GET, "/docs", Access::Anyone, web::route().to(docs::index));
+    add(Method::GET, "/docs/style.css", Access::Anyone, web::route().to(docs::style));
+    add(Method::GET, "/docs/errors/{code}", Access::Anyone, web::route().to(docs::error));
+    add(Method::GET, "/healthz", Access::Anyone, web::route().to(health::healthz));
+    add(Method::GET, "/readyz", Access::Anyone, web::route().to(health::readyz));
+    add(Method::GET, "/metrics", Access::Anyone, web::route().to(health::metrics));
     table
 }
 

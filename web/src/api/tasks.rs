@@ -67,7 +67,7 @@ pub async fn create(
     let key = idempotency_key(&request)?;
     let mut new = payload::new_task(&body::json(&request, payload).await?, &caller)?;
     new.idempotency =
-        key.map(|key| Idempotency { owner: caller.key.to_string(), key, request_hash: payload::request_hash(&new) });
+        key.map(|key| Idempotency { owner: caller.who.to_string(), key, request_hash: payload::request_hash(&new) });
     let actor = caller.actor_for(&new.team);
     let submitted = app.tasks.submit(new, actor).instrument(tracing::info_span!("submit")).await?;
     let task = TaskView::from(submitted.task);

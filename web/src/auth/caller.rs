@@ -1,5 +1,6 @@
 //! The caller of a request, as an extractor: a bearer key, or the dashboard's session cookie.
 
+use std::fmt;
 use std::future::{Ready, ready};
 
 use actix_web::dev::Payload;
@@ -21,11 +22,26 @@ pub enum Via {
     Session,
 }
 
+/// Whose rights a caller has.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Who {
+    /// Those of a key they hold or signed in with.
+    Key(KeyId),
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(id) => id.fmt(f),
+        }
+    }
+}
+
 /// Who is calling.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// The key they hold or signed in with.
-    pub key: KeyId,
+    /// Whose rights they have.
+    pub who: Who,
     /// What its owner calls it.
     pub name: String,
     /// The team they act for; none for an operator.
@@ -39,7 +55,13 @@ pub struct Caller {
 impl Caller {
     /// Who holds a key.
     pub fn new(key: KeyId, grant: &KeyGrant) -> Self {
-        Self { key, name: grant.name.clone(), team: grant.team.clone(), scopes: grant.scopes.clone(), via: Via::Key }
+        Self {
+            who: Who::Key(key),
+            name: grant.name.clone(),
+            team: grant.team.clone(),
+            scopes: grant.scopes.clone(),
+            via: Via::Key,
+        }
     }
 
     /// Whether they may do everything, for every team.
@@ -88,7 +110,7 @@ impl Caller {
             Via::Key => ActorKind::ApiKey,
             Via::Session => ActorKind::Person,
         };
-        Actor { kind, id: self.key.to_string(), team: self.team.clone() }
+        Actor { kind, id: self.who.to_string(), team: self.team.clone(), origin: None }
     }
 }
 
@@ -124,7 +146,7 @@ pub fn identify(request: &HttpRequest) -> Result<Caller, Problem> {
         .sessions
         .find(cookie.value())
         // What the key may do is asked again: a revoked key ends its sessions too.
-        .and_then(|caller| app.keys.holder(caller.key))
+        .and_then(|caller| app.current(&caller.who))
         .map(|caller| Caller { via: Via::Session, ..caller })
         .ok_or_else(Problem::unauthenticated)?;
     if same_origin(request) { Ok(caller) } else { Err(Problem::cross_site()) }

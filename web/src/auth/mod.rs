@@ -5,7 +5,7 @@ pub mod keys;
 pub mod session;
 pub mod tickets;
 
-pub use caller::Caller;
+pub use caller::{Caller, Who};
 pub use keys::{KeyRing, ensure_admin_key, issue_key, revoke_key};
 pub use session::Sessions;
 pub use tickets::Tickets;

@@ -77,11 +77,11 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::auth::caller::Via;
+    use crate::auth::caller::{Via, Who};
 
     fn caller() -> Caller {
         let key = KeyId::from_uuid(Uuid::from_u128(1));
-        Caller { key, name: "Ada".to_owned(), team: None, scopes: Vec::new(), via: Via::Session }
+        Caller { who: Who::Key(key), name: "Ada".to_owned(), team: None, scopes: Vec::new(), via: Via::Session }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use futures_util::stream;
 use orchestra_actors::Delta;
 use orchestra_events::subscription::{Delivery, Subscription};
 use orchestra_events::task::TaskEvent;
-use orchestra_events::{Envelope, KeyId, TaskId};
+use orchestra_events::{Envelope, TaskId};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
@@ -24,7 +24,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use super::frames::Format;
 use crate::App;
 use crate::app::READ_YOUR_WRITES;
-use crate::auth::Caller;
+use crate::auth::{Caller, Who};
 use crate::problem::Problem;
 
 /// How often a quiet stream says that it is still there, and how soon after its key was revoked it ends.
@@ -58,7 +58,7 @@ pub enum Subject {
 
 struct Live {
     app: web::Data<App>,
-    key: KeyId,
+    who: Who,
     subscription: Subscription,
     subject: Subject,
     teams: HashMap<TaskId, String>,
@@ -129,7 +129,7 @@ impl Live {
                 // Nobody speaks in this task now. The next event or heartbeat asks again.
                 Next::Delta(Err(RecvError::Closed)) => self.deltas = None,
                 Next::Heartbeat => {
-                    self.app.keys.holder(self.key)?;
+                    self.app.current(&self.who)?;
                     self.listen();
                     return Some(self.format.heartbeat());
                 }
@@ -196,7 +196,7 @@ pub fn respond(
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let live = Live {
         app,
-        key: caller.key,
+        who: caller.who.clone(),
         subscription,
         subject,
         teams: HashMap::new(),

@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 use super::assets;
 use super::error::PageError;
 use crate::auth::caller::{Via, identify};
-use crate::auth::{Caller, session};
+use crate::auth::{Caller, Who, session};
 use crate::problem::{Code, Problem};
 
 /// What every page's frame needs.
@@ -94,8 +94,8 @@ impl Visitor {
     /// Whether they are still signed in; asked by streams, which outlive the request.
     pub fn still_here(&self, app: &crate::App) -> bool {
         match &self.cookie {
-            Some(cookie) => app.sessions.find(cookie).is_some() && app.keys.holder(self.caller.key).is_some(),
-            None => app.keys.holder(self.caller.key).is_some(),
+            Some(cookie) => app.sessions.find(cookie).is_some() && app.current(&self.caller.who).is_some(),
+            None => app.current(&self.caller.who).is_some(),
         }
     }
 
@@ -103,7 +103,7 @@ impl Visitor {
     pub fn sample() -> Self {
         let key = orchestra_events::KeyId::from_uuid(uuid::Uuid::from_u128(7));
         let caller = Caller {
-            key,
+            who: Who::Key(key),
             name: "Ada's laptop <b>".to_owned(),
             team: Some("platform".to_owned()),
             scopes: Vec::new(),

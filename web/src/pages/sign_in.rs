@@ -106,7 +106,7 @@ pub async fn redeem(
     request: HttpRequest,
     ticket: web::Path<String>,
 ) -> Result<HttpResponse, PageError> {
-    let caller = app.dashboard.tickets.redeem(&ticket).and_then(|caller| app.keys.holder(caller.key));
+    let caller = app.dashboard.tickets.redeem(&ticket).and_then(|caller| app.current(&caller.who));
     match caller {
         Some(caller) => signed_in(&app, &request, caller, "/"),
         None => {

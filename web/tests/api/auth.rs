@@ -2,10 +2,10 @@
 
 use actix_web::http::StatusCode;
 use actix_web::test::TestRequest;
+use orchestra_events::Actor;
 use orchestra_events::key::Scope;
-use orchestra_events::{Actor, KeyId};
 use orchestra_web::api::endpoints::endpoints;
-use orchestra_web::auth::{ensure_admin_key, revoke_key, session};
+use orchestra_web::auth::{Who, ensure_admin_key, revoke_key, session};
 use serde_json::json;
 
 use crate::harness::{Server, example, get, post};
@@ -96,7 +96,7 @@ async fn a_revoked_key_is_worth_nothing() {
     assert_eq!(server.get(&key, "/v1/tasks").await.status, StatusCode::OK);
     let caller = server.app.keys.authenticate(&key).expect("a caller");
     let cookie = server.app.sessions.start(caller.clone()).expect("a session");
-    let id: KeyId = caller.key;
+    let Who::Key(id) = caller.who;
     revoke_key(&*server.store, id, &Actor::system("test")).await.expect("an append");
     server.keys_caught_up().await;
     assert_eq!(server.get(&key, "/v1/tasks").await.status, StatusCode::UNAUTHORIZED);

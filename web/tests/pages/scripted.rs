@@ -226,7 +226,8 @@ impl World {
             caller_brings_model_key: false,
             caller_brings_git_token: true,
         };
-        let asked = Actor { kind: ActorKind::ApiKey, id: "key_sample".to_owned(), team: Some(team.to_owned()) };
+        let asked =
+            Actor { kind: ActorKind::ApiKey, id: "key_sample".to_owned(), team: Some(team.to_owned()), origin: None };
         self.service.act(id, &asked, Command::Create(Box::new(spec))).await.expect("a new task");
         id
     }
