@@ -2,10 +2,10 @@
 
 use anyhow::Context;
 use ipnet::IpNet;
-use orchestra_web::auth::Proxies;
+use orchestra_web::auth::{Proxies, Rate, Rates};
 use serde::{Deserialize, Serialize};
 
-use super::Config;
+use super::{Config, TeamSection};
 
 /// Most networks of proxies.
 const MAX_PROXIES: usize = 100;
@@ -69,5 +69,19 @@ impl Config {
             })
         };
         Ok(Proxies::new(self.trusted_proxies.iter().map(network).collect::<Result<_, _>>()?))
+    }
+
+    /// How often callers may ask.
+    pub fn rates(&self) -> Rates {
+        let LimitsSection { requests_per_minute, team_requests_per_minute, failures_per_minute, .. } = self.limits;
+        let own = |(team, section): (&String, &TeamSection)| {
+            Some((team.clone(), Rate::new(section.limits.requests_per_minute?, None)))
+        };
+        Rates {
+            caller: Rate::new(requests_per_minute, None),
+            team: Rate::new(team_requests_per_minute, None),
+            teams: self.teams.iter().filter_map(own).collect(),
+            failures: Rate::new(failures_per_minute, None),
+        }
     }
 }

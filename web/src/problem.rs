@@ -254,6 +254,11 @@ impl Problem {
         Self::new(Code::NotFound, "There is no such campaign, or it belongs to another team. Check the id.")
     }
 
+    /// There is no such key for this caller.
+    pub fn no_such_key() -> Self {
+        Self::new(Code::NotFound, "There is no such key, or it belongs to another team. Check the id.")
+    }
+
     /// There is no such team for this caller.
     pub fn no_such_team() -> Self {
         Self::new(Code::NotFound, "There is no such team, or the key belongs to another one. Leave `team` out.")

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use orchestra_events::key::{Bounds, KeyLimits, Scope};
 use orchestra_events::{Actor, ActorKind, KeyId, Origin};
 
+use super::limits::Verdict;
 use super::{address, session};
 use crate::App;
 use crate::problem::Problem;
@@ -170,28 +171,65 @@ fn recognise(app: &App, request: &HttpRequest) -> Result<Caller, Problem> {
     let caller = app
         .sessions
         .find(cookie.value())
-        // What the key may do is asked again: a revoked key ends its sessions too.
-        .and_then(|caller| app.current(&caller.who))
+        // What the key may do is asked again: one that was revoked or rotated away ends its sessions too.
+        .and_then(|caller| app.standing(&caller))
         .map(|caller| Caller { via: Via::Session, ..caller })
         .ok_or_else(Problem::unauthenticated)?;
     if same_origin(request) { Ok(caller) } else { Err(Problem::cross_site()) }
 }
 
-/// Who is calling, or the problem that says how to show it. Looked at once per request, however often it is asked.
+/// What was found out about the caller of a request, once, however often it is asked.
+#[derive(Clone)]
+pub(super) struct Recognised {
+    /// Who it is.
+    pub caller: Caller,
+    /// Why they are not let in all the same.
+    refused: Option<Problem>,
+}
+
+/// Who is calling, or the problem that says how to show it: a key or a session that is known, used from where it may be,
+/// and, on the REST interface, not too often. Counts a request once, however often it is asked.
 pub fn identify(request: &HttpRequest) -> Result<Caller, Problem> {
-    if let Some(caller) = request.extensions().get::<Caller>() {
-        return Ok(caller.clone());
+    let known = request.extensions().get::<Recognised>().cloned();
+    let Recognised { caller, refused } = match known {
+        Some(known) => known,
+        None => look(request)?,
+    };
+    match refused {
+        Some(problem) => Err(problem),
+        None => Ok(caller),
     }
+}
+
+fn look(request: &HttpRequest) -> Result<Recognised, Problem> {
     let app = request.app_data::<web::Data<App>>().ok_or_else(|| Problem::internal("no application"))?;
-    let from = app.proxies.origin(address::peer(request), request.headers());
-    let caller =
-        Caller { address: from, user_agent: address::user_agent(request.headers()), ..recognise(app, request)? };
-    if !caller.bounds.admits_address(from) {
-        return Err(Problem::address_not_allowed(from));
+    let peer = address::peer(request);
+    let from = app.proxies.origin(peer, request.headers());
+    let limited = request.path().starts_with("/v1/");
+    let recognised = recognise(app, request);
+    let caller = match recognised {
+        Ok(caller) => Caller { address: from, user_agent: address::user_agent(request.headers()), ..caller },
+        Err(problem) => {
+            // Whoever brings nothing guesses nothing.
+            let guessed = limited && request.headers().contains_key(header::AUTHORIZATION);
+            let verdict = guessed.then(|| app.limits.failed(from.or(peer)));
+            let Some(Verdict { allowance, refused }) = verdict else { return Err(problem) };
+            allowance.map(|allowance| request.extensions_mut().insert(allowance));
+            return Err(refused.unwrap_or(problem));
+        }
+    };
+    let mut refused = (!caller.bounds.admits_address(from)).then(|| Problem::address_not_allowed(from));
+    if limited && refused.is_none() {
+        let verdict = app.limits.check(&caller);
+        verdict.allowance.map(|allowance| request.extensions_mut().insert(allowance));
+        refused = verdict.refused;
     }
-    app.keys.used(&caller, Timestamp::now());
-    request.extensions_mut().insert(caller.clone());
-    Ok(caller)
+    if refused.is_none() {
+        app.keys.used(&caller, Timestamp::now());
+    }
+    let recognised = Recognised { caller, refused };
+    request.extensions_mut().insert(recognised.clone());
+    Ok(recognised)
 }
 
 impl FromRequest for Caller {

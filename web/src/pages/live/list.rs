@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Message, Swap, Watch, Woken};
 use crate::App;
+use crate::auth::Standing;
 use crate::fragments::TaskRow;
 use crate::pages::error::PageError;
 use crate::pages::html::Html;
@@ -45,6 +46,7 @@ pub async fn stream(
         app.streams.clone().try_acquire_owned().map_err(|_| Problem::overloaded("Every live stream is taken."))?;
     let seen = super::left_off(&request, known.position).map(Position);
     let visitor = visitor.into_inner();
+    let standing = Standing::of(&app, &visitor.caller);
     let mut live = ListStream {
         watch: Watch::new(app.read.bell()),
         app,
@@ -60,7 +62,7 @@ pub async fn stream(
             live.shown = None;
         }
     }
-    Ok(super::respond(stream::unfold(live, |mut live| async move {
+    Ok(super::respond(standing, stream::unfold(live, |mut live| async move {
         let bytes = live.next().await?;
         Some((Ok::<Bytes, Infallible>(bytes), live))
     })))

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::{KEEP_ALIVE, Message, Swap};
 use crate::App;
+use crate::auth::Standing;
 use crate::pages::diff;
 use crate::pages::error::PageError;
 use crate::pages::html::Html;
@@ -53,8 +54,9 @@ pub async fn stream(
     let visitor = visitor.into_inner();
     let (current, _) = latest(&app, &visitor, task_id(&id)?).await?;
     let after = super::left_off(&request, after.after);
+    let standing = Standing::of(&app, &visitor.caller);
     let live = TaskStream::new(app, visitor, current, after.map(Revision), permit);
-    Ok(super::respond(stream::unfold(live, |mut live| async move {
+    Ok(super::respond(standing, stream::unfold(live, |mut live| async move {
         let bytes = live.next().await?;
         Some((Ok::<Bytes, Infallible>(bytes), live))
     })))
