@@ -106,6 +106,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
             retry: Some(Attempts { most: config.retry.attempts, workspace: config.retry.workspace }),
         },
     );
+    orchestra.limit_tasks(Arc::new(config.open_tasks(Arc::clone(&keys))));
     let listener = TcpListener::bind(&config.listen)
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
