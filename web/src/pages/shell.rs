@@ -70,7 +70,7 @@ pub struct Visitor {
 }
 
 /// The token that proves that a form was made for this session: the hash of a secret that only its cookie holds.
-fn csrf_token(cookie: &str) -> String {
+pub fn csrf_token(cookie: &str) -> String {
     let digest = Sha256::new().chain_update(b"orchestra form\n").chain_update(cookie).finalize();
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
