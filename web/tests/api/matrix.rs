@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use actix_web::Error;
 use actix_web::body::BoxBody;
 use actix_web::dev::{Service, ServiceResponse};
 use actix_web::http::{Method, StatusCode};
-use actix_web::test::{TestRequest, init_service};
+use actix_web::test::{TestRequest, call_service, init_service, read_body};
 use actix_web::web::Bytes;
-use actix_web::{Error, test};
 use jiff::Timestamp;
 use orchestra_events::blob::Content;
 use orchestra_events::key::Scope;
@@ -196,7 +196,7 @@ async fn call<S, R>(service: &S, request: R) -> ServiceResponse<BoxBody>
 where
     S: Service<R, Response = ServiceResponse<BoxBody>, Error = Error>,
 {
-    test::call_service(service, request).await
+    call_service(service, request).await
 }
 
 /// The whole answer, or for a stream its beginning: a stream of nobody's things would never end.
@@ -210,7 +210,7 @@ where
     if streams && status == StatusCode::OK {
         return (status, Bytes::new());
     }
-    let body = tokio::time::timeout(SOON, test::read_body(answer)).await;
+    let body = tokio::time::timeout(SOON, read_body(answer)).await;
     (status, body.unwrap_or_else(|_| panic!("{} {} does not end", row.method, row.path)))
 }
 
