@@ -111,8 +111,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
     let (tasks, campaigns, budgets) = (Arc::clone(&orchestra), Arc::clone(&orchestra), Arc::clone(&orchestra));
-    let app =
-        App::new(tasks, campaigns, budgets, store, read, keys).with_dashboard(dashboard).behind(config.proxies()?)
+    let app = App::new(tasks, campaigns, budgets, store, read, keys)
+        .with_dashboard(dashboard)
+        .behind(config.proxies()?)
         .limited(Limits::new(config.rates()));
     let refusals = Arc::clone(&app.refusals);
     actix_web::rt::spawn(write_refusals(refusals, Arc::clone(&app.store), cancel.clone().cancelled_owned()));

@@ -12,7 +12,10 @@ use std::time::Duration;
 use orchestra_events::store::Filter;
 use orchestra_events::subscription::Subscription;
 use orchestra_events::task::TaskEvent;
-use orchestra_events::{Actor as Who, ActorKind, CampaignId, Direction, Envelope, EventStore, Position, Revision, StoreError, StreamName, TaskId};
+use orchestra_events::{
+    Actor as Who, ActorKind, CampaignId, Direction, Envelope, EventStore, Position, Revision, StoreError, StreamName,
+    TaskId,
+};
 use tokio::sync::watch;
 
 use crate::reaper::Open;
@@ -326,7 +329,10 @@ mod tests {
         assert!(admission.take(task(4), owner("platform", "key_1")).is_err(), "and does not give it back");
         admission.change(|counts| counts.remove(task(2)));
         assert!(admission.take(task(4), owner("platform", "key_1")).is_ok());
-        assert!(admission.change(|counts| counts.callers.is_empty() && counts.teams.is_empty()), "nothing is left behind");
+        assert!(
+            admission.change(|counts| counts.callers.is_empty() && counts.teams.is_empty()),
+            "nothing is left behind"
+        );
     }
 
     #[test]

@@ -109,7 +109,8 @@ fn expiry(text: &str) -> anyhow::Result<Timestamp> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time);
     }
-    let wait = span(text).with_context(|| format!("--expires {text:?} is no time; expected one such as 90d or 2027-01-31T00:00:00Z"))?;
+    let wait = span(text)
+        .with_context(|| format!("--expires {text:?} is no time; expected one such as 90d or 2027-01-31T00:00:00Z"))?;
     Timestamp::now().checked_add(wait).with_context(|| format!("--expires {text:?} is too far away"))
 }
 
@@ -191,9 +192,11 @@ impl Keys {
                     let query = query(&[("team", team.clone()), ("limit", page), ("cursor", cursor)]);
                     let page = client.get(&format!("/v1/keys?{query}")).await?;
                     for key in page["data"].as_array().into_iter().flatten() {
-                        let scopes: Vec<_> = key["scopes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+                        let scopes: Vec<_> =
+                            key["scopes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
                         let scopes = scopes.join(" ");
-                        let columns = [text(key, "/id"), text(key, "/name"), text(key, "/team"), text(key, "/status"), &scopes];
+                        let columns =
+                            [text(key, "/id"), text(key, "/name"), text(key, "/team"), text(key, "/status"), &scopes];
                         table.add_row(columns.into_iter().chain([text(key, "/expiresAt"), text(key, "/lastUsedAt")]));
                         left = left.saturating_sub(1);
                     }

@@ -97,7 +97,8 @@ impl Config {
     /// How many tasks may be open at once, where keys do not say so themselves.
     pub fn open_tasks(&self, keys: Arc<KeyRing>) -> OpenTasks {
         let limit = |most: u32| Some(most).filter(|most| *most > 0);
-        let own = |(team, section): (&String, &TeamSection)| Some((team.clone(), limit(section.limits.concurrent_tasks?)));
+        let own =
+            |(team, section): (&String, &TeamSection)| Some((team.clone(), limit(section.limits.concurrent_tasks?)));
         OpenTasks {
             keys,
             caller: limit(self.limits.concurrent_tasks),

@@ -263,8 +263,7 @@ impl Bounds {
 
     /// Whether they admit nothing that `other` does not: what one who is bound by `other` may hand on.
     pub fn within(&self, other: &Self) -> bool {
-        self.things_within(other)
-            && inside(&self.networks, &other.networks, |other, own| other.contains(own))
+        self.things_within(other) && inside(&self.networks, &other.networks, |other, own| other.contains(own))
     }
 
     /// The same of the things that they admit, from wherever.

@@ -182,10 +182,9 @@ impl From<KeyError> for Problem {
             KeyError::Refused(refused @ (Refusal::Exists | Refusal::Revoked | Refusal::Expired)) => {
                 Self::new(Code::Conflict, format!("Nothing was done: {refused}."))
             }
-            KeyError::Environment => Self::invalid(vec![Field {
-                pointer: "/environment".to_owned(),
-                detail: error.to_string(),
-            }]),
+            KeyError::Environment => {
+                Self::invalid(vec![Field { pointer: "/environment".to_owned(), detail: error.to_string() }])
+            }
             KeyError::NoRandomness | KeyError::Json(_) => Self::internal(error),
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{self, HeaderMap};
-use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
+use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
 use jiff::Timestamp;
 use orchestra_events::key::{Bounds, KeyLimits, Scope};
 use orchestra_events::{Actor, ActorKind, KeyId, Origin};
@@ -187,8 +187,8 @@ pub(super) struct Recognised {
     refused: Option<Problem>,
 }
 
-/// Who is calling, or the problem that says how to show it: a key or a session that is known, used from where it may be,
-/// and, on the REST interface, not too often. Counts a request once, however often it is asked.
+/// Who is calling, or the problem that says how to show it: a key or a session that is known, used from where it may
+/// be, and not too often. Counts a request once, however often it is asked.
 pub fn identify(request: &HttpRequest) -> Result<Caller, Problem> {
     let known = request.extensions().get::<Recognised>().cloned();
     let Recognised { caller, refused } = match known {
@@ -205,13 +205,12 @@ fn look(request: &HttpRequest) -> Result<Recognised, Problem> {
     let app = request.app_data::<web::Data<App>>().ok_or_else(|| Problem::internal("no application"))?;
     let peer = address::peer(request);
     let from = app.proxies.origin(peer, request.headers());
-    let limited = request.path().starts_with("/v1/");
     let recognised = recognise(app, request);
     let caller = match recognised {
         Ok(caller) => Caller { address: from, user_agent: address::user_agent(request.headers()), ..caller },
         Err(problem) => {
             // Whoever brings nothing guesses nothing.
-            let guessed = limited && request.headers().contains_key(header::AUTHORIZATION);
+            let guessed = request.headers().contains_key(header::AUTHORIZATION);
             let verdict = guessed.then(|| app.limits.failed(from.or(peer)));
             let Some(Verdict { allowance, refused }) = verdict else { return Err(problem) };
             allowance.map(|allowance| request.extensions_mut().insert(allowance));
@@ -219,7 +218,7 @@ fn look(request: &HttpRequest) -> Result<Recognised, Problem> {
         }
     };
     let mut refused = (!caller.bounds.admits_address(from)).then(|| Problem::address_not_allowed(from));
-    if limited && refused.is_none() {
+    if refused.is_none() {
         let verdict = app.limits.check(&caller);
         verdict.allowance.map(|allowance| request.extensions_mut().insert(allowance));
         refused = verdict.refused;
@@ -237,6 +236,7 @@ impl FromRequest for Caller {
     type Future = Ready<Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        ready(identify(request))
+        let known = request.extensions().get::<Self>().cloned();
+        ready(known.ok_or_else(|| Problem::internal("a handler asks who is calling, and its row asks nobody")))
     }
 }

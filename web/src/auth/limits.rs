@@ -213,7 +213,10 @@ impl<C: Clock + Clone> Limits<C> {
     pub fn check(&self, caller: &Caller) -> Verdict {
         let own = match caller.limits.requests_per_minute {
             Some(most) => Rate::new(most, caller.limits.burst),
-            None => self.rates.caller.and_then(|rate| Rate::new(rate.per_minute.get(), caller.limits.burst.or(Some(rate.burst.get())))),
+            None => self
+                .rates
+                .caller
+                .and_then(|rate| Rate::new(rate.per_minute.get(), caller.limits.burst.or(Some(rate.burst.get())))),
         };
         let own = own.map(|rate| self.callers.take(Holder::Caller(caller.who.clone()), rate, &self.clock));
         let own = match own {
@@ -239,9 +242,9 @@ impl<C: Clock + Clone> Limits<C> {
     /// Counts a wrong key from there; too many are told to wait. Right ones from the same place are never refused for it.
     pub fn failed(&self, from: Option<IpAddr>) -> Verdict {
         // In memory, as in tests, nobody calls from anywhere.
-        let taken = from.zip(self.rates.failures).map(|(address, rate)| {
-            self.addresses.take(Holder::Address(network_of(address)), rate, &self.clock)
-        });
+        let taken = from
+            .zip(self.rates.failures)
+            .map(|(address, rate)| self.addresses.take(Holder::Address(network_of(address)), rate, &self.clock));
         match taken {
             Some(Err((allowance, wait))) => {
                 let refused = Problem::rate_limited("Your address", whole_seconds(wait));
@@ -332,7 +335,11 @@ mod tests {
         assert_eq!(taken((0..10).map(|_| from("192.0.2.1"))), 3);
         assert_eq!(taken((0..10).map(|_| from("192.0.2.2"))), 3);
         assert_eq!(taken((0..10).map(|last| from(&format!("2001:db8::{last}")))), 3, "one subscriber");
-        assert_eq!(taken((0..10).map(|last| from(&format!("2001:db8:0:{last}::1")))), 9, "the first is the one from above");
+        assert_eq!(
+            taken((0..10).map(|last| from(&format!("2001:db8:0:{last}::1")))),
+            9,
+            "the first is the one from above"
+        );
         clock.advance(MINUTE);
         assert_eq!(taken([from("192.0.2.1")]), 1);
     }

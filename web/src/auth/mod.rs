@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod caller;
+pub mod guard;
 pub mod issuing;
 pub mod keys;
 pub mod limits;

@@ -1,11 +1,11 @@
 //! The watch at the door: what a caller has left goes onto every answer, and what was refused is taken down.
 
-use actix_web::{Error, HttpMessage as _};
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
 use actix_web::middleware::Next;
 use actix_web::web;
+use actix_web::{Error, HttpMessage as _};
 
 use super::address;
 use super::caller::Recognised;

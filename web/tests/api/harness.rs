@@ -30,7 +30,7 @@ use orchestra_events::store::{Direction, MAX_PAGE};
 use orchestra_events::task::event::{CredentialKind, SCHEMA};
 use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
 use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, NewEvent, Revision, StreamName, TaskId};
-use orchestra_web::auth::{KeyRing, ensure_admin_key, issue_key, write_refusals, write_uses};
+use orchestra_web::auth::{KeyRing, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
 use orchestra_web::{App, configure};
 use secrecy::ExposeSecret;
 use serde_json::Value;
@@ -214,7 +214,7 @@ pub struct Server {
     pub service: Arc<Service>,
     pub campaigns: Arc<Campaigns>,
     pub admin: String,
-    _stop: DropGuard,
+    stop: DropGuard,
     _folder: tempfile::TempDir,
 }
 
@@ -279,13 +279,18 @@ impl Server {
         actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&log), cancel.clone().cancelled_owned()));
         let campaigns = Arc::new(Campaigns::new(Arc::clone(&store)));
         let budgets = Arc::new(Budgets::default());
-        let stop = || cancel.clone().cancelled_owned();
-        actix_web::rt::spawn(write_uses(Arc::clone(&keys), Arc::clone(&log), stop()));
         let app = change(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys));
-        actix_web::rt::spawn(write_refusals(Arc::clone(&app.refusals), Arc::clone(&app.store), stop()));
         let app = web::Data::new(app);
         let admin = admin.expose_secret().to_owned();
-        Self { app, store, service, campaigns, admin, _stop: cancel.drop_guard(), _folder: folder }
+        Self { app, store, service, campaigns, admin, stop: cancel.drop_guard(), _folder: folder }
+    }
+
+    /// Has uses of keys and refusals written down from now on.
+    pub fn write_down(&self) {
+        let log = || -> Arc<dyn EventStore> { self.store.clone() };
+        let stop = || self.stop.token().clone().cancelled_owned();
+        actix_web::rt::spawn(write_uses(Arc::clone(&self.app.keys), log(), stop()));
+        actix_web::rt::spawn(write_refusals(Arc::clone(&self.app.refusals), log(), stop()));
     }
 
     /// A new key, known to the ring.
@@ -295,6 +300,13 @@ impl Server {
         let (_, text) = issued.expect("a key");
         self.keys_caught_up().await;
         text.expose_secret().to_owned()
+    }
+
+    /// Takes a key back, and waits until the ring knows.
+    pub async fn revoke(&self, who: &Who) {
+        let Who::Key(id) = who;
+        revoke_key(&*self.store, *id, &Actor::system("test")).await.expect("an append");
+        self.keys_caught_up().await;
     }
 
     pub async fn keys_caught_up(&self) {

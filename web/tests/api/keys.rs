@@ -187,7 +187,8 @@ async fn another_teams_keys_do_not_exist() {
     let nobody = json!({"data": [], "nextCursor": null});
     assert_eq!(server.get(&manager, "/v1/keys?team=mobile").await.json(), nobody);
     // A manager of one project does not see the keys of another.
-    let bounded = json!({"name": "web lead", "team": "platform", "scopes": ["keys:*"], "bounds": {"projects": ["web"]}});
+    let bounded =
+        json!({"name": "web lead", "team": "platform", "scopes": ["keys:*"], "bounds": {"projects": ["web"]}});
     let (_, lead) = created(&server, &server.admin, &bounded).await;
     assert_eq!(server.get(&lead, &format!("/v1/keys/{own}")).await.status, StatusCode::NOT_FOUND);
     let seen = server.get(&lead, "/v1/keys").await.json();
@@ -278,6 +279,8 @@ async fn a_key_revokes_itself_only_on_purpose_and_the_last_admin_stays() {
 #[actix_web::test]
 async fn a_use_is_noted_once_in_a_while_with_its_address() {
     let server = Server::start().await;
+    server.write_down();
+    tokio::task::yield_now().await;
     let body = json!({"name": "ci", "team": "platform", "scopes": ["tasks:read"]});
     let (id, key) = created(&server, &server.admin, &body).await;
     for _ in 0..20 {
@@ -367,6 +370,8 @@ async fn a_keys_own_limit_goes_before_the_servers() {
 #[actix_web::test]
 async fn refusals_are_taken_down_with_who_and_what_and_never_the_callers_words() {
     let server = Server::start().await;
+    server.write_down();
+    tokio::task::yield_now().await;
     let key = server.key(Some("platform"), &[Scope::TasksRead]).await;
     for _ in 0..3 {
         let request = post(&key, "/v1/tasks", "{}").insert_header(("user-agent", "ci/3"));
@@ -404,7 +409,12 @@ async fn what_is_open_with_a_key_ends_with_it_within_a_second() {
     let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(2);
     let (revoked, rotated) = (new_key(json!({})).await, new_key(json!({})).await);
     let (expiring, kept) = (new_key(json!({"expiresAt": soon.to_string()})).await, new_key(json!({})).await);
-    let paths = [format!("/v1/tasks/{id}/events"), "/v1/events".to_owned(), format!("/tasks/{id}/live"), "/live/tasks".to_owned()];
+    let paths = [
+        format!("/v1/tasks/{id}/events"),
+        "/v1/events".to_owned(),
+        format!("/tasks/{id}/live"),
+        "/live/tasks".to_owned(),
+    ];
     let mut open = Vec::new();
     for (_, key) in [&revoked, &rotated, &expiring, &kept] {
         for path in &paths {

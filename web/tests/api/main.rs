@@ -6,6 +6,7 @@ mod campaigns;
 mod documents;
 mod harness;
 mod keys;
+mod matrix;
 mod payload;
 mod streams;
 mod tasks;
