@@ -32,7 +32,7 @@ use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, SandboxSpec,
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
-use orchestra_web::auth::{KeyRing, Limits, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
+use orchestra_web::auth::{KeyRing, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
 use orchestra_web::fragments::Fragments;
 use orchestra_web::pages::Dashboard;
 use secrecy::{ExposeSecret, SecretString};
@@ -114,7 +114,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let app = App::new(tasks, campaigns, budgets, store, read, keys)
         .with_dashboard(dashboard)
         .behind(config.proxies()?)
-        .limited(Limits::new(config.rates()));
+        .limited(orchestra_web::auth::Limits::new(config.rates()));
     let refusals = Arc::clone(&app.refusals);
     actix_web::rt::spawn(write_refusals(refusals, Arc::clone(&app.store), cancel.clone().cancelled_owned()));
     let app = web::Data::new(match metrics() {
