@@ -7,12 +7,14 @@ mod commits;
 mod egress;
 mod images;
 mod layers;
+mod retention;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use orchestra_actors::Retention;
 use orchestra_actors::allowed::AllowedModels;
 use orchestra_events::task::event::{MAX_ATTEMPTS, Workspace};
 use orchestra_runtime::forge::{ForgeConfig, ForgeKind};
@@ -22,6 +24,8 @@ use orchestra_runtime::model::{Dialect, HostedTool, PriceRow, ProviderConfig, Ti
 use orchestra_runtime::sandbox::{HostIds, MAX_READY};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+
+pub use retention::{RetentionSection, TeamRetention};
 
 pub use commits::CommitsSection;
 pub use egress::{EgressSection, TeamEgress};
@@ -107,6 +111,7 @@ pub const KEYS: &[&str] = &[
     "gateway.hosted_tools.*",
     "prices_file",
     "billing.refund_failed",
+    "retention.content_days",
     "teams.*.models",
     "teams.*.image",
     "teams.*.images",
@@ -116,6 +121,7 @@ pub const KEYS: &[&str] = &[
     "teams.*.branches.allow_default",
     "teams.*.egress.allow",
     "teams.*.egress.permit",
+    "teams.*.retention.content_days",
     "egress.allow",
     "egress.permit",
     "egress.networks",
@@ -175,6 +181,8 @@ pub struct Config {
     pub gateway: GatewaySection,
     /// What is billed.
     pub billing: BillingSection,
+    /// How long words are kept.
+    pub retention: RetentionSection,
     /// What the operator says about single teams.
     #[serde(default)]
     pub teams: BTreeMap<String, TeamSection>,
@@ -353,6 +361,9 @@ pub struct TeamSection {
     /// Where its tasks' sandboxes may connect to, in place of what `egress` says.
     #[serde(default, skip_serializing_if = "TeamEgress::is_empty")]
     pub egress: TeamEgress,
+    /// How long the words of its tasks are kept, in place of what `retention` says.
+    #[serde(default, skip_serializing_if = "TeamRetention::is_empty")]
+    pub retention: TeamRetention,
 }
 
 impl Default for Config {
@@ -434,6 +445,7 @@ impl Default for Config {
                 hosted_tools: BTreeMap::new(),
             },
             billing: BillingSection { refund_failed: true },
+            retention: RetentionSection::default(),
             teams: BTreeMap::new(),
             egress: EgressSection::default(),
         }
@@ -560,6 +572,11 @@ impl Config {
     pub fn branch_policies(&self) -> anyhow::Result<BranchPolicies> {
         let own = self.teams.iter().map(|(team, section)| (team, &section.branches));
         Ok(BranchPolicies::new(&self.branches, own)?)
+    }
+
+    /// How long the words of what has ended are kept.
+    pub fn retention(&self) -> anyhow::Result<Retention> {
+        retention::rules(&self.retention, &self.teams)
     }
 
     /// The operator's own texts: pull requests, commits, comments.

@@ -17,7 +17,7 @@ use orchestra_actors::speech::Speech;
 use orchestra_actors::usage::Totals;
 use orchestra_actors::workshop::egress::EgressDesk;
 use orchestra_actors::workshop::{SetupRules, Setups, Workshop};
-use orchestra_actors::{Capacity, Defaults, Orchestra};
+use orchestra_actors::{Capacity, Defaults, ErasureMarks, Orchestra};
 use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
 use orchestra_events::projections::ReadModels;
@@ -102,6 +102,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         Defaults {
             timeout_seconds: parse_duration(&config.sandbox.timeout)?.as_secs(),
             retry: Some(Attempts { most: config.retry.attempts, workspace: config.retry.workspace }),
+            retention: config.retention()?,
         },
     );
     let listener = TcpListener::bind(&config.listen)
@@ -129,6 +130,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     // Beside everything else: a task that needs one of them before waits for its pull.
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { images.pull_all().await }));
     let resumed = orchestra.resume().await.context("cannot take up the open tasks")?;
+    let forgetting = Arc::clone(&orchestra);
+    actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { forgetting.keep_forgetting().await }));
     tracing::info!(%address, resumed, "serving");
     let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
     Ok(Server { address, orchestra, app, admin_key, public_url, handle, serving, cancel })
@@ -190,6 +193,7 @@ async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Resul
         texts: Texts::open(config.texts_dir().as_deref()).context("in templates_dir")?,
         vault: Arc::new(Vault::new()),
         calls: CallMarks::open(data.join("calls")).context("cannot create the folder of call marks")?,
+        erasing: ErasureMarks::open(data.join("erasing")).context("cannot create the folder of erasures")?,
         speech: Speech::default(),
         images: Arc::new(config.supply()?),
         image_rules: config.image_rules()?,
