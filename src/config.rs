@@ -694,6 +694,7 @@ mod tests {
             ("[sandbox]\ntimeout = \"5\"", "sandbox.timeout"),
             ("[sandbox]\ncpus = 0.0", "sandbox.cpus"),
             ("store = \"oracle\"", "store"),
+            ("trusted_proxies = [\"10.0.0.0/99\"]", "trusted_proxies"),
             ("default_forge = \"nowhere\"", "default_forge"),
             ("[branches]\ntemplate = \"x/{slog}-{shortid}\"", "{slug}"),
             ("[branches]\nbases = [\"[\"]", "branches.bases"),
