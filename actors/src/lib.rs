@@ -31,4 +31,7 @@ pub use campaign::service::CampaignService;
 pub use ledger::{LedgerError, Ledgers, Settlement};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;
-pub use service::{BudgetService, Credentials, Delta, FieldError, NewRepo, NewTask, Submitted, TaskService};
+pub use service::{
+    Attempt, BudgetService, Credentials, Delta, FieldError, Identity, IdentityError, IdentityProvider, NewRepo, NewTask,
+    Submitted, TaskService,
+};

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use orchestra_actors::{BudgetService, CampaignService, TaskService};
-use orchestra_events::EventStore;
+use orchestra_events::session::{Holder, Session};
+use orchestra_events::{EventStore, SessionId};
 use orchestra_events::projections::ReadModels;
 use tokio::sync::Semaphore;
 
-use crate::auth::{Caller, KeyRing, Sessions, Who};
+use crate::auth::caller::Via;
+use crate::auth::{Caller, KeyRing, People, Sessions, Transport, Who};
 use crate::pages::Dashboard;
 use crate::problem::Problem;
 
@@ -34,7 +36,11 @@ pub struct App {
     /// Who may do what.
     pub keys: Arc<KeyRing>,
     /// Who is signed in to the dashboard.
-    pub sessions: Sessions,
+    pub sessions: Arc<Sessions>,
+    /// Who says who people are, where anybody does.
+    pub people: Option<People>,
+    /// How browsers reach this server.
+    pub transport: Transport,
     /// What only the dashboard needs.
     pub dashboard: Dashboard,
     /// The figures for `/metrics`, where a recorder is installed.
@@ -60,7 +66,9 @@ impl App {
             store,
             read,
             keys,
-            sessions: Sessions::default(),
+            sessions: Arc::default(),
+            people: None,
+            transport: Transport::default(),
             dashboard: Dashboard::default(),
             metrics: None,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
@@ -71,6 +79,20 @@ impl App {
     #[must_use]
     pub fn with_dashboard(mut self, dashboard: Dashboard) -> Self {
         self.dashboard = dashboard;
+        self
+    }
+
+    /// The same application, with these sessions, and somebody who vouches for people.
+    #[must_use]
+    pub fn with_people(mut self, sessions: Arc<Sessions>, people: Option<People>) -> Self {
+        (self.sessions, self.people) = (sessions, people);
+        self
+    }
+
+    /// The same application, reached in this way.
+    #[must_use]
+    pub fn reached(mut self, transport: Transport) -> Self {
+        self.transport = transport;
         self
     }
 
@@ -85,6 +107,27 @@ impl App {
     pub fn current(&self, who: &Who) -> Option<Caller> {
         match who {
             Who::Key(id) => self.keys.holder(*id),
+            Who::Person { session, .. } => Caller::person(*session, &*self.sessions.get(*session)?),
+        }
+    }
+
+    /// Who is signed in with this session, as they stand now.
+    pub fn signed_in(&self, id: SessionId, session: &Session) -> Option<Caller> {
+        match &session.grant.holder {
+            Holder::Key { key } => {
+                let holder = self.current(&Who::Key(*key))?;
+                Some(Caller { via: Via::Session(id), ..holder })
+            }
+            Holder::Person { .. } => Caller::person(id, session),
+        }
+    }
+
+    /// The same caller as they stand now, by the way they came. `None`: their rights were taken back, or they signed out.
+    /// What outlives its request asks this, again and again.
+    pub fn still(&self, caller: &Caller) -> Option<Caller> {
+        match caller.via {
+            Via::Key => self.current(&caller.who),
+            Via::Session(id) => self.signed_in(id, &*self.sessions.get(id)?),
         }
     }
 

@@ -95,6 +95,8 @@ pub enum SessionEnd {
     Renewed,
     /// An administrator ended it.
     Ended,
+    /// Nobody used it for long.
+    Unused,
     /// There were too many, and this one was the nearest to its end.
     Crowded,
 }

@@ -16,7 +16,7 @@ const ATTEMPT: Attempt<'static> = Attempt {
 };
 
 fn limits() -> OidcLimits {
-    OidcLimits { request_timeout: Duration::from_secs(2), key_pause: Duration::ZERO, ..OidcLimits::default() }
+    OidcLimits { request_timeout: Duration::from_secs(8), key_pause: Duration::ZERO, ..OidcLimits::default() }
 }
 
 fn client_with(server: &IdentityServer, limits: OidcLimits) -> OidcClient {
@@ -158,7 +158,7 @@ async fn answers_without_bounds_or_from_elsewhere_are_not_taken() {
             _ => false,
         };
         assert!(as_expected, "{fault:?}: {refused}");
-        assert!(began.elapsed() < Duration::from_secs(10), "{fault:?}");
+        assert!(began.elapsed() < Duration::from_secs(20), "{fault:?}");
         assert_eq!(server.directory().count("/elsewhere"), 0, "no redirect is followed");
     }
     server.directory().fault = Some(F::OtherUserinfo);

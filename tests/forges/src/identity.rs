@@ -156,6 +156,8 @@ pub struct Directory {
     /// The requests by path.
     pub asked: HashMap<String, usize>,
     keys: Vec<Key>,
+    /// Those that nobody publishes.
+    others: Vec<Key>,
     codes: HashMap<String, Code>,
     access: HashMap<String, String>,
     made: usize,
@@ -252,6 +254,7 @@ impl Directory {
             secret_in_body: false,
             asked: HashMap::new(),
             keys: Signature::ALL.map(|how| Key::new(how, 1)).into(),
+            others: Signature::ALL.map(|how| Key::new(how, 0)).into(),
             codes: HashMap::new(),
             access: HashMap::new(),
             made: 1,
@@ -298,7 +301,8 @@ impl Directory {
         if let (Some(name), Some(claims)) = (without, claims.as_object_mut()) {
             claims.remove(name);
         }
-        let key = self.keys.iter().find(|key| key.how == self.signature).expect("a key of each kind");
+        let of = |keys: &'_ [Key]| keys.iter().position(|key| key.how == self.signature).expect("a key of each kind");
+        let (key, other) = (&self.keys[of(&self.keys)], &self.others[of(&self.others)]);
         let mut header = json!({"typ": "JWT", "alg": key.how.name(), "kid": key.id});
         match self.fault {
             Some(F::UnknownKey) => header["kid"] = json!("nobody"),
@@ -309,7 +313,7 @@ impl Directory {
         let message = format!("{}.{}", b64(header.to_string().as_bytes()), b64(claims.to_string().as_bytes()));
         let mut signature = match self.fault {
             Some(F::NotSigned) => Vec::new(),
-            Some(F::OtherKey) => Key::new(self.signature, 0).sign(message.as_bytes()),
+            Some(F::OtherKey) => other.sign(message.as_bytes()),
             Some(F::PublicAsSecret) => {
                 let secret = PKey::hmac(&key.key.public_key_to_pem().expect("a key")).expect("a key");
                 let mut signer = Signer::new(MessageDigest::sha256(), &secret).expect("a signer");
@@ -493,13 +497,15 @@ fn respond(directory: &mut Directory, issuer: &str, request: &Request, path: &st
             Err(field) => refusal(field),
         },
         ("/keys", Some(F::HugeKeys)) => {
-            json_reply("200 OK", &json!({"keys": [], "padding": " ".repeat(8 * 1024 * 1024)}))
+            let body = [br#"{"keys": []"#.to_vec(), vec![b' '; HUGE], b"}".to_vec()].concat();
+            Reply { body, ..json_reply("200 OK", &json!({})) }
         }
         ("/keys", _) => {
-            let keys: Vec<_> = directory.keys.iter().map(Key::published).collect();
+            let mut keys: Vec<_> = directory.keys.iter().map(Key::published).collect();
             // Others that a client has to step over.
-            let others = [json!({"kty": "oct", "kid": "shared", "k": "c2VjcmV0"}), json!({"kty": "later", "kid": "x"})];
-            json_reply("200 OK", &json!({"keys": [keys, others.into()].concat()}))
+            keys.push(json!({"kty": "oct", "kid": "shared", "k": "c2VjcmV0"}));
+            keys.push(json!({"kty": "later", "kid": "x"}));
+            json_reply("200 OK", &json!({"keys": keys}))
         }
         ("/token", Some(F::TokenRedirects)) => elsewhere("/realms/tests/keys"),
         ("/token", Some(F::ServerError)) => json_reply("503 Service Unavailable", &json!({})),
@@ -520,6 +526,8 @@ fn respond(directory: &mut Directory, issuer: &str, request: &Request, path: &st
     }
 }
 
+/// More bytes than any client of the tests takes.
+const HUGE: usize = 2 * 1024 * 1024;
 /// Longer than any client of the tests waits.
 const LONG: Duration = Duration::from_secs(30);
 

@@ -2,14 +2,16 @@
 
 use std::fmt;
 use std::future::{Ready, ready};
+use std::sync::Arc;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
 use orchestra_events::key::{KeyGrant, Scope};
-use orchestra_events::{Actor, ActorKind, KeyId};
+use orchestra_events::session::Session;
+use orchestra_events::{Actor, ActorKind, KeyId, SessionId};
 
-use super::session;
+use super::transport;
 use crate::App;
 use crate::problem::Problem;
 
@@ -18,8 +20,8 @@ use crate::problem::Problem;
 pub enum Via {
     /// `Authorization: Bearer orc_…`.
     Key,
-    /// The dashboard's cookie.
-    Session,
+    /// The cookie of a session at the dashboard.
+    Session(SessionId),
 }
 
 /// Whose rights a caller has.
@@ -27,12 +29,20 @@ pub enum Via {
 pub enum Who {
     /// Those of a key they hold or signed in with.
     Key(KeyId),
+    /// Those of a person whom an identity provider vouched for, as long as the session lasts.
+    Person {
+        /// The session.
+        session: SessionId,
+        /// The person, by a name that is the same in every session.
+        id: Arc<str>,
+    },
 }
 
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Key(id) => id.fmt(f),
+            Self::Person { id, .. } => f.write_str(id),
         }
     }
 }
@@ -62,6 +72,18 @@ impl Caller {
             scopes: grant.scopes.clone(),
             via: Via::Key,
         }
+    }
+
+    /// A person in their session, with the rights of the team that they have chosen. `None`: a key decides.
+    pub fn person(id: SessionId, session: &Session) -> Option<Self> {
+        let membership = session.membership()?;
+        Some(Self {
+            who: Who::Person { session: id, id: session.grant.holder.id().into() },
+            name: session.grant.name.clone(),
+            team: membership.team.clone(),
+            scopes: membership.scopes(),
+            via: Via::Session(id),
+        })
     }
 
     /// Whether they may do everything, for every team.
@@ -108,7 +130,7 @@ impl Caller {
     pub fn actor(&self) -> Actor {
         let kind = match self.via {
             Via::Key => ActorKind::ApiKey,
-            Via::Session => ActorKind::Person,
+            Via::Session(_) => ActorKind::Person,
         };
         Actor { kind, id: self.who.to_string(), team: self.team.clone(), origin: None }
     }
@@ -141,13 +163,12 @@ pub fn identify(request: &HttpRequest) -> Result<Caller, Problem> {
     if request.headers().contains_key(header::AUTHORIZATION) {
         return bearer(request.headers()).and_then(|key| app.keys.authenticate(key)).ok_or_else(Problem::unknown_key);
     }
-    let cookie = request.cookie(session::COOKIE).ok_or_else(Problem::unauthenticated)?;
+    let cookie = transport::session_cookie(app, request).ok_or_else(Problem::unauthenticated)?;
     let caller = app
         .sessions
-        .find(cookie.value())
-        // What the key may do is asked again: a revoked key ends its sessions too.
-        .and_then(|caller| app.current(&caller.who))
-        .map(|caller| Caller { via: Via::Session, ..caller })
+        .find(&cookie)
+        // What a key may do is asked again: a revoked key ends its sessions too.
+        .and_then(|open| app.signed_in(open.id, &open.session))
         .ok_or_else(Problem::unauthenticated)?;
     if same_origin(request) { Ok(caller) } else { Err(Problem::cross_site()) }
 }
