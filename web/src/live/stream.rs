@@ -24,7 +24,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use super::frames::Format;
 use crate::App;
 use crate::app::READ_YOUR_WRITES;
-use crate::auth::{Caller, Who};
+use crate::auth::Caller;
 use crate::problem::Problem;
 
 /// How often a quiet stream says that it is still there, and how soon after its key was revoked it ends.
@@ -58,7 +58,7 @@ pub enum Subject {
 
 struct Live {
     app: web::Data<App>,
-    who: Who,
+    caller: Caller,
     subscription: Subscription,
     subject: Subject,
     teams: HashMap<TaskId, String>,
@@ -129,7 +129,7 @@ impl Live {
                 // Nobody speaks in this task now. The next event or heartbeat asks again.
                 Next::Delta(Err(RecvError::Closed)) => self.deltas = None,
                 Next::Heartbeat => {
-                    self.app.current(&self.who)?;
+                    self.app.still(&self.caller)?;
                     self.listen();
                     return Some(self.format.heartbeat());
                 }
@@ -196,7 +196,7 @@ pub fn respond(
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let live = Live {
         app,
-        who: caller.who.clone(),
+        caller: caller.clone(),
         subscription,
         subject,
         teams: HashMap::new(),

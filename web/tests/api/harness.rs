@@ -23,6 +23,7 @@ use jiff::Timestamp;
 use orchestra_actors::service::ServiceError;
 use orchestra_actors::{Credentials, Delta, NewTask, Submitted, TaskService};
 use orchestra_events::key::Scope;
+use orchestra_events::session::{Holder, Way};
 use orchestra_events::projections::{ReadModels, project};
 use orchestra_events::repo::RepoRef;
 use orchestra_events::store::memory::MemoryStore;
@@ -30,7 +31,7 @@ use orchestra_events::store::{Direction, MAX_PAGE};
 use orchestra_events::task::event::{CredentialKind, SCHEMA};
 use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
 use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, NewEvent, Revision, StreamName, TaskId};
-use orchestra_web::auth::{KeyRing, Who, ensure_admin_key, issue_key, revoke_key};
+use orchestra_web::auth::{KeyRing, NewSession, Who, ensure_admin_key, issue_key, revoke_key};
 use orchestra_web::{App, configure};
 use secrecy::ExposeSecret;
 use serde_json::Value;
@@ -290,9 +291,23 @@ impl Server {
 
     /// Takes a key back, and waits until the ring knows.
     pub async fn revoke(&self, who: &Who) {
-        let Who::Key(id) = who;
+        let Who::Key(id) = who else { panic!("{who} is no key") };
         revoke_key(&*self.store, *id, &Actor::system("test")).await.expect("an append");
         self.keys_caught_up().await;
+    }
+
+    /// Signs in with a key; the cookie's value.
+    pub async fn session(&self, key: &str) -> String {
+        let caller = self.app.keys.authenticate(key).expect("a key that is known");
+        let Who::Key(id) = caller.who else { panic!("{} is no key", caller.who) };
+        let new = NewSession {
+            holder: Holder::Key { key: id },
+            way: Way::Key,
+            name: caller.name.clone(),
+            memberships: Vec::new(),
+        };
+        let begun = self.app.sessions.start(&*self.store, new, None, &caller.actor()).await;
+        begun.expect("a session").1.expose_secret().to_owned()
     }
 
     pub async fn keys_caught_up(&self) {

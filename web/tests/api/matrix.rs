@@ -286,12 +286,11 @@ async fn every_route_asks_every_caller_for_its_scope() {
         let good = server.key(Some("platform"), &scopes).await;
         let revoked = server.key(Some("platform"), &scopes).await;
         let holder = server.app.keys.authenticate(&revoked).expect("not revoked yet");
-        let cookie = server.app.sessions.start(server.app.keys.authenticate(&good).expect("a caller"));
-        let ended = server.app.sessions.start(holder.clone()).expect("randomness");
+        let (cookie, ended) = (server.session(&good).await, server.session(&revoked).await);
         server.revoke(&holder.who).await;
         let callers = [
             ("a good key", true, Shown::Bearer(good)),
-            ("its session", true, Shown::Cookie(cookie.expect("randomness"))),
+            ("its session", true, Shown::Cookie(cookie)),
             ("a revoked key", false, Shown::Bearer(revoked)),
             ("a revoked key's session", false, Shown::Cookie(ended)),
             ("nobody", false, Shown::Nothing),
