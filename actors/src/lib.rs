@@ -32,6 +32,6 @@ pub use ledger::{LedgerError, Ledgers, Settlement};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;
 pub use service::{
-    Attempt, BudgetService, Credentials, Delta, FieldError, Identity, IdentityError, IdentityProvider, NewRepo, NewTask,
-    Submitted, TaskService,
+    Attempt, BudgetService, Credentials, Delta, FieldError, Identity, IdentityError, IdentityProvider, NewRepo,
+    NewTask, Submitted, TaskService,
 };

@@ -195,7 +195,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_meant_is_refused() {
-        let map = |team: &str, role: &str| format!("{OIDC}[[oidc.map]]\ngroup = \"g\"\nteam = \"{team}\"\nrole = \"{role}\"\n");
+        let map = |team: &str, role: &str| {
+            format!("{OIDC}[[oidc.map]]\ngroup = \"g\"\nteam = \"{team}\"\nrole = \"{role}\"\n")
+        };
         for (text, word) in [
             ("[oidc]\nclient_id = \"a\"\n".to_owned(), "oidc.issuer"),
             ("[oidc]\nissuer = \"https://login.example.com\"\n".to_owned(), "oidc.client_id"),

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use orchestra_actors::{BudgetService, CampaignService, TaskService};
+use orchestra_events::projections::ReadModels;
 use orchestra_events::session::{Holder, Session};
 use orchestra_events::{EventStore, SessionId};
-use orchestra_events::projections::ReadModels;
 use tokio::sync::Semaphore;
 
 use crate::auth::caller::Via;

@@ -79,6 +79,9 @@ pub struct Grant {
     /// Their teams and roles. Empty where a key says what its holder may do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub memberships: Vec<Membership>,
+    /// Which text of their key they showed: how often it had been rotated when that was made.
+    #[serde(default, skip_serializing_if = "is_zero_u32")]
+    pub generation: u32,
     /// The SHA-256 of the cookie, in lower-case hexadecimal. The cookie itself is in the browser alone.
     pub cookie_sha256: String,
     /// When it is over at the latest.
@@ -119,6 +122,11 @@ pub struct Refused {
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
 fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn is_zero_u32(number: &u32) -> bool {
     *number == 0
 }
 

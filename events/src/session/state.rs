@@ -117,6 +117,7 @@ mod tests {
                 in_team("mobile", Role::Viewer),
                 Membership { team: None, role: Role::Admin },
             ],
+            generation: 0,
             cookie_sha256: "00".repeat(32),
             ends: Timestamp::UNIX_EPOCH,
         }

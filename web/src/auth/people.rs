@@ -121,7 +121,12 @@ impl Bond {
     pub fn read(cookie: &str) -> Option<Self> {
         let (secret, next) = cookie.split_once('.')?;
         let hexadecimal = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if secret.len() != 64 || !hexadecimal(secret) || next.len() > 2 * MAX_NEXT || next.len() % 2 != 0 || !hexadecimal(next) {
+        if secret.len() != 64
+            || !hexadecimal(secret)
+            || next.len() > 2 * MAX_NEXT
+            || next.len() % 2 != 0
+            || !hexadecimal(next)
+        {
             return None;
         }
         let bytes = (0..next.len()).step_by(2).map(|at| u8::from_str_radix(&next[at..at + 2], 16).ok());
@@ -202,7 +207,9 @@ mod tests {
         let values = [&one.state, &one.nonce, &one.verifier];
         assert!(values.iter().all(|value| value.len() == 64 && !one.cookie().contains(value.as_str())));
         assert_eq!(Bond::new(&format!("/{}", "a".repeat(MAX_NEXT))).expect("randomness").next(), "/");
-        for wrong in ["", ".", "00.2f", &format!("{}.2", "0".repeat(64)), &format!("{}.zz", "0".repeat(64)), &"0".repeat(64)] {
+        for wrong in
+            ["", ".", "00.2f", &format!("{}.2", "0".repeat(64)), &format!("{}.zz", "0".repeat(64)), &"0".repeat(64)]
+        {
             assert!(Bond::read(wrong).is_none(), "{wrong}");
         }
     }

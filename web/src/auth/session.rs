@@ -89,6 +89,8 @@ pub struct NewSession {
     pub name: String,
     /// Their teams and roles, where no key decides.
     pub memberships: Vec<Membership>,
+    /// Which text of their key they showed.
+    pub generation: u32,
 }
 
 /// An open session.
@@ -175,7 +177,8 @@ fn stamped(event: &SessionEvent, actor: &Actor) -> Result<NewEvent, SessionError
 
 /// A stream that sorts before every session that was begun less than this long ago: the ids begin with their time.
 fn before(ago: Duration) -> StreamName {
-    let then = Timestamp::now().as_millisecond().saturating_sub_unsigned(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
+    let then =
+        Timestamp::now().as_millisecond().saturating_sub_unsigned(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
     let bits = u128::try_from(then.max(0)).unwrap_or_default() << 80;
     StreamName::session(SessionId::from_uuid(Uuid::from_u128(bits)))
 }
@@ -252,7 +255,8 @@ impl Sessions {
             book.open.extend(before.map(|entry| (id, entry)));
             return;
         }
-        let used = AtomicU64::new(before.as_ref().map_or_else(|| self.clock(), |entry| entry.used.load(Ordering::Relaxed)));
+        let used =
+            AtomicU64::new(before.as_ref().map_or_else(|| self.clock(), |entry| entry.used.load(Ordering::Relaxed)));
         let folded = evolve(before.map(|entry| (*entry.session).clone()), &event);
         let Some(session) = folded else { return };
         let Some(cookie) = unhex(&session.grant.cookie_sha256) else { return };
@@ -368,7 +372,8 @@ impl Sessions {
             .map(|(id, entry)| (entry.session.grant.ends, *id))
             .collect();
         own.sort_unstable();
-        let mut gone: Vec<_> = own.iter().take((own.len() + 1).saturating_sub(MAX_PER_HOLDER)).map(|(_, id)| *id).collect();
+        let mut gone: Vec<_> =
+            own.iter().take((own.len() + 1).saturating_sub(MAX_PER_HOLDER)).map(|(_, id)| *id).collect();
         if book.open.len() - gone.len() >= MAX_SESSIONS {
             let others = book.open.iter().filter(|(id, _)| !gone.contains(id));
             gone.extend(others.map(|(id, entry)| (entry.session.grant.ends, *id)).min().map(|(_, id)| id));
@@ -392,9 +397,9 @@ impl Sessions {
             self.end(store, id, SessionEnd::Crowded, &Actor::system("sessions")).await?;
         }
         let cookie = random_hex().ok_or(SessionError::NoRandomness)?;
-        let NewSession { holder, way, name, memberships } = new;
+        let NewSession { holder, way, name, memberships, generation } = new;
         let ends = Timestamp::now().saturating_add(self.lasting.lifetime.min(MAX_LIFETIME)).unwrap_or(Timestamp::MAX);
-        let grant = Grant { holder, way, name, memberships, cookie_sha256: hex(&hash(&cookie)), ends };
+        let grant = Grant { holder, way, name, memberships, generation, cookie_sha256: hex(&hash(&cookie)), ends };
         let events = decide(None, Command::Start(Box::new(grant)))?;
         let id = SessionId::from_uuid(Uuid::now_v7());
         let events = events.iter().map(|event| stamped(event, actor)).collect::<Result<_, _>>()?;
@@ -483,11 +488,145 @@ impl Sessions {
         let event = SessionEvent::SignInRefused(Refused { way, reason: reason.to_owned(), holder, omitted });
         let stream = StreamName::session(SessionId::from_uuid(Uuid::now_v7()));
         let written = match stamped(&event, actor) {
-            Ok(event) => store.append(&stream, Expected::NoStream, vec![event]).await.map(drop).map_err(SessionError::from),
+            Ok(event) => {
+                store.append(&stream, Expected::NoStream, vec![event]).await.map(drop).map_err(SessionError::from)
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = written {
             tracing::warn!("a failed sign-in could not be written down: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orchestra_events::KeyId;
+    use orchestra_events::session::Role;
+    use orchestra_events::store::memory::MemoryStore;
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    fn ada(number: u128) -> NewSession {
+        let key = KeyId::from_uuid(Uuid::from_u128(number));
+        NewSession {
+            holder: Holder::Key { key },
+            way: Way::Key,
+            name: "Ada".to_owned(),
+            memberships: Vec::new(),
+            generation: 0,
+        }
+    }
+
+    fn person(teams: &[&str]) -> NewSession {
+        let part = |team: &&str| Membership { team: Some((*team).to_owned()), role: Role::Viewer };
+        let holder = Holder::Person { issuer: "https://a.example".to_owned(), subject: "5f0".to_owned() };
+        NewSession { holder, way: Way::Oidc, memberships: teams.iter().map(part).collect(), ..ada(0) }
+    }
+
+    fn actor() -> Actor {
+        Actor::system("test")
+    }
+
+    async fn start(sessions: &Sessions, store: &MemoryStore, new: NewSession) -> (SessionId, String) {
+        let (id, cookie) = sessions.start(store, new, None, &actor()).await.expect("a session");
+        (id, cookie.expose_secret().to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_restart_signs_nobody_out_and_nobody_in() {
+        let store = MemoryStore::new();
+        let first = Sessions::default();
+        let (id, cookie) = start(&first, &store, person(&["platform", "mobile"])).await;
+        let (gone, left) = start(&first, &store, ada(1)).await;
+        first.choose(&store, id, Some("mobile".to_owned()), &actor()).await.expect("a change");
+        first.end(&store, gone, SessionEnd::SignedOut, &actor()).await.expect("an end");
+        let again = Sessions::load(&store, Lasting::default()).await.expect("a book");
+        let open = again.find(&cookie).expect("still signed in");
+        assert_eq!((open.id, open.session.chosen), (id, 1));
+        assert!(again.find(&left).is_none() && again.get(gone).is_none());
+        // What is in the log lets nobody in.
+        for envelope in store.read_all(Position::START, MAX_PAGE).await.expect("events") {
+            assert!(!envelope.data.get().contains(&cookie));
+            for text in envelope.data.get().split('"').filter(|text| text.len() == 64) {
+                assert!(again.find(text).is_none());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_is_over_in_time_and_when_nobody_uses_it() {
+        let store = MemoryStore::new();
+        let short = Lasting { lifetime: Duration::from_millis(30), idle: Duration::from_secs(60) };
+        let sessions = Sessions::new(short);
+        let (id, cookie) = start(&sessions, &store, ada(1)).await;
+        assert!(sessions.find(&cookie).is_some() && sessions.get(id).is_some());
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        assert!(sessions.find(&cookie).is_none() && sessions.get(id).is_none() && sessions.all().is_empty());
+        assert!(Sessions::load(&store, short).await.expect("a book").find(&cookie).is_none());
+        // Used by coming with its cookie; looking at it is no use.
+        let idle = Sessions::new(Lasting { idle: Duration::from_millis(200), ..Lasting::default() });
+        let (id, cookie) = start(&idle, &store, ada(2)).await;
+        for _ in 0..6 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert!(idle.find(&cookie).is_some());
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        assert!(idle.get(id).is_none());
+        idle.sweep(&store).await;
+        let after = Sessions::load(&store, Lasting::default()).await.expect("a book");
+        assert!(after.find(&cookie).is_none(), "what nobody used is over after a restart too");
+    }
+
+    #[tokio::test]
+    async fn a_browser_has_one_session_and_a_holder_not_too_many() {
+        let store = MemoryStore::new();
+        let sessions = Sessions::default();
+        let (_, first) = start(&sessions, &store, ada(1)).await;
+        let renewed = sessions.start(&store, ada(2), Some(&first), &actor()).await.expect("a session");
+        assert!(sessions.find(&first).is_none(), "signing in anew ends what the browser had");
+        assert!(sessions.find(renewed.1.expose_secret()).is_some());
+        let (oldest, _) = start(&sessions, &store, ada(3)).await;
+        for _ in 0..MAX_PER_HOLDER {
+            start(&sessions, &store, ada(3)).await;
+        }
+        assert!(sessions.get(oldest).is_none());
+        assert_eq!(sessions.all().len(), MAX_PER_HOLDER + 1);
+    }
+
+    #[tokio::test]
+    async fn endings_ring_and_two_at_once_are_one() {
+        let store = MemoryStore::new();
+        let sessions = Sessions::default();
+        let (id, _) = start(&sessions, &store, person(&["a", "b"])).await;
+        let mut cuts = sessions.cuts();
+        cuts.borrow_and_update();
+        sessions.choose(&store, id, Some("b".to_owned()), &actor()).await.expect("a change");
+        assert!(cuts.has_changed().expect("open"));
+        cuts.borrow_and_update();
+        let foreign = sessions.choose(&store, id, Some("c".to_owned()), &actor()).await;
+        assert_eq!(foreign, Err(SessionError::Refused(orchestra_events::session::Refusal::NoSuchTeam)));
+        let (one, two) = tokio::join!(
+            sessions.end(&store, id, SessionEnd::SignedOut, &actor()),
+            sessions.end(&store, id, SessionEnd::Ended, &actor())
+        );
+        assert_eq!((one, two), (Ok(()), Ok(())));
+        assert!(cuts.has_changed().expect("open"));
+        let events = store.read_stream(&StreamName::session(id), None, orchestra_events::Direction::Forwards, 10).await;
+        assert_eq!(events.expect("a stream").len(), 3);
+    }
+
+    #[tokio::test]
+    async fn failures_are_written_down_and_do_not_fill_the_log() {
+        let store = MemoryStore::new();
+        let sessions = Sessions::default();
+        for _ in 0..REFUSALS + 30 {
+            sessions.refuse(&store, Way::Key, "unknown-key", None, &actor()).await;
+        }
+        assert_eq!(store.head().await.expect("a head").0, u64::from(REFUSALS));
+        let later = Instant::now() + REFUSAL_PAUSE;
+        assert_eq!(sessions.admit_refusal(later), Some(30), "and how many were left out is said");
+        assert_eq!(sessions.admit_refusal(later), None);
     }
 }

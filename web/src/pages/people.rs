@@ -72,7 +72,8 @@ pub struct Choice {
 /// When a session began: its id says so.
 fn began(id: SessionId) -> Timestamp {
     let (seconds, nanos) = id.uuid().get_timestamp().map_or((0, 0), |at| at.to_unix());
-    Timestamp::new(i64::try_from(seconds).unwrap_or(0), i32::try_from(nanos).unwrap_or(0)).unwrap_or(Timestamp::UNIX_EPOCH)
+    Timestamp::new(i64::try_from(seconds).unwrap_or(0), i32::try_from(nanos).unwrap_or(0))
+        .unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// The teams that a session can speak for; `None` is the whole server.
@@ -128,7 +129,14 @@ impl PersonPanel {
                     let parts = match &grant.holder {
                         Holder::Key { .. } => {
                             let teams = teams(app, &open.session).into_iter();
-                            teams.map(|team| team.map_or_else(|| "an operator's key".to_owned(), |team| format!("a key of {team}"))).collect()
+                            teams
+                                .map(|team| {
+                                    team.map_or_else(
+                                        || "an operator's key".to_owned(),
+                                        |team| format!("a key of {team}"),
+                                    )
+                                })
+                                .collect()
                         }
                         Holder::Person { .. } => grant
                             .memberships
@@ -187,7 +195,8 @@ fn admitted(app: &App, visitor: &Visitor, id: &str, csrf: &str) -> Result<Open, 
     visitor.check_form(csrf)?;
     let nobody = || Problem::new(Code::NotFound, "There is no such session, or it is over.");
     let id: SessionId = id.parse().map_err(|_| nobody())?;
-    let session = app.sessions.get(id).filter(|session| answers_for(app, &visitor.caller, session)).ok_or_else(nobody)?;
+    let session =
+        app.sessions.get(id).filter(|session| answers_for(app, &visitor.caller, session)).ok_or_else(nobody)?;
     Ok(Open { id, session, unused: Duration::ZERO })
 }
 
@@ -226,11 +235,7 @@ pub async fn end_all(
 }
 
 /// `POST /team`: goes on for another of the visitor's teams.
-pub async fn choose(
-    app: web::Data<App>,
-    visitor: Visitor,
-    form: web::Form<Choice>,
-) -> Result<HttpResponse, PageError> {
+pub async fn choose(app: web::Data<App>, visitor: Visitor, form: web::Form<Choice>) -> Result<HttpResponse, PageError> {
     visitor.check_form(&form.csrf)?;
     let (Via::Session(id), Who::Person { .. }) = (visitor.caller.via, &visitor.caller.who) else {
         return Err(Problem::new(Code::Conflict, "A key speaks for one team alone.").into());

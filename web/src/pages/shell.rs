@@ -5,8 +5,8 @@ use std::future::{Ready, ready};
 use actix_web::dev::Payload;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, ContentType};
-use actix_web::{FromRequest, HttpRequest, HttpResponse};
 use actix_web::web::Data;
+use actix_web::{FromRequest, HttpRequest, HttpResponse};
 use askama::Template;
 use orchestra_events::SessionId;
 use orchestra_events::key::Scope;
@@ -16,8 +16,8 @@ use subtle::ConstantTimeEq;
 
 use super::assets;
 use super::error::PageError;
-use crate::auth::caller::Via;
 use crate::App;
+use crate::auth::caller::Via;
 use crate::auth::{Caller, Who, transport};
 
 /// What every page's frame needs.
@@ -143,7 +143,8 @@ impl Visitor {
             scopes: Vec::new(),
             via: Via::Session(SessionId::from_uuid(uuid::Uuid::from_u128(8))),
         };
-        let choice = |value: &str, name: &str, chosen| TeamChoice { value: value.to_owned(), name: name.to_owned(), chosen };
+        let choice =
+            |value: &str, name: &str, chosen| TeamChoice { value: value.to_owned(), name: name.to_owned(), chosen };
         let teams = vec![choice("platform", "platform (admin)", true), choice("", "Whole server", false)];
         Self { teams, sees_people: true, ..Self::new(caller, Some("cookie"), None) }
     }

@@ -23,9 +23,9 @@ use jiff::Timestamp;
 use orchestra_actors::service::ServiceError;
 use orchestra_actors::{Credentials, Delta, NewTask, Submitted, TaskService};
 use orchestra_events::key::Scope;
-use orchestra_events::session::{Holder, Way};
 use orchestra_events::projections::{ReadModels, project};
 use orchestra_events::repo::RepoRef;
+use orchestra_events::session::{Holder, Membership, Role, Way};
 use orchestra_events::store::memory::MemoryStore;
 use orchestra_events::store::{Direction, MAX_PAGE};
 use orchestra_events::task::event::{CredentialKind, SCHEMA};
@@ -258,6 +258,11 @@ impl Answer {
 
 impl Server {
     pub async fn start() -> Self {
+        Self::start_as(|app| app).await
+    }
+
+    /// The same, with an application that is a little different.
+    pub async fn start_as(different: impl FnOnce(App) -> App) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Arc::new(MemoryStore::new());
         let read = Arc::new(ReadModels::open(&folder.path().join("read.db")).expect("read models"));
@@ -275,7 +280,7 @@ impl Server {
         actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&log), cancel.clone().cancelled_owned()));
         let campaigns = Arc::new(Campaigns::new(Arc::clone(&store)));
         let budgets = Arc::new(Budgets::default());
-        let app = web::Data::new(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys));
+        let app = web::Data::new(different(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys)));
         let admin = admin.expose_secret().to_owned();
         Self { app, store, service, campaigns, admin, _stop: cancel.drop_guard(), _folder: folder }
     }
@@ -305,9 +310,27 @@ impl Server {
             way: Way::Key,
             name: caller.name.clone(),
             memberships: Vec::new(),
+            generation: 0,
         };
         let begun = self.app.sessions.start(&*self.store, new, None, &caller.actor()).await;
         begun.expect("a session").1.expose_secret().to_owned()
+    }
+
+    /// Sessions of people in the team `platform`, by id.
+    pub async fn disposable_sessions(&self, count: usize) -> Vec<String> {
+        let mut ids = Vec::new();
+        for number in 0..count {
+            let new = NewSession {
+                holder: Holder::Person { issuer: "https://a.example".to_owned(), subject: number.to_string() },
+                way: Way::Oidc,
+                name: "canary".to_owned(),
+                memberships: vec![Membership { team: Some("platform".to_owned()), role: Role::Viewer }],
+                generation: 0,
+            };
+            let begun = self.app.sessions.start(&*self.store, new, None, &Actor::system("test")).await;
+            ids.push(begun.expect("a session").0.to_string());
+        }
+        ids
     }
 
     pub async fn keys_caught_up(&self) {

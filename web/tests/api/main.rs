@@ -7,6 +7,8 @@ mod documents;
 mod harness;
 mod matrix;
 mod payload;
+mod people;
+mod security;
 mod streams;
 mod tasks;
 mod usage;

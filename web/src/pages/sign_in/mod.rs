@@ -124,8 +124,7 @@ async fn begin(
     let before = transport::session_cookie(app, request);
     let (_, value) = app.sessions.start(&*app.store, new, before.as_deref(), actor).await.map_err(Problem::from)?;
     let https = transport::is_https(app, request);
-    let cookie =
-        transport::cookie(https, (SECURE_COOKIE, COOKIE), value.expose_secret().to_owned(), SameSite::Strict);
+    let cookie = transport::cookie(https, (SECURE_COOKIE, COOKIE), value.expose_secret().to_owned(), SameSite::Strict);
     answer.add_cookie(&cookie).map_err(|error| Problem::internal(error.to_string()))?;
     answer.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
     Ok(answer)
@@ -141,7 +140,13 @@ async fn signed_in(
     let Who::Key(key) = caller.who else {
         return Err(Problem::internal("a session made another one").into());
     };
-    let new = NewSession { holder: Holder::Key { key }, way, name: caller.name.clone(), memberships: Vec::new() };
+    let new = NewSession {
+        holder: Holder::Key { key },
+        way,
+        name: caller.name.clone(),
+        memberships: Vec::new(),
+        generation: 0,
+    };
     let answer = HttpResponse::SeeOther().insert_header((header::LOCATION, own_path(next))).finish();
     begin(app, request, new, &caller.actor(), answer).await
 }

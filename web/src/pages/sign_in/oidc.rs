@@ -136,7 +136,7 @@ fn admit(people: &People, identity: Identity) -> Result<NewSession, Failure> {
     if memberships.len() > MAX_MEMBERSHIPS {
         return Err(refused("too-many-teams", "Your groups have more teams on this server than one session holds."));
     }
-    Ok(NewSession { holder, way: Way::Oidc, name: identity.name, memberships })
+    Ok(NewSession { holder, way: Way::Oidc, name: identity.name, memberships, generation: 0 })
 }
 
 /// `GET /sign-in/oidc/return`: where the provider sends the browser back to.
