@@ -18,6 +18,7 @@ mod hostile_model;
 mod isolation;
 mod lifecycle;
 mod operators;
+mod people;
 mod pull_requests;
 mod reaper;
 mod reconnect;
