@@ -32,7 +32,9 @@ use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, SandboxSpec,
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
-use orchestra_web::auth::{KeyRing, Sessions, Transport, ensure_admin_key, issue_key, revoke_key};
+use orchestra_web::auth::{
+    KeyRing, Limits, Sessions, Transport, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses,
+};
 use orchestra_web::fragments::Fragments;
 use orchestra_web::pages::Dashboard;
 use secrecy::{ExposeSecret, SecretString};
@@ -89,6 +91,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let cancel = CancellationToken::new();
     actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&store), cancel.clone().cancelled_owned()));
     actix_web::rt::spawn(Arc::clone(&sessions).follow(Arc::clone(&store), cancel.clone().cancelled_owned()));
+    let uses = write_uses(Arc::clone(&keys), Arc::clone(&store), cancel.clone().cancelled_owned());
+    actix_web::rt::spawn(uses);
 
     let workshop = workshop(config, &store).await?;
     let dashboard = Dashboard {
@@ -107,6 +111,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
             retry: Some(Attempts { most: config.retry.attempts, workspace: config.retry.workspace }),
         },
     );
+    orchestra.limit_tasks(Arc::new(config.open_tasks(Arc::clone(&keys))));
     let listener = TcpListener::bind(&config.listen)
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
@@ -115,7 +120,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let app = App::new(tasks, campaigns, budgets, store, read, keys)
         .with_dashboard(dashboard)
         .with_people(sessions, config.people(&public_url)?)
-        .reached(Transport::of(&public_url));
+        .reached(Transport::of(&public_url))
+        .behind(config.proxies()?)
+        .limited(Limits::new(config.rates()));
+    let refusals = Arc::clone(&app.refusals);
+    actix_web::rt::spawn(write_refusals(refusals, Arc::clone(&app.store), cancel.clone().cancelled_owned()));
     let app = web::Data::new(match metrics() {
         Some(handle) => app.with_metrics(handle),
         None => app,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use orchestra_actors::{BudgetService, CampaignService, TaskService};
 use orchestra_events::projections::ReadModels;
@@ -11,7 +12,7 @@ use orchestra_events::{EventStore, SessionId};
 use tokio::sync::Semaphore;
 
 use crate::auth::caller::Via;
-use crate::auth::{Caller, KeyRing, People, Sessions, Transport, Who};
+use crate::auth::{Caller, KeyRing, Limits, People, Proxies, Refusals, Sessions, Transport, Who};
 use crate::pages::Dashboard;
 use crate::problem::Problem;
 
@@ -35,6 +36,12 @@ pub struct App {
     pub read: Arc<ReadModels>,
     /// Who may do what.
     pub keys: Arc<KeyRing>,
+    /// Whose word about where a request came from is believed.
+    pub proxies: Proxies,
+    /// Who has asked how often.
+    pub limits: Limits,
+    /// What was refused, on its way into the log.
+    pub refusals: Arc<Refusals>,
     /// Who is signed in to the dashboard.
     pub sessions: Arc<Sessions>,
     /// Who says who people are, where anybody does.
@@ -69,6 +76,9 @@ impl App {
             sessions: Arc::default(),
             people: None,
             transport: Transport::default(),
+            proxies: Proxies::default(),
+            limits: Limits::default(),
+            refusals: Arc::default(),
             dashboard: Dashboard::default(),
             metrics: None,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
@@ -96,6 +106,20 @@ impl App {
         self
     }
 
+    /// The same application, behind these proxies.
+    #[must_use]
+    pub fn behind(mut self, proxies: Proxies) -> Self {
+        self.proxies = proxies;
+        self
+    }
+
+    /// The same application, where callers may not ask more often than these limits let them.
+    #[must_use]
+    pub fn limited(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// The same application, with figures at `/metrics`.
     #[must_use]
     pub fn with_metrics(mut self, metrics: PrometheusHandle) -> Self {
@@ -115,19 +139,20 @@ impl App {
     pub fn signed_in(&self, id: SessionId, session: &Session) -> Option<Caller> {
         match &session.grant.holder {
             Holder::Key { key } => {
-                let holder = self.current(&Who::Key(*key))?;
+                let holder = self.keys.holder_of(*key, session.grant.generation, Timestamp::now())?;
                 Some(Caller { via: Via::Session(id), ..holder })
             }
             Holder::Person { .. } => Caller::person(id, session),
         }
     }
 
-    /// The same caller as they stand now, by the way they came. `None`: their rights were taken back, or they signed out.
-    /// What outlives its request asks this, again and again.
-    pub fn still(&self, caller: &Caller) -> Option<Caller> {
-        match caller.via {
-            Via::Key => self.current(&caller.who),
-            Via::Session(id) => self.signed_in(id, &*self.sessions.get(id)?),
+    /// The rights that this caller showed, as they stand now. Unlike those of [`current`](Self::current), they end when
+    /// the text that was shown is rotated away, and with the session. `None`: they were taken back, or have run out.
+    pub fn standing(&self, caller: &Caller) -> Option<Caller> {
+        match (caller.via, &caller.who) {
+            (Via::Session(id), _) => self.signed_in(id, &*self.sessions.get(id)?),
+            (Via::Key, Who::Key(id)) => self.keys.holder_of(*id, caller.generation, Timestamp::now()),
+            (Via::Key, Who::Person { .. }) => self.current(&caller.who),
         }
     }
 

@@ -4,7 +4,7 @@ use actix_web::HttpRequest;
 use actix_web::cookie::{Cookie, SameSite};
 use orchestra_events::{Actor, Origin};
 
-use super::session;
+use super::{address, session};
 use crate::App;
 
 /// How browsers reach this server.
@@ -21,14 +21,20 @@ impl Transport {
     }
 }
 
-/// Whether the browser that sent this speaks encrypted.
-pub fn is_https(app: &App, _: &HttpRequest) -> bool {
-    app.transport.https
+/// Whether the browser that sent this speaks encrypted: always, or by the word of a proxy that is believed.
+pub fn is_https(app: &App, request: &HttpRequest) -> bool {
+    app.transport.https || app.proxies.says_https(address::peer(request), request.headers())
 }
 
 /// Where a request came from, as far as that is known; the name is that of who sent it.
-pub fn origin(_: &App, _: &HttpRequest, name: Option<&str>) -> Option<Box<Origin>> {
-    Origin { name: name.map(str::to_owned), ..Origin::default() }.known()
+pub fn origin(app: &App, request: &HttpRequest, name: Option<&str>) -> Option<Box<Origin>> {
+    let origin = Origin {
+        name: name.and_then(address::kept),
+        address: app.proxies.origin(address::peer(request), request.headers()),
+        user_agent: address::user_agent(request.headers()),
+        request: None,
+    };
+    origin.known()
 }
 
 /// Somebody who is not known, as events name them.

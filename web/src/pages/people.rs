@@ -80,7 +80,7 @@ fn began(id: SessionId) -> Timestamp {
 fn teams(app: &App, session: &Session) -> Vec<Option<String>> {
     match &session.grant.holder {
         Holder::Person { .. } => session.grant.memberships.iter().map(|membership| membership.team.clone()).collect(),
-        Holder::Key { key } => vec![app.current(&Who::Key(*key)).and_then(|holder| holder.team)],
+        Holder::Key { key } => vec![app.keys.holder(*key).and_then(|holder| holder.team)],
     }
 }
 

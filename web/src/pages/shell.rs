@@ -130,18 +130,16 @@ impl Visitor {
 
     /// Whether they are still signed in, with the rights that they had; asked by streams, which outlive the request.
     pub fn still_here(&self, app: &App) -> bool {
-        app.still(&self.caller).is_some_and(|now| now.team == self.caller.team && now.scopes == self.caller.scopes)
+        app.standing(&self.caller).is_some_and(|now| now.team == self.caller.team && now.scopes == self.caller.scopes)
     }
 
     /// A visitor of tests.
     pub fn sample() -> Self {
         let key = orchestra_events::KeyId::from_uuid(uuid::Uuid::from_u128(7));
         let caller = Caller {
-            who: Who::Key(key),
-            name: "Ada's laptop <b>".to_owned(),
             team: Some("platform".to_owned()),
-            scopes: Vec::new(),
             via: Via::Session(SessionId::from_uuid(uuid::Uuid::from_u128(8))),
+            ..Caller::named(Who::Key(key), "Ada's laptop <b>")
         };
         let choice =
             |value: &str, name: &str, chosen| TeamChoice { value: value.to_owned(), name: name.to_owned(), chosen };

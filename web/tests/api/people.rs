@@ -12,7 +12,7 @@ use orchestra_actors::{Attempt, Identity, IdentityError, IdentityProvider};
 use orchestra_events::session::Role;
 use orchestra_events::{ActorKind, EventStore as _, Position};
 use orchestra_web::auth::people::rule;
-use orchestra_web::auth::{People, Transport, session};
+use orchestra_web::auth::{People, Proxies, Transport, session};
 use orchestra_web::pages::shell::csrf_token;
 use serde_json::Value;
 
@@ -63,7 +63,7 @@ async fn server(https: bool) -> (Server, Arc<Provider>) {
     let rules = rules.map(|(group, team, role)| rule(group, team, role).expect("a rule")).into();
     let address = if https { "https://orchestra.example" } else { "http://orchestra.example" };
     let people = People::new(Arc::clone(&provider) as _, "Acme".to_owned(), rules, address);
-    let server = Server::start_as(|app| {
+    let server = Server::start_with(|app| {
         let sessions = Arc::clone(&app.sessions);
         app.with_people(sessions, Some(people)).reached(Transport::of(address))
     });
@@ -372,4 +372,25 @@ async fn where_it_is_encrypted_only_cookies_bound_to_this_host_count() {
     let cookie = value(&line);
     assert_eq!(server.send(browse("/tasks", session::SECURE_COOKIE, cookie)).await.status, StatusCode::OK);
     assert_eq!(status(&server, cookie, "/tasks").await, StatusCode::SEE_OTHER);
+}
+
+#[actix_web::test]
+async fn a_proxy_that_is_believed_says_whether_it_was_asked_encrypted() {
+    let server = Server::start_with(|app| app.behind(Proxies::new(vec!["10.0.0.0/8".parse().expect("a network")]))).await;
+    for (peer, said, https) in [
+        ("10.0.0.2:443", "https", true),
+        ("10.0.0.2:443", "http, https", true),
+        ("10.0.0.2:443", "https, http", false),
+        ("203.0.113.9:443", "https", false),
+    ] {
+        let request = TestRequest::post()
+            .uri("/sign-in")
+            .peer_addr(peer.parse().expect("an address"))
+            .insert_header(("x-forwarded-proto", said))
+            .insert_header(("sec-fetch-site", "same-origin"))
+            .set_form([("key", &server.admin)]);
+        let answer = server.send(request).await;
+        assert_eq!(cookie_of(&answer, session::SECURE_COOKIE).is_some(), https, "{peer} {said}");
+        assert_eq!(answer.header("strict-transport-security").is_some(), https, "{peer} {said}");
+    }
 }

@@ -40,7 +40,7 @@ fn filled(path: &str) -> String {
 async fn every_answer_of_every_route_carries_the_headers() {
     for https in [false, true] {
         let address = if https { "https://orchestra.example" } else { "http://orchestra.example" };
-        let server = Server::start_as(|app| app.reached(Transport::of(address))).await;
+        let server = Server::start_with(|app| app.reached(Transport::of(address))).await;
         let name = if https { session::SECURE_COOKIE } else { session::COOKIE };
         let mut looked_at = 0;
         for row in table() {

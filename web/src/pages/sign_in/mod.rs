@@ -7,6 +7,7 @@ use actix_web::cookie::SameSite;
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
 use askama::Template;
+use jiff::Timestamp;
 use orchestra_events::Actor;
 use orchestra_events::session::{Holder, SessionEnd, Way};
 use secrecy::ExposeSecret as _;
@@ -18,7 +19,7 @@ use super::shell::{Shell, Visitor, page};
 use crate::App;
 use crate::auth::caller::{Via, same_origin};
 use crate::auth::session::{COOKIE, SECURE_COOKIE};
-use crate::auth::{Caller, NewSession, Who, transport};
+use crate::auth::{Caller, NewSession, Who, address, transport};
 use crate::problem::{Code, Problem};
 
 /// The sign-in page.
@@ -137,16 +138,19 @@ async fn signed_in(
     way: Way,
     next: &str,
 ) -> Result<HttpResponse, PageError> {
+    let from = app.proxies.origin(address::peer(request), request.headers());
+    let caller = Caller { address: from, user_agent: address::user_agent(request.headers()), ..caller };
     let Who::Key(key) = caller.who else {
         return Err(Problem::internal("a session made another one").into());
     };
-    let new = NewSession {
-        holder: Holder::Key { key },
-        way,
-        name: caller.name.clone(),
-        memberships: Vec::new(),
-        generation: 0,
-    };
+    let holder = Holder::Key { key };
+    if !caller.bounds.admits_address(from) {
+        app.sessions.refuse(&*app.store, way, "address-not-allowed", Some(holder), &caller.actor()).await;
+        return Err(Problem::address_not_allowed(from).into());
+    }
+    app.keys.used(&caller, Timestamp::now());
+    let (name, generation) = (caller.name.clone(), caller.generation);
+    let new = NewSession { holder, way, name, memberships: Vec::new(), generation };
     let answer = HttpResponse::SeeOther().insert_header((header::LOCATION, own_path(next))).finish();
     begin(app, request, new, &caller.actor(), answer).await
 }
@@ -177,7 +181,7 @@ pub async fn redeem(
     request: HttpRequest,
     ticket: web::Path<String>,
 ) -> Result<HttpResponse, PageError> {
-    let caller = app.dashboard.tickets.redeem(&ticket).and_then(|caller| app.current(&caller.who));
+    let caller = app.dashboard.tickets.redeem(&ticket).and_then(|caller| app.standing(&caller));
     match caller {
         Some(caller) => signed_in(&app, &request, caller, Way::Link, "/").await,
         None => {
