@@ -25,10 +25,12 @@ pub mod speech;
 pub mod supervisor;
 pub mod task;
 pub mod usage;
+pub mod webhook;
 pub mod workshop;
 
 pub use campaign::service::CampaignService;
 pub use ledger::{LedgerError, Ledgers, Settlement};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;
+pub use webhook::service::{MadeWebhook, NewWebhook, WebhookRules, WebhookService, Webhooks};
 pub use service::{BudgetService, Credentials, Delta, FieldError, NewRepo, NewTask, Submitted, TaskService};

@@ -22,6 +22,7 @@ pub mod repo;
 pub mod store;
 pub mod subscription;
 pub mod task;
+pub mod webhook;
 
 pub use envelope::{Actor, ActorKind, Envelope, NewEvent, Origin, Position, Revision, StreamName};
 pub use failure::{Failure, FailureCode};
