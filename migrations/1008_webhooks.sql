@@ -2,7 +2,7 @@
 CREATE TABLE webhooks (
     id         BLOB    NOT NULL PRIMARY KEY, -- the UUID's 16 bytes
     created_at INTEGER NOT NULL,             -- microseconds since 1970
-    team       TEXT    NOT NULL,             -- the empty text for those of the operators
+    team       TEXT    NOT NULL,             -- a star for those of the operators
     document   TEXT    NOT NULL
 ) STRICT, WITHOUT ROWID;
 

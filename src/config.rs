@@ -7,6 +7,7 @@ mod commits;
 mod egress;
 mod images;
 mod layers;
+mod webhooks;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ pub use commits::CommitsSection;
 pub use egress::{EgressSection, TeamEgress};
 pub use images::ImagesSection;
 pub use layers::{Loaded, load};
+pub use webhooks::WebhooksSection;
 
 /// Every key. `*` stands for a name of the operator's choosing.
 pub const KEYS: &[&str] = &[
@@ -122,6 +124,12 @@ pub const KEYS: &[&str] = &[
     "egress.max_bytes",
     "egress.max_connections",
     "egress.idle_timeout",
+    "webhooks.networks",
+    "webhooks.max",
+    "webhooks.timeout",
+    "webhooks.first_wait",
+    "webhooks.give_up",
+    "webhooks.disable_after",
 ];
 
 /// The effective configuration.
@@ -180,6 +188,8 @@ pub struct Config {
     pub teams: BTreeMap<String, TeamSection>,
     /// Where sandboxes may connect to.
     pub egress: EgressSection,
+    /// Who outside is told what happens.
+    pub webhooks: WebhooksSection,
 }
 
 /// `models.NAME`.
@@ -436,6 +446,7 @@ impl Default for Config {
             billing: BillingSection { refund_failed: true },
             teams: BTreeMap::new(),
             egress: EgressSection::default(),
+            webhooks: WebhooksSection::default(),
         }
     }
 }
@@ -495,6 +506,7 @@ impl Config {
         self.sandbox.host_ids.ids()?;
         self.check_images()?;
         self.egress.rules(&self.teams, &self.images_dir())?;
+        self.webhooks.rules()?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
         refuse(self.cache.lowers == 0, "cache.lowers is at least 1")?;

@@ -17,18 +17,20 @@ use orchestra_actors::speech::Speech;
 use orchestra_actors::usage::Totals;
 use orchestra_actors::workshop::egress::EgressDesk;
 use orchestra_actors::workshop::{SetupRules, Setups, Workshop};
-use orchestra_actors::{Capacity, Defaults, Orchestra};
+use orchestra_actors::{Capacity, Defaults, Orchestra, Webhooks};
 use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
 use orchestra_events::projections::ReadModels;
 use orchestra_events::store::sqlite::SqliteStore;
 use orchestra_events::task::event::Attempts;
 use orchestra_events::{Actor, EventStore, KeyId, SandboxId};
+use orchestra_runtime::egress::SystemResolver;
 use orchestra_runtime::forge::Forges;
 use orchestra_runtime::gateway::Gateway;
 use orchestra_runtime::git::{CacheLimits, Git, GitConfig};
 use orchestra_runtime::model::Models;
 use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, SandboxSpec, Sandboxes, SetupLimits};
+use orchestra_runtime::server_key::ServerKey;
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
@@ -53,6 +55,7 @@ pub struct Server {
     pub address: SocketAddr,
     /// The actors.
     pub orchestra: Arc<Orchestra>,
+    webhooks: Arc<Webhooks>,
     /// What the handlers share.
     pub app: web::Data<App>,
     /// The admin key, when this was the first start.
@@ -104,11 +107,16 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
             retry: Some(Attempts { most: config.retry.attempts, workspace: config.retry.workspace }),
         },
     );
+    let server_key = Arc::new(ServerKey::open(data).context("cannot use the server's key")?);
+    let rules = config.webhooks.rules()?;
+    let webhooks = Webhooks::start(Arc::clone(&store), Arc::clone(&server_key), Arc::new(SystemResolver), rules);
     let listener = TcpListener::bind(&config.listen)
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
     let (tasks, campaigns, budgets) = (Arc::clone(&orchestra), Arc::clone(&orchestra), Arc::clone(&orchestra));
-    let app = App::new(tasks, campaigns, budgets, store, read, keys).with_dashboard(dashboard);
+    let app = App::new(tasks, campaigns, budgets, store, read, keys)
+        .with_dashboard(dashboard)
+        .with_webhooks(Arc::clone(&webhooks) as _);
     let app = web::Data::new(match metrics() {
         Some(handle) => app.with_metrics(handle),
         None => app,
@@ -129,9 +137,10 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     // Beside everything else: a task that needs one of them before waits for its pull.
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { images.pull_all().await }));
     let resumed = orchestra.resume().await.context("cannot take up the open tasks")?;
+    webhooks.resume().await.context("cannot take up the webhooks")?;
     tracing::info!(%address, resumed, "serving");
     let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
-    Ok(Server { address, orchestra, app, admin_key, public_url, handle, serving, cancel })
+    Ok(Server { address, orchestra, webhooks, app, admin_key, public_url, handle, serving, cancel })
 }
 
 async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Workshop> {
@@ -263,6 +272,8 @@ impl Server {
         self.handle.stop(true).await;
         self.serving.await.context("the web server died")??;
         self.orchestra.stop().await;
+        // Last: what the others wrote on their way out is told too, or at the next start.
+        self.webhooks.stop().await;
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ mod scripted_model;
 mod serve;
 mod tasks;
 mod templates;
+mod webhooks;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -52,6 +53,9 @@ enum Verb {
     /// Start, list, show, cancel and retry campaigns
     #[command(subcommand)]
     Campaigns(campaigns::Campaigns),
+    /// Make, list, show, change, test, rotate, replay and remove webhooks
+    #[command(subcommand)]
+    Webhooks(webhooks::Webhooks),
     /// Check this machine and say how to mend what is missing
     Doctor(doctor::Doctor),
     /// One whole task on this machine, with a scripted model
@@ -110,6 +114,7 @@ pub fn main() -> ExitCode {
             Verb::Tasks(tasks) => tasks.run().await,
             Verb::Templates(templates) => templates.run().await,
             Verb::Campaigns(campaigns) => campaigns.run().await,
+            Verb::Webhooks(webhooks) => webhooks.run().await,
             Verb::Doctor(doctor) => doctor.run(),
             Verb::Demo(demo) => demo.run().await,
             Verb::Projections(projections) => projections.run().await,

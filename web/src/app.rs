@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use orchestra_actors::{BudgetService, CampaignService, TaskService};
+use orchestra_actors::{BudgetService, CampaignService, TaskService, WebhookService};
 use orchestra_events::EventStore;
 use orchestra_events::projections::ReadModels;
 use tokio::sync::Semaphore;
@@ -27,6 +27,8 @@ pub struct App {
     pub campaigns: Arc<dyn CampaignService>,
     /// What can be asked of budgets.
     pub budgets: Arc<dyn BudgetService>,
+    /// What can be asked of webhooks, where there are any.
+    pub webhooks: Option<Arc<dyn WebhookService>>,
     /// The log.
     pub store: Arc<dyn EventStore>,
     /// What is folded from it.
@@ -57,6 +59,7 @@ impl App {
             tasks,
             campaigns,
             budgets,
+            webhooks: None,
             store,
             read,
             keys,
@@ -72,6 +75,18 @@ impl App {
     pub fn with_dashboard(mut self, dashboard: Dashboard) -> Self {
         self.dashboard = dashboard;
         self
+    }
+
+    /// The same application, with webhooks.
+    #[must_use]
+    pub fn with_webhooks(mut self, webhooks: Arc<dyn WebhookService>) -> Self {
+        self.webhooks = Some(webhooks);
+        self
+    }
+
+    /// What can be asked of webhooks.
+    pub fn webhooks(&self) -> Result<&dyn WebhookService, Problem> {
+        self.webhooks.as_deref().ok_or_else(Problem::no_webhooks)
     }
 
     /// The same application, with figures at `/metrics`.

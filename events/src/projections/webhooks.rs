@@ -17,6 +17,8 @@ use crate::webhook::{Attempt, DisabledWhy, Fault, MessageId, Outcome, WebhookEve
 
 /// Messages of one webhook that are shown. The log keeps them all.
 pub const MAX_DELIVERIES: i64 = 10_000;
+/// What stands for the operators where a team would: no team can be called so.
+const OPERATORS: &str = "*";
 /// Places that the attempts of one event can have: more than [`MAX_RECORDED`].
 const PLACES: i64 = 128;
 const _: () = assert!(MAX_RECORDED < PLACES as usize, "two attempts would have one place");
@@ -159,7 +161,7 @@ pub(super) fn page(
     let mut sql = "SELECT document FROM webhooks WHERE 1 = 1".to_owned();
     let mut values: Vec<Value> = Vec::new();
     if let Some(team) = team {
-        values.push(Value::Text(team.unwrap_or_default()));
+        values.push(Value::Text(team.unwrap_or_else(|| OPERATORS.to_owned())));
         sql.push_str(" AND team = ?1");
     }
     if let Some(cursor) = after {
@@ -268,7 +270,7 @@ pub(super) fn apply(transaction: &Transaction<'_>, envelope: &Envelope, event: &
         .execute((
             id.uuid().as_bytes(),
             row.created_at.as_microsecond(),
-            row.spec.team.as_deref().unwrap_or_default(),
+            row.spec.team.as_deref().unwrap_or(OPERATORS),
             document,
         ))?;
     Ok(Ok(()))

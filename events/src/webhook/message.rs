@@ -159,11 +159,11 @@ mod tests {
     fn an_id_belongs_to_one_event_and_one_webhook_for_ever() {
         let webhook = WebhookId::from_uuid(Uuid::from_u128(1));
         let id = MessageId::of(webhook, EventId(Uuid::from_u128(2)));
-        assert_eq!(id.to_string(), "msg_f2ff7a9ba5ae5c6fe11c0e8a84d42d45");
+        assert_eq!(id.to_string(), "msg_71d4050783de6bfb417eea267d8450a7");
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_ne!(id, MessageId::of(webhook, EventId(Uuid::from_u128(3))));
         assert_ne!(id, MessageId::of(WebhookId::from_uuid(Uuid::from_u128(4)), EventId(Uuid::from_u128(2))));
-        for bad in ["", "msg_", "msg_F2FF7A9BA5AE5C6FE11C0E8A84D42D45", "msg_f2ff7a9b-a5ae-5c6f-e11c-0e8a84d42d45"] {
+        for bad in ["", "msg_", "msg_71D4050783DE6BFB417EEA267D8450A7", "msg_f2ff7a9b-a5ae-5c6f-e11c-0e8a84d42d45"] {
             assert_eq!(bad.parse::<MessageId>(), Err(MessageIdError), "{bad}");
         }
     }

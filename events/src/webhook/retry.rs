@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(patience.next(9, at(0), at(three_days), None, HALF), None);
         assert_eq!(patience.next(MAX_ATTEMPTS, at(0), at(1), None, HALF), None);
         // Whatever chance says, the attempts of one event are few and within the time.
-        for random in [HALF / 8, HALF, u64::MAX] {
+        for random in [HALF / 2, HALF, u64::MAX] {
             let (mut attempt, mut now) = (1, at(0));
             while let Some(next) = patience.next(attempt, at(0), now, None, random) {
                 assert!(next > now && next <= at(three_days));

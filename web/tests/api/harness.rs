@@ -4,6 +4,8 @@
 mod budgets;
 #[path = "../support/campaigns.rs"]
 mod campaigns;
+#[path = "../support/webhooks.rs"]
+mod webhooks;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -37,6 +39,7 @@ use serde_json::Value;
 use tokio::sync::broadcast;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
+use webhooks::Webhooks;
 
 /// The longest that a test waits for what must come.
 pub const SOON: Duration = Duration::from_secs(10);
@@ -213,6 +216,7 @@ pub struct Server {
     pub store: Arc<MemoryStore>,
     pub service: Arc<Service>,
     pub campaigns: Arc<Campaigns>,
+    pub webhooks: Arc<Webhooks>,
     pub admin: String,
     _stop: DropGuard,
     _folder: tempfile::TempDir,
@@ -274,9 +278,11 @@ impl Server {
         actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&log), cancel.clone().cancelled_owned()));
         let campaigns = Arc::new(Campaigns::new(Arc::clone(&store)));
         let budgets = Arc::new(Budgets::default());
-        let app = web::Data::new(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys));
+        let webhooks = Arc::new(Webhooks(Arc::clone(&store)));
+        let app = App::new(service.clone(), campaigns.clone(), budgets, log, read, keys);
+        let app = web::Data::new(app.with_webhooks(webhooks.clone()));
         let admin = admin.expose_secret().to_owned();
-        Self { app, store, service, campaigns, admin, _stop: cancel.drop_guard(), _folder: folder }
+        Self { app, store, service, campaigns, webhooks, admin, _stop: cancel.drop_guard(), _folder: folder }
     }
 
     /// A new key, known to the ring.

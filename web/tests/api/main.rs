@@ -10,3 +10,4 @@ mod payload;
 mod streams;
 mod tasks;
 mod usage;
+mod webhooks;
