@@ -25,3 +25,4 @@ mod repos;
 mod secrets;
 mod setup;
 mod templates;
+mod webhooks;

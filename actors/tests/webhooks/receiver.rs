@@ -87,11 +87,11 @@ impl Receiver {
         let (got, elsewhere, read) =
             (Arc::clone(&receiver.got), Arc::clone(&receiver.elsewhere), Arc::clone(&receiver.read));
         let decide: Arc<Decide> = Arc::new(decide);
-        tokio::task::spawn_local(async move {
+        tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 let (got, decide, elsewhere, read) =
                     (Arc::clone(&got), Arc::clone(&decide), Arc::clone(&elsewhere), Arc::clone(&read));
-                tokio::task::spawn_local(async move { serve(socket, got, decide, elsewhere, read).await });
+                tokio::spawn(async move { serve(socket, got, decide, elsewhere, read).await });
             }
         });
         receiver
