@@ -92,7 +92,7 @@ impl Client {
         Ok(serde_json::from_slice(&self.send(self.request(Method::PATCH, path).json(body)).await?)?)
     }
 
-    /// DELETEs what is there.
+    /// DELETEs. There is nothing to answer.
     pub async fn delete(&self, path: &str) -> anyhow::Result<()> {
         self.send(self.request(Method::DELETE, path)).await.map(drop)
     }

@@ -34,7 +34,7 @@ use orchestra_runtime::server_key::ServerKey;
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
-use orchestra_web::auth::{KeyRing, ensure_admin_key, issue_key, revoke_key};
+use orchestra_web::auth::{KeyRing, Limits, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
 use orchestra_web::fragments::Fragments;
 use orchestra_web::pages::Dashboard;
 use secrecy::{ExposeSecret, SecretString};
@@ -89,6 +89,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let admin_key = ensure_admin_key(&*store, &keys).await.context("cannot issue the first key")?;
     let cancel = CancellationToken::new();
     actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&store), cancel.clone().cancelled_owned()));
+    let uses = write_uses(Arc::clone(&keys), Arc::clone(&store), cancel.clone().cancelled_owned());
+    actix_web::rt::spawn(uses);
 
     let workshop = workshop(config, &store).await?;
     let dashboard = Dashboard {
@@ -107,6 +109,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
             retry: Some(Attempts { most: config.retry.attempts, workspace: config.retry.workspace }),
         },
     );
+    orchestra.limit_tasks(Arc::new(config.open_tasks(Arc::clone(&keys))));
     let server_key = Arc::new(ServerKey::open(data).context("cannot use the server's key")?);
     let rules = config.webhooks.rules()?;
     let webhooks = Webhooks::start(Arc::clone(&store), Arc::clone(&server_key), Arc::new(SystemResolver), rules);
@@ -116,7 +119,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let (tasks, campaigns, budgets) = (Arc::clone(&orchestra), Arc::clone(&orchestra), Arc::clone(&orchestra));
     let app = App::new(tasks, campaigns, budgets, store, read, keys)
         .with_dashboard(dashboard)
-        .with_webhooks(Arc::clone(&webhooks) as _);
+        .with_webhooks(Arc::clone(&webhooks) as _)
+        .behind(config.proxies()?)
+        .limited(Limits::new(config.rates()));
+    let refusals = Arc::clone(&app.refusals);
+    actix_web::rt::spawn(write_refusals(refusals, Arc::clone(&app.store), cancel.clone().cancelled_owned()));
     let app = web::Data::new(match metrics() {
         Some(handle) => app.with_metrics(handle),
         None => app,

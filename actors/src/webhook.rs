@@ -16,7 +16,8 @@ use actix::prelude::*;
 use jiff::Timestamp;
 use orchestra_events::webhook::event::MAX_RECORDED;
 use orchestra_events::webhook::state::Status;
-use orchestra_events::webhook::{Attempt, Command, Refusal, Webhook, decide};
+use orchestra_events::webhook::command::GONE;
+use orchestra_events::webhook::{Attempt, Command, DisabledWhy, Refusal, Webhook, decide};
 use orchestra_events::{Actor as Who, Position, StoreError, StreamName, WebhookId};
 
 use self::attempt::{Means, Try};
@@ -346,11 +347,16 @@ impl WebhookActor {
     }
 
     fn keep(&mut self, attempt: Attempt, ctx: &mut Context<Self>) {
+        let gone = attempt.outcome.status() == Some(GONE);
         if let Some(standing) = &mut self.standing {
             standing.attempted(&attempt);
+            if gone && standing.status == Status::Enabled {
+                // What is decided when it is recorded holds from now on.
+                standing.status = Status::Disabled(DisabledWhy::Gone);
+            }
         }
         self.unrecorded.push(attempt);
-        if self.unrecorded.len() >= MAX_RECORDED {
+        if self.unrecorded.len() >= MAX_RECORDED || gone {
             ctx.notify(Record);
         } else if !self.recording {
             self.recording = true;

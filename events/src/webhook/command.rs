@@ -14,6 +14,9 @@ pub const MAX_OVERLAP: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// How long they are when nobody says.
 pub const DEFAULT_OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The status by which a receiver wants to be told nothing any more (RFC 9110, 15.5.11).
+pub const GONE: u16 = 410;
+
 /// Something asked of a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -150,7 +153,7 @@ fn record(
     let mut after = webhook.clone();
     attempts.iter().for_each(|attempt| after.attempted(attempt));
     let last = attempts.last().map(|attempt| attempt.at);
-    let gone = attempts.iter().any(|attempt| attempt.outcome.status() == Some(410));
+    let gone = attempts.iter().any(|attempt| attempt.outcome.status() == Some(GONE));
     let over = matches!((after.failing_since, last), (Some(since), Some(now)) if patience.is_over(since, now));
     let mut events = vec![WebhookEvent::DeliveriesRecorded { attempts, through, replayed_through }];
     if webhook.status == Status::Enabled {

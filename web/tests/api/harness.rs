@@ -32,7 +32,7 @@ use orchestra_events::store::{Direction, MAX_PAGE};
 use orchestra_events::task::event::{CredentialKind, SCHEMA};
 use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
 use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, NewEvent, Revision, StreamName, TaskId};
-use orchestra_web::auth::{KeyRing, Who, ensure_admin_key, issue_key, revoke_key};
+use orchestra_web::auth::{KeyRing, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
 use orchestra_web::{App, configure};
 use secrecy::ExposeSecret;
 use serde_json::Value;
@@ -218,7 +218,7 @@ pub struct Server {
     pub campaigns: Arc<Campaigns>,
     pub webhooks: Arc<Webhooks>,
     pub admin: String,
-    _stop: DropGuard,
+    stop: DropGuard,
     _folder: tempfile::TempDir,
 }
 
@@ -261,6 +261,11 @@ impl Answer {
 
 impl Server {
     pub async fn start() -> Self {
+        Self::start_with(|app| app).await
+    }
+
+    /// A server whose application was changed before it served anybody.
+    pub async fn start_with(change: impl FnOnce(App) -> App) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Arc::new(MemoryStore::new());
         let read = Arc::new(ReadModels::open(&folder.path().join("read.db")).expect("read models"));
@@ -279,10 +284,18 @@ impl Server {
         let campaigns = Arc::new(Campaigns::new(Arc::clone(&store)));
         let budgets = Arc::new(Budgets::default());
         let webhooks = Arc::new(Webhooks(Arc::clone(&store)));
-        let app = App::new(service.clone(), campaigns.clone(), budgets, log, read, keys);
+        let app = change(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys));
         let app = web::Data::new(app.with_webhooks(webhooks.clone()));
         let admin = admin.expose_secret().to_owned();
-        Self { app, store, service, campaigns, webhooks, admin, _stop: cancel.drop_guard(), _folder: folder }
+        Self { app, store, service, campaigns, webhooks, admin, stop: cancel.drop_guard(), _folder: folder }
+    }
+
+    /// Has uses of keys and refusals written down from now on.
+    pub fn write_down(&self) {
+        let log = || -> Arc<dyn EventStore> { self.store.clone() };
+        let stop = || self.stop.token().clone().cancelled_owned();
+        actix_web::rt::spawn(write_uses(Arc::clone(&self.app.keys), log(), stop()));
+        actix_web::rt::spawn(write_refusals(Arc::clone(&self.app.refusals), log(), stop()));
     }
 
     /// A new key, known to the ring.
@@ -404,6 +417,22 @@ impl Pieces {
             }
             None => false,
         }
+    }
+
+    /// A piece of it, whatever it is. `None`: it has ended.
+    pub async fn piece(&mut self) -> Option<()> {
+        self.more().await.then_some(())
+    }
+
+    /// Reads it to its end.
+    pub async fn end(mut self) {
+        while self.more().await {}
+    }
+
+    /// Whether it has ended by now.
+    pub async fn has_ended(&mut self) -> bool {
+        let next = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_next(context));
+        matches!(tokio::time::timeout(Duration::from_millis(50), next).await, Ok(None))
     }
 
     async fn until(&mut self, mark: &str) -> Option<String> {
