@@ -24,6 +24,7 @@ pub mod sign_in;
 pub mod task;
 pub mod tasks;
 pub mod timeline;
+pub mod webhooks;
 
 use std::sync::Arc;
 
