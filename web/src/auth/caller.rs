@@ -11,7 +11,8 @@ use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
 use jiff::Timestamp;
 use orchestra_events::key::{Bounds, KeyLimits, Scope};
 use orchestra_events::session::Session;
-use orchestra_events::{Actor, ActorKind, KeyId, Origin, SessionId};
+use orchestra_events::{Actor, ActorKind, EventId, KeyId, Origin, SessionId};
+use sha2::{Digest as _, Sha256};
 
 use super::limits::Verdict;
 use super::{address, transport};
@@ -75,6 +76,8 @@ pub struct Caller {
     pub address: Option<IpAddr>,
     /// The program they called with, by its own word.
     pub user_agent: Option<String>,
+    /// The request they are at, where they gave it a name of its own: the same for each repeat of it.
+    pub request: Option<EventId>,
 }
 
 impl Caller {
@@ -92,6 +95,7 @@ impl Caller {
             generation: 0,
             address: None,
             user_agent: None,
+            request: None,
         }
     }
 
@@ -157,7 +161,7 @@ impl Caller {
             name: address::kept(&self.name),
             address: self.address,
             user_agent: self.user_agent.clone(),
-            request: None,
+            request: self.request,
         };
         Actor { kind, id: self.who.to_string(), team: self.team.clone(), origin: origin.known() }
     }
@@ -221,13 +225,27 @@ pub fn identify(request: &HttpRequest) -> Result<Caller, Problem> {
     }
 }
 
+/// The name that a caller gave a request, as an id: of the caller and the name, so that two callers' names do not meet.
+fn named(headers: &HeaderMap, who: &Who) -> Option<EventId> {
+    let name = headers.get("idempotency-key")?.as_bytes();
+    let hash = Sha256::new().chain_update(b"request\n").chain_update(who.to_string()).chain_update(b"\n");
+    let hash: [u8; 32] = hash.chain_update(name).finalize().into();
+    let bytes = *hash.first_chunk::<16>()?;
+    Some(EventId(uuid::Builder::from_bytes(bytes).with_version(uuid::Version::Custom).into_uuid()))
+}
+
 fn look(request: &HttpRequest) -> Result<Recognised, Problem> {
     let app = request.app_data::<web::Data<App>>().ok_or_else(|| Problem::internal("no application"))?;
     let peer = address::peer(request);
     let from = app.proxies.origin(peer, request.headers());
     let recognised = recognise(app, request);
     let caller = match recognised {
-        Ok(caller) => Caller { address: from, user_agent: address::user_agent(request.headers()), ..caller },
+        Ok(caller) => Caller {
+            address: from,
+            user_agent: address::user_agent(request.headers()),
+            request: named(request.headers(), &caller.who),
+            ..caller
+        },
         Err(problem) => {
             // Whoever brings nothing guesses nothing.
             let guessed = request.headers().contains_key(header::AUTHORIZATION);

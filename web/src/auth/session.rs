@@ -172,6 +172,7 @@ fn stamped(event: &SessionEvent, actor: &Actor) -> Result<NewEvent, SessionError
         correlation: None,
         causation: None,
         data: event.data().map_err(|error| SessionError::Json(error.to_string()))?,
+        private: None,
     })
 }
 

@@ -21,14 +21,14 @@ use budgets::Budgets;
 use campaigns::Campaigns;
 use jiff::Timestamp;
 use orchestra_actors::service::ServiceError;
-use orchestra_actors::{Credentials, Delta, NewTask, Submitted, TaskService};
+use orchestra_actors::{Credentials, Delta, Erased, NewTask, Submitted, TaskService};
 use orchestra_events::key::Scope;
 use orchestra_events::projections::{ReadModels, project};
 use orchestra_events::repo::RepoRef;
 use orchestra_events::session::{Holder, Membership, Role, Way};
 use orchestra_events::store::memory::MemoryStore;
 use orchestra_events::store::{Direction, MAX_PAGE};
-use orchestra_events::task::event::{CredentialKind, SCHEMA};
+use orchestra_events::task::event::{CredentialKind, ErasureReason, SCHEMA};
 use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
 use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, NewEvent, Revision, StreamName, TaskId};
 use orchestra_web::auth::{
@@ -86,6 +86,7 @@ impl Service {
                 correlation: Some(StreamName::task(id)),
                 causation: None,
                 data: event.data().expect("JSON"),
+                private: None,
             })
             .collect();
         self.store.append(&StreamName::task(id), expected, events).await.expect("an append");
@@ -200,6 +201,13 @@ impl TaskService for Service {
         let kinds = [(CredentialKind::Model, given.model.is_some()), (CredentialKind::Git, given.git.is_some())];
         let supplied = kinds.into_iter().filter(|(_, given)| *given).map(|(kind, _)| kind).collect();
         self.command(id, Command::SupplyCredentials { supplied, now: Timestamp::now() }, &actor).await
+    }
+
+    async fn erase_content(&self, id: TaskId, who: Actor) -> Result<Erased, ServiceError> {
+        let command = Command::EraseContent { reason: ErasureReason::Request, events: 1 };
+        self.command(id, command, &who).await?;
+        self.store.erase(&[StreamName::task(id)]).await?;
+        Ok(Erased::Done)
     }
 
     async fn diff(&self, _: TaskId) -> Result<Vec<u8>, ServiceError> {
