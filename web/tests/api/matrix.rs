@@ -199,7 +199,12 @@ impl Things {
             // Without a provider there is nothing there.
             ("GET", "/sign-in/oidc" | "/sign-in/oidc/return") => plain(Body::Nothing),
             ("POST", "/team") => plain(Body::Form(vec![("team", "platform".to_owned())])),
-            ("GET", "/people") => plain(Body::Nothing),
+            ("GET", "/people" | "/keys") => plain(Body::Nothing),
+            ("POST", "/keys") => plain(Body::Form(vec![("name", "x".to_owned()), ("scopes", "keys:write".to_owned())])),
+            ("POST", "/keys/{id}/rotate" | "/keys/{id}/revoke") => {
+                let key = row.path.replace("{id}", &self.key);
+                Sample { path: key, missing: Some(row.path.replace("{id}", NO_KEY)), body: Body::Form(Vec::new()) }
+            }
             ("POST", "/people/{id}/end" | "/people/{id}/end-all") => {
                 let session = self.sessions.lock().expect("not poisoned").pop().expect("enough sessions");
                 let of = |id: &str| row.path.replace("{id}", id);
