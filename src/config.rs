@@ -7,6 +7,7 @@ mod commits;
 mod egress;
 mod images;
 mod layers;
+mod limits;
 mod retention;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ pub use commits::CommitsSection;
 pub use egress::{EgressSection, TeamEgress};
 pub use images::ImagesSection;
 pub use layers::{Loaded, load};
+pub use limits::{LimitsSection, TeamLimits};
 
 /// Every key. `*` stands for a name of the operator's choosing.
 pub const KEYS: &[&str] = &[
@@ -39,6 +41,7 @@ pub const KEYS: &[&str] = &[
     "store",
     "node",
     "public_url",
+    "trusted_proxies",
     "default_forge",
     "templates_dir",
     "log",
@@ -119,8 +122,15 @@ pub const KEYS: &[&str] = &[
     "teams.*.branches.template",
     "teams.*.branches.names",
     "teams.*.branches.allow_default",
+    "teams.*.limits.requests_per_minute",
+    "teams.*.limits.concurrent_tasks",
     "teams.*.egress.allow",
     "teams.*.egress.permit",
+    "limits.requests_per_minute",
+    "limits.team_requests_per_minute",
+    "limits.failures_per_minute",
+    "limits.concurrent_tasks",
+    "limits.team_concurrent_tasks",
     "teams.*.retention.content_days",
     "egress.allow",
     "egress.permit",
@@ -145,6 +155,8 @@ pub struct Config {
     /// Where users reach the dashboard, when that is not `http://{listen}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_url: Option<String>,
+    /// The networks of the proxies whose word about a caller's address is believed.
+    pub trusted_proxies: Vec<String>,
     /// The forge of `owner/name`.
     pub default_forge: String,
     /// The operator's own templates, over the built-in ones.
@@ -181,6 +193,8 @@ pub struct Config {
     pub gateway: GatewaySection,
     /// What is billed.
     pub billing: BillingSection,
+    /// How much callers may ask at once.
+    pub limits: LimitsSection,
     /// How long words are kept.
     pub retention: RetentionSection,
     /// What the operator says about single teams.
@@ -361,6 +375,9 @@ pub struct TeamSection {
     /// Where its tasks' sandboxes may connect to, in place of what `egress` says.
     #[serde(default, skip_serializing_if = "TeamEgress::is_empty")]
     pub egress: TeamEgress,
+    /// How much it may ask at once, in place of what `limits` says.
+    #[serde(default, skip_serializing_if = "TeamLimits::is_empty")]
+    pub limits: TeamLimits,
     /// How long the words of its tasks are kept, in place of what `retention` says.
     #[serde(default, skip_serializing_if = "TeamRetention::is_empty")]
     pub retention: TeamRetention,
@@ -387,6 +404,7 @@ impl Default for Config {
             store: "sqlite".to_owned(),
             node: "node".to_owned(),
             public_url: None,
+            trusted_proxies: Vec::new(),
             default_forge: "github".to_owned(),
             templates_dir: None,
             prices_file: None,
@@ -445,6 +463,7 @@ impl Default for Config {
                 hosted_tools: BTreeMap::new(),
             },
             billing: BillingSection { refund_failed: true },
+            limits: LimitsSection::default(),
             retention: RetentionSection::default(),
             teams: BTreeMap::new(),
             egress: EgressSection::default(),
@@ -501,6 +520,7 @@ impl Config {
         parse_bytes(&self.cache.setups_max_size).with_context(within("cache.setups_max_size"))?;
         parse_duration(&self.cache.setups_max_age).with_context(within("cache.setups_max_age"))?;
         let setup = parse_duration(&self.sandbox.setup_timeout).with_context(within("sandbox.setup_timeout"))?;
+        self.proxies()?;
         self.allowed_models()?;
         self.commits.rules()?;
         self.branch_policies()?;
@@ -674,6 +694,7 @@ mod tests {
             ("[sandbox]\ntimeout = \"5\"", "sandbox.timeout"),
             ("[sandbox]\ncpus = 0.0", "sandbox.cpus"),
             ("store = \"oracle\"", "store"),
+            ("trusted_proxies = [\"10.0.0.0/99\"]", "trusted_proxies"),
             ("default_forge = \"nowhere\"", "default_forge"),
             ("[branches]\ntemplate = \"x/{slog}-{shortid}\"", "{slug}"),
             ("[branches]\nbases = [\"[\"]", "branches.bases"),
