@@ -20,6 +20,7 @@ mod isolation;
 mod keys;
 mod lifecycle;
 mod operators;
+mod people;
 mod pull_requests;
 mod reaper;
 mod reconnect;
