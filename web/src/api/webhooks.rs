@@ -21,9 +21,7 @@ use sha2::{Digest, Sha256};
 use super::fields::{Faults, Object};
 use super::query::Parameters;
 use super::tasks::{DEFAULT_PAGE, idempotency_key};
-use super::webhook_resource::{
-    DeliveryList, DeliveryView, NewWebhookView, WebhookList, WebhookSecret, WebhookView,
-};
+use super::webhook_resource::{DeliveryList, DeliveryView, NewWebhookView, WebhookList, WebhookSecret, WebhookView};
 use super::{body, rules};
 use crate::App;
 use crate::auth::Caller;
@@ -349,7 +347,8 @@ pub async fn position_of(app: &App, webhook: WebhookId, message: MessageId) -> R
     let row = app.read.delivery(webhook, message).await?;
     let position = row.and_then(|row| row.position);
     position.ok_or_else(|| {
-        let detail = "is none of the newest deliveries of this webhook; name its position with `from` and `to`".to_owned();
+        let detail =
+            "is none of the newest deliveries of this webhook; name its position with `from` and `to`".to_owned();
         Problem::invalid(vec![Field { pointer: "/message".to_owned(), detail }])
     })
 }
