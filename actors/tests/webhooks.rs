@@ -96,6 +96,7 @@ impl House {
             correlation: None,
             causation: None,
             data: RawValue::from_string(data.to_owned()).expect("JSON"),
+            private: None,
         };
         self.store.append(stream, Expected::Any, vec![event]).await.expect("an append").position
     }

@@ -153,6 +153,7 @@ mod tests {
             correlation: None,
             causation: None,
             data: Json::stored(data),
+            erased: false,
         }
     }
 

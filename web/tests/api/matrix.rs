@@ -31,6 +31,9 @@ use crate::harness::{SOON, Server, example};
 const MARK: &str = "canary";
 /// Ids that nothing has.
 const NO_TASK: &str = "task_00000000000000000000000000";
+const NO_SESSION: &str = "session_00000000000000000000000000";
+/// More sessions than are ended in a test.
+const DISPOSABLE: usize = 1_000;
 const NO_KEY: &str = "key_00000000000000000000000000";
 const NO_CAMPAIGN: &str = "campaign_00000000000000000000000000";
 const NO_WEBHOOK: &str = "webhook_00000000000000000000000000";
@@ -82,6 +85,8 @@ struct Things {
     key: String,
     /// The revision of an event of the task with a text of its own.
     output: u64,
+    /// Sessions that may be ended, one at a time.
+    sessions: Mutex<Vec<String>>,
 }
 
 impl Things {
@@ -120,7 +125,8 @@ impl Things {
         let webhook = answer.json()["id"].as_str().expect("an id").parse().expect("a webhook id");
         let message = server.webhooks.delivered(webhook, 1).await;
         let removable = Mutex::new(server.webhooks.many(REMOVALS, "platform", MARK).await);
-        Self { task, campaign, key, webhook, message, removable, output }
+        let sessions = Mutex::new(server.disposable_sessions(DISPOSABLE).await);
+        Self { task, campaign, key, webhook, message, removable, output, sessions }
     }
 
     fn removable(&self, row: &Row) -> String {
@@ -190,6 +196,15 @@ impl Things {
                 at(&format!("/sign-in/{}", ticket.expose_secret()))
             }
             ("POST", "/sign-in") => plain(Body::Form(vec![("key", server.admin.clone()), ("next", "/".to_owned())])),
+            // Without a provider there is nothing there.
+            ("GET", "/sign-in/oidc" | "/sign-in/oidc/return") => plain(Body::Nothing),
+            ("POST", "/team") => plain(Body::Form(vec![("team", "platform".to_owned())])),
+            ("GET", "/people") => plain(Body::Nothing),
+            ("POST", "/people/{id}/end" | "/people/{id}/end-all") => {
+                let session = self.sessions.lock().expect("not poisoned").pop().expect("enough sessions");
+                let of = |id: &str| row.path.replace("{id}", id);
+                Sample { path: of(&session), missing: Some(of(NO_SESSION)), body: Body::Form(Vec::new()) }
+            }
             ("POST", "/sign-out") => plain(Body::Form(Vec::new())),
             ("GET", "/tasks/{id}" | "/tasks/{id}/live" | "/tasks/{id}/diff" | "/tasks/{id}/diff.patch") => {
                 of(task, Body::Nothing)
@@ -337,12 +352,11 @@ async fn every_route_asks_every_caller_for_its_scope() {
         let good = server.key(Some("platform"), &scopes).await;
         let revoked = server.key(Some("platform"), &scopes).await;
         let holder = server.app.keys.authenticate(&revoked).expect("not revoked yet");
-        let cookie = server.app.sessions.start(server.app.keys.authenticate(&good).expect("a caller"));
-        let ended = server.app.sessions.start(holder.clone()).expect("randomness");
+        let (cookie, ended) = (server.session(&good).await, server.session(&revoked).await);
         server.revoke(&holder.who).await;
-        let callers = [
-            ("a good key", true, Shown::Bearer(good)),
-            ("its session", true, Shown::Cookie(cookie.expect("randomness"))),
+        let mut callers = [
+            ("a good key", true, Shown::Bearer(good.clone())),
+            ("its session", true, Shown::Cookie(cookie)),
             ("a revoked key", false, Shown::Bearer(revoked)),
             ("a revoked key's session", false, Shown::Cookie(ended)),
             ("nobody", false, Shown::Nothing),
@@ -372,6 +386,10 @@ async fn every_route_asks_every_caller_for_its_scope() {
                     }
                     (_, true) => assert_eq!(status, StatusCode::FORBIDDEN, "{cell}"),
                 }
+            }
+            // Signing in anew and signing out end a session.
+            if row.path.starts_with("/sign-") {
+                callers[1].2 = Shown::Cookie(server.session(&good).await);
             }
         }
     }

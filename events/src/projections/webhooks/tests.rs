@@ -33,6 +33,7 @@ async fn append(store: &MemoryStore, id: WebhookId, event: &WebhookEvent) {
         correlation: None,
         causation: None,
         data: RawValue::from_string(event.data().unwrap().get().to_owned()).unwrap(),
+        private: None,
     };
     store.append(&StreamName::webhook(id), Expected::Any, vec![event]).await.unwrap();
 }
