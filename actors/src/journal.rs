@@ -104,7 +104,7 @@ impl Subject for WebhookId {
         WebhookEvent::decode(envelope)
     }
 
-    fn encode(event: &WebhookEvent) -> Result<Encoded, serde_json::Error> {
+    fn encode(event: &WebhookEvent, _salt: [u8; 32]) -> Result<Encoded, serde_json::Error> {
         Ok((event.kind(), event.data()?, None))
     }
 
