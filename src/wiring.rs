@@ -153,9 +153,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     // Beside everything else: a task that needs one of them before waits for its pull.
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { images.pull_all().await }));
     let resumed = orchestra.resume().await.context("cannot take up the open tasks")?;
+    webhooks.resume().await.context("cannot take up the webhooks")?;
     let forgetting = Arc::clone(&orchestra);
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { forgetting.keep_forgetting().await }));
-    webhooks.resume().await.context("cannot take up the webhooks")?;
     tracing::info!(%address, resumed, "serving");
     Ok(Server { address, orchestra, webhooks, app, admin_key, public_url, handle, serving, cancel })
 }

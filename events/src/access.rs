@@ -98,6 +98,7 @@ mod tests {
             actor: Actor::system(UNKNOWN_CALLER),
             correlation: None,
             causation: None,
+            erased: false,
             data: data.clone().into(),
         };
         assert_eq!(AccessDenied::decode(&envelope(ACCESS_DENIED)).expect("it reads"), Some(denied));

@@ -95,18 +95,6 @@ impl App {
         self
     }
 
-    /// The same application, with webhooks.
-    #[must_use]
-    pub fn with_webhooks(mut self, webhooks: Arc<dyn WebhookService>) -> Self {
-        self.webhooks = Some(webhooks);
-        self
-    }
-
-    /// What can be asked of webhooks.
-    pub fn webhooks(&self) -> Result<&dyn WebhookService, Problem> {
-        self.webhooks.as_deref().ok_or_else(Problem::no_webhooks)
-    }
-
     /// The same application, with these sessions, and somebody who vouches for people.
     #[must_use]
     pub fn with_people(mut self, sessions: Arc<Sessions>, people: Option<People>) -> Self {
@@ -119,6 +107,18 @@ impl App {
     pub fn reached(mut self, transport: Transport) -> Self {
         self.transport = transport;
         self
+    }
+
+    /// The same application, with webhooks.
+    #[must_use]
+    pub fn with_webhooks(mut self, webhooks: Arc<dyn WebhookService>) -> Self {
+        self.webhooks = Some(webhooks);
+        self
+    }
+
+    /// What can be asked of webhooks.
+    pub fn webhooks(&self) -> Result<&dyn WebhookService, Problem> {
+        self.webhooks.as_deref().ok_or_else(Problem::no_webhooks)
     }
 
     /// The same application, behind these proxies.

@@ -19,7 +19,7 @@ use orchestra_events::task::{Command, TaskEvent};
 use orchestra_events::{Actor, EventStore as _, StreamName, TaskId};
 use orchestra_web::headers::CONTENT_SECURITY_POLICY;
 use orchestra_web::pages::sample::HOSTILE;
-use orchestra_web::pages::{budgets, campaigns, docs, error, sign_in, task, tasks, webhooks};
+use orchestra_web::pages::{budgets, campaigns, docs, error, keys, people, sign_in, task, tasks, webhooks};
 use scripted::World;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
@@ -92,6 +92,10 @@ fn every_template_renders_every_sample() {
         all(task::TaskPage::samples()),
         all(task::DiffPage::samples()),
         all(sign_in::SignInPage::samples()),
+        all(sign_in::OnwardPage::samples()),
+        all(people::PeoplePage::samples()),
+        all(keys::KeysPage::samples()),
+        all(keys::KeyShownPage::samples()),
         all(error::MessagePage::samples()),
         all(docs::DocPage::samples()),
         all(budgets::BudgetsPage::samples()),

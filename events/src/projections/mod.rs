@@ -249,6 +249,37 @@ impl ReadModels {
         self.database.read(move |connection| campaigns::page(connection, &filter, after, limit)).await
     }
 
+    /// Tasks that have ended so long ago and still have their words, the oldest first, after this one.
+    pub async fn ended_tasks(
+        &self,
+        rule: Ended,
+        after: Option<EndedAt>,
+        limit: usize,
+    ) -> Result<Vec<EndedAt>, ReadModelError> {
+        self.database.read(move |connection| forgetting::ended(connection, "tasks", &rule, after, limit)).await
+    }
+
+    /// The same of campaigns.
+    pub async fn ended_campaigns(
+        &self,
+        rule: Ended,
+        after: Option<EndedAt>,
+        limit: usize,
+    ) -> Result<Vec<EndedAt>, ReadModelError> {
+        self.database.read(move |connection| forgetting::ended(connection, "campaigns", &rule, after, limit)).await
+    }
+
+    /// The size of the file, in bytes.
+    pub async fn bytes(&self) -> Result<u64, ReadModelError> {
+        self.database.read(forgetting::bytes).await
+    }
+
+    /// Writes the file anew, so that nothing of what was forgotten is in it. Nothing is folded meanwhile.
+    pub async fn tidy(&self) -> Result<(), ReadModelError> {
+        let _folding = self.folding.lock().await;
+        self.database.write(|connection| forgetting::tidy(connection)).await
+    }
+
     /// One webhook.
     pub async fn webhook(&self, id: WebhookId) -> Result<Option<WebhookRow>, ReadModelError> {
         self.database.read(move |connection| webhooks::find(connection, id)).await
@@ -280,37 +311,6 @@ impl ReadModels {
     /// What became of one message; `None` when it is not among the newest.
     pub async fn delivery(&self, webhook: WebhookId, id: MessageId) -> Result<Option<DeliveryRow>, ReadModelError> {
         self.database.read(move |connection| webhooks::delivery(connection, webhook, id)).await
-    }
-
-    /// Tasks that have ended so long ago and still have their words, the oldest first, after this one.
-    pub async fn ended_tasks(
-        &self,
-        rule: Ended,
-        after: Option<EndedAt>,
-        limit: usize,
-    ) -> Result<Vec<EndedAt>, ReadModelError> {
-        self.database.read(move |connection| forgetting::ended(connection, "tasks", &rule, after, limit)).await
-    }
-
-    /// The same of campaigns.
-    pub async fn ended_campaigns(
-        &self,
-        rule: Ended,
-        after: Option<EndedAt>,
-        limit: usize,
-    ) -> Result<Vec<EndedAt>, ReadModelError> {
-        self.database.read(move |connection| forgetting::ended(connection, "campaigns", &rule, after, limit)).await
-    }
-
-    /// The size of the file, in bytes.
-    pub async fn bytes(&self) -> Result<u64, ReadModelError> {
-        self.database.read(forgetting::bytes).await
-    }
-
-    /// Writes the file anew, so that nothing of what was forgotten is in it. Nothing is folded meanwhile.
-    pub async fn tidy(&self) -> Result<(), ReadModelError> {
-        let _folding = self.folding.lock().await;
-        self.database.write(|connection| forgetting::tidy(connection)).await
     }
 
     /// What was used.

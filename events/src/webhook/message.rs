@@ -152,6 +152,7 @@ mod tests {
             },
             correlation: None,
             causation: None,
+            erased: false,
             data: Json::stored(data),
             erased: false,
         }

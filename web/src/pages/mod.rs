@@ -12,6 +12,7 @@ pub mod docs;
 pub mod error;
 pub mod format;
 pub mod html;
+pub mod keys;
 pub mod live;
 pub mod machine;
 pub mod panels;

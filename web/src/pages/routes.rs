@@ -5,7 +5,7 @@ use actix_web::http::Method;
 use actix_web::{Handler, Responder, web};
 use orchestra_events::key::Scope;
 
-use super::{actions, assets, budgets, campaigns, docs, live, people, sign_in, task, tasks, webhooks};
+use super::{actions, assets, budgets, campaigns, docs, keys, live, people, sign_in, task, tasks, webhooks};
 use crate::routes::{Access, Endpoint, Surface};
 
 /// A row with its handler.
@@ -89,6 +89,10 @@ pub fn pages() -> Vec<Endpoint> {
         get("/sign-in/{ticket}", Access::Anyone, sign_in::redeem),
         post("/sign-out", Access::Known, sign_in::sign_out),
         post("/team", Access::Known, people::choose),
+        get("/keys", scope(Scope::KeysRead), keys::show),
+        post("/keys", scope(Scope::KeysWrite), keys::issue),
+        post("/keys/{id}/rotate", scope(Scope::KeysWrite), keys::rotate),
+        post("/keys/{id}/revoke", scope(Scope::KeysWrite), keys::revoke),
         get("/people", scope(Scope::KeysWrite), people::show),
         post("/people/{id}/end", scope(Scope::KeysWrite), people::end),
         post("/people/{id}/end-all", scope(Scope::KeysWrite), people::end_all),

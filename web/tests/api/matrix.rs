@@ -119,13 +119,13 @@ impl Things {
         server.service.record(task, vec![said], &Actor::system("test"), Timestamp::now()).await;
         let last = server.store.read_stream(&StreamName::task(task), None, Direction::Backwards, 1).await;
         let output = last.expect("a stream").first().expect("an event").revision.0;
+        let sessions = Mutex::new(server.disposable_sessions(DISPOSABLE).await);
         let webhook = json!({"url": "https://receiver.example/canary", "events": ["task.*"], "team": "platform"});
         let answer = server.post(&server.admin, "/v1/webhooks", &webhook.to_string()).await;
         assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
         let webhook = answer.json()["id"].as_str().expect("an id").parse().expect("a webhook id");
         let message = server.webhooks.delivered(webhook, 1).await;
         let removable = Mutex::new(server.webhooks.many(REMOVALS, "platform", MARK).await);
-        let sessions = Mutex::new(server.disposable_sessions(DISPOSABLE).await);
         Self { task, campaign, key, webhook, message, removable, output, sessions }
     }
 
@@ -199,7 +199,12 @@ impl Things {
             // Without a provider there is nothing there.
             ("GET", "/sign-in/oidc" | "/sign-in/oidc/return") => plain(Body::Nothing),
             ("POST", "/team") => plain(Body::Form(vec![("team", "platform".to_owned())])),
-            ("GET", "/people") => plain(Body::Nothing),
+            ("GET", "/people" | "/keys") => plain(Body::Nothing),
+            ("POST", "/keys") => plain(Body::Form(vec![("name", "x".to_owned()), ("scopes", "keys:write".to_owned())])),
+            ("POST", "/keys/{id}/rotate" | "/keys/{id}/revoke") => {
+                let key = row.path.replace("{id}", &self.key);
+                Sample { path: key, missing: Some(row.path.replace("{id}", NO_KEY)), body: Body::Form(Vec::new()) }
+            }
             ("POST", "/people/{id}/end" | "/people/{id}/end-all") => {
                 let session = self.sessions.lock().expect("not poisoned").pop().expect("enough sessions");
                 let of = |id: &str| row.path.replace("{id}", id);
