@@ -233,13 +233,12 @@ async fn a_huge_answer_that_says_yes_is_a_yes() {
 #[actix_rt::test]
 async fn a_receiver_that_asks_for_a_pause_gets_one() {
     let house = House::new().await;
-    let receiver =
-        Receiver::start(|_, count| if count == 0 { Answer::RetryAfter(1) } else { Answer::Status(200) }).await;
-    let (id, _) = house.hook(&receiver, Some("platform"), &["*"]).await;
+    let receiver = Receiver::start(|_, count| if count == 0 { Answer::RetryAfter(1) } else { Answer::Status(200) }).await;
+    house.hook(&receiver, Some("platform"), &["*"]).await;
     house.happens("a", "platform", 1).await;
-    house.until(id, "paused", |webhook| webhook.pause_until.is_some()).await;
-    // Not even something new is sent before the time is up.
-    house.happens("b", "platform", 2).await;
+    receiver.wait_for(1).await;
+    // Not even something new is sent before the time is up. In the same stream, so that it waits for the first answer.
+    house.happens("a", "platform", 2).await;
     let got = receiver.wait_for(3).await;
     for later in &got[1..] {
         assert!(later.at.duration_since(got[0].at) >= Duration::from_millis(990), "{:?}", later.at - got[0].at);
@@ -473,8 +472,11 @@ async fn nobody_is_ever_told_what_is_another_teams() {
         house.append(&StreamName::billing(team).expect("a name"), "period-closed", None, "{}").await;
         let session = format!("session-{number}").parse().expect("a name");
         house.append(&session, "session-started", Some(team), "{}").await;
-        events += 5;
+        house.append(&format!("access-{team}").parse().expect("a name"), "access-denied", None, "{}").await;
+        events += 6;
     }
+    house.append(&"access-_none".parse().expect("a name"), "access-denied", None, "{}").await;
+    events += 1;
     // Nobody's: a stream without a first event that says so, and what names no team.
     house.append(&StreamName::task(TaskId::from_uuid(Uuid::from_u128(9))), "queued", Some("platform"), "{}").await;
     house.append(&"checkpoint-node".parse().expect("a name"), "checkpoint-signed", None, "{}").await;
@@ -484,17 +486,25 @@ async fn nobody_is_ever_told_what_is_another_teams() {
         let name = |got: &Got| got.body["data"]["stream"].as_str().expect("a name").to_owned();
         receiver.got().iter().map(name).filter(|name| !name.starts_with("webhook-")).collect()
     };
-    platform.until("all", |got| got.len() >= 10).await;
-    web.until("all", |got| got.len() >= 5).await;
+    platform.until("all", |got| got.len() >= 12).await;
+    web.until("all", |got| got.len() >= 6).await;
     infra.until("all", |got| got.len() >= 2).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     let of = |number: u128| StreamName::task(TaskId::from_uuid(Uuid::from_u128(number))).to_string();
     let names = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<BTreeSet<_>>();
     assert_eq!(
         streams(&platform),
-        names(&[&of(1), &of(3), "ledger-platform", "billing-platform", "session-0", "session-2"])
+        names(&[
+            &of(1),
+            &of(3),
+            "access-platform",
+            "ledger-platform",
+            "billing-platform",
+            "session-0",
+            "session-2"
+        ])
     );
-    assert_eq!(streams(&web), names(&[&of(2), "ledger-web", "billing-web", "session-1"]));
+    assert_eq!(streams(&web), names(&[&of(2), "access-web", "ledger-web", "billing-web", "session-1"]));
     assert_eq!(streams(&infra), names(&[&of(1)]));
     assert!(streams(&operators).contains("checkpoint-node") && streams(&operators).contains(&of(9)));
     let types = |receiver: &Receiver| -> BTreeSet<String> {

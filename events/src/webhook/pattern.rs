@@ -163,6 +163,7 @@ mod tests {
             causation: None,
             erased: false,
             data: new.data.into(),
+            erased: false,
         }
     }
 

@@ -182,7 +182,7 @@ pub struct WebhookRequest {
     /// Whose events; a team's key may leave it out. Absent with an operator's key: those of all.
     #[schema(max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     team: Option<String>,
-    /// `https://` and a name that leads into the open internet, or what the operator has opened besides.
+    /// Over TLS, to a name that leads into the open internet; or what the operator has opened besides.
     #[schema(max_length = 2000, example = "https://receiver.example/hook")]
     url: String,
     /// Which of them: types such as `task.succeeded`, `task.*`, or `*`, which leaves out keys, sessions, refused requests,

@@ -136,6 +136,38 @@ fn wanted_for(team: &str) -> Value {
 }
 
 #[actix_web::test]
+async fn a_key_that_is_bound_has_webhooks_within_its_bounds_alone() {
+    let server = Server::start().await;
+    let wide = make(&server, &server.admin, &wanted()).await;
+    let issue = |bounds: Value| {
+        let server = &server;
+        async move {
+            let body = json!({ "name": "x", "team": "platform", "bounds": bounds,
+                "scopes": ["webhooks:read", "webhooks:write"] });
+            let answer = server.post(&server.admin, "/v1/keys", &body.to_string()).await;
+            assert_eq!(answer.status, 201, "{}", answer.text());
+            server.keys_caught_up().await;
+            answer.json()["key"].as_str().expect("a key").to_owned()
+        }
+    };
+    let infra = issue(json!({ "projects": ["infra", "api"] })).await;
+    let body = json!({ "url": "https://receiver.example/", "events": ["task.*"] });
+    let made = make(&server, &infra, &body).await;
+    assert_eq!(made["projects"], json!(["infra", "api"]), "what is left out is as the key's own");
+    let (own, others) = (format!("{PATH}/{}", made["id"].as_str().expect("an id")), wide["id"].as_str().expect("an id"));
+    assert_eq!(server.get(&infra, &format!("{PATH}/{others}")).await.status, 404);
+    assert_eq!(server.get(&infra, PATH).await.json()["data"].as_array().map(Vec::len), Some(1));
+    for projects in [json!([]), json!(["infra", "web"])] {
+        let change = json!({ "projects": projects }).to_string();
+        assert_eq!(server.send(post(&infra, &own, &change).method(Method::PATCH)).await.status, 422, "{change}");
+    }
+    let narrow = json!({ "projects": ["infra"] }).to_string();
+    assert_eq!(server.send(post(&infra, &own, &narrow).method(Method::PATCH)).await.status, 200);
+    let by_repo = issue(json!({ "repos": ["github:acme/*"] })).await;
+    assert_eq!(server.post(&by_repo, PATH, &body.to_string()).await.status, 422);
+}
+
+#[actix_web::test]
 async fn what_administrators_do_is_for_those_who_may_read_the_audit() {
     let server = Server::start().await;
     let plain = server.key(Some("platform"), &[Scope::WebhooksWrite]).await;
