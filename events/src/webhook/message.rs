@@ -152,7 +152,6 @@ mod tests {
             },
             correlation: None,
             causation: None,
-            erased: false,
             data: Json::stored(data),
             erased: false,
         }
