@@ -52,7 +52,8 @@ fn start(store: &Arc<MemoryStore>, key: &Arc<ServerKey>, patience: Patience, mos
         timeout: Duration::from_millis(500),
         patience,
     };
-    let names = [("inside.example", "10.0.0.1"), ("metadata.example", "169.254.169.254"), ("open.example", "93.184.216.34")];
+    let names =
+        [("inside.example", "10.0.0.1"), ("metadata.example", "169.254.169.254"), ("open.example", "93.184.216.34")];
     let names = names.map(|(name, address)| (name.to_owned(), vec![address.parse::<IpAddr>().expect("an address")]));
     Webhooks::start(Arc::clone(store) as _, Arc::clone(key), Arc::new(FixedResolver(names.into())), rules)
 }
@@ -232,7 +233,8 @@ async fn a_huge_answer_that_says_yes_is_a_yes() {
 #[actix_rt::test]
 async fn a_receiver_that_asks_for_a_pause_gets_one() {
     let house = House::new().await;
-    let receiver = Receiver::start(|_, count| if count == 0 { Answer::RetryAfter(1) } else { Answer::Status(200) }).await;
+    let receiver =
+        Receiver::start(|_, count| if count == 0 { Answer::RetryAfter(1) } else { Answer::Status(200) }).await;
     house.hook(&receiver, Some("platform"), &["*"]).await;
     house.happens("a", "platform", 1).await;
     receiver.wait_for(1).await;
@@ -459,7 +461,9 @@ async fn nobody_is_ever_told_what_is_another_teams() {
     house.make(only).await;
     // The last webhook that was made is told to those that were there.
     let mut events = 1;
-    for (number, (team, project)) in [("platform", "infra"), ("web", "infra"), ("platform", "api")].into_iter().enumerate() {
+    for (number, (team, project)) in
+        [("platform", "infra"), ("web", "infra"), ("platform", "api")].into_iter().enumerate()
+    {
         let id = TaskId::from_uuid(Uuid::from_u128(number as u128 + 1));
         let created = task(team, project);
         house.append(&StreamName::task(id), created.kind(), None, created.data().expect("JSON").get()).await;
@@ -491,15 +495,7 @@ async fn nobody_is_ever_told_what_is_another_teams() {
     let names = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<BTreeSet<_>>();
     assert_eq!(
         streams(&platform),
-        names(&[
-            &of(1),
-            &of(3),
-            "access-platform",
-            "ledger-platform",
-            "billing-platform",
-            "session-0",
-            "session-2"
-        ])
+        names(&[&of(1), &of(3), "access-platform", "ledger-platform", "billing-platform", "session-0", "session-2"])
     );
     assert_eq!(streams(&web), names(&[&of(2), "access-web", "ledger-web", "billing-web", "session-1"]));
     assert_eq!(streams(&infra), names(&[&of(1)]));
@@ -552,7 +548,8 @@ async fn where_nothing_may_be_sent_no_webhook_is_made() {
     }
     let receiver = Receiver::start(|_, _| Answer::Status(200)).await;
     let (id, _) = house.make(spec("https://open.example/", Some("platform"), &["*"])).await;
-    let change = |url: &str| house.webhooks.change_webhook(id, spec(url, Some("platform"), &["*"]), Who::system("test"));
+    let change =
+        |url: &str| house.webhooks.change_webhook(id, spec(url, Some("platform"), &["*"]), Who::system("test"));
     assert!(matches!(change("https://inside.example/").await, Err(ServiceError::Invalid(_))));
     change(&receiver.url()).await.expect("a good one");
     house.happens("a", "platform", 1).await;

@@ -21,9 +21,7 @@ use sha2::{Digest, Sha256};
 use super::fields::{Faults, Object};
 use super::query::Parameters;
 use super::tasks::{DEFAULT_PAGE, idempotency_key};
-use super::webhook_resource::{
-    DeliveryList, DeliveryView, NewWebhookView, WebhookList, WebhookSecret, WebhookView,
-};
+use super::webhook_resource::{DeliveryList, DeliveryView, NewWebhookView, WebhookList, WebhookSecret, WebhookView};
 use super::{body, rules};
 use crate::App;
 use crate::auth::Caller;
@@ -54,9 +52,10 @@ pub fn check_bounds(caller: &Caller, spec: &WebhookSpec) -> Result<(), Problem> 
     if is_within(caller, spec) {
         return Ok(());
     }
-    let detail = "reaches further than the key; name its own projects and environments, and use a key that is bound to \
+    let detail =
+        "reaches further than the key; name its own projects and environments, and use a key that is bound to \
         nothing else"
-        .to_owned();
+            .to_owned();
     Err(Problem::invalid(vec![Field { pointer: String::new(), detail }]))
 }
 
@@ -166,8 +165,7 @@ fn new_spec(mut object: Object, caller: &Caller, faults: &mut Faults) -> Option<
         events: events.clone().unwrap_or_default(),
         // What is left out is as the key's own.
         projects: names(&mut object, "projects", faults).unwrap_or_else(|| caller.bounds.projects.clone()),
-        environments: names(&mut object, "environments", faults)
-            .unwrap_or_else(|| caller.bounds.environments.clone()),
+        environments: names(&mut object, "environments", faults).unwrap_or_else(|| caller.bounds.environments.clone()),
         description: object.text("description", description, faults),
     };
     if faults.count() == before {
@@ -377,7 +375,8 @@ pub async fn position_of(app: &App, webhook: WebhookId, message: MessageId) -> R
     let row = app.read.delivery(webhook, message).await?;
     let position = row.and_then(|row| row.position);
     position.ok_or_else(|| {
-        let detail = "is none of the newest deliveries of this webhook; name its position with `from` and `to`".to_owned();
+        let detail =
+            "is none of the newest deliveries of this webhook; name its position with `from` and `to`".to_owned();
         Problem::invalid(vec![Field { pointer: "/message".to_owned(), detail }])
     })
 }

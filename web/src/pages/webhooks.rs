@@ -5,7 +5,9 @@ use actix_web::{HttpResponse, web};
 use askama::Template;
 use orchestra_actors::NewWebhook;
 use orchestra_events::key::Scope;
-use orchestra_events::projections::{Cursor, DeliveryOutcome, DeliveryPage, DeliveryRow, WebhookPage as Found, WebhookRow};
+use orchestra_events::projections::{
+    Cursor, DeliveryOutcome, DeliveryPage, DeliveryRow, WebhookPage as Found, WebhookRow,
+};
 use orchestra_events::webhook::command::DEFAULT_OVERLAP;
 use orchestra_events::webhook::event::MAX_DESCRIPTION;
 use orchestra_events::webhook::{DisabledWhy, MessageId, WebhookSpec};

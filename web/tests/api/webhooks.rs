@@ -33,7 +33,10 @@ async fn a_webhook_is_made_read_changed_and_removed_and_its_secret_is_shown_once
     let read = server.get(&server.admin, &path).await;
     assert!(!read.text().contains("whsec_"), "{}", read.text());
     let read = read.json();
-    assert_eq!((&read["enabled"], &read["secretVersion"], &read["events"]), (&json!(true), &json!(1), &json!(["task.*"])));
+    assert_eq!(
+        (&read["enabled"], &read["secretVersion"], &read["events"]),
+        (&json!(true), &json!(1), &json!(["task.*"]))
+    );
     let change = json!({ "enabled": false, "events": ["task.failed", "task.failed"], "projects": ["b", "a"] });
     let changed = send(&server, Method::PATCH, &path, &change).await.json();
     assert_eq!((&changed["enabled"], &changed["disabledReason"]), (&json!(false), &json!("by-hand")));
@@ -118,10 +121,9 @@ async fn a_team_sees_its_own_and_the_operators_are_nobodys() {
         let status = if status == 200 { 200 } else { 404 };
         assert_eq!(server.get(key, &format!("{path}/deliveries")).await.status, status);
     }
-    for (key, body) in [
-        (&own, wanted_for("web")),
-        (&teamless, json!({ "url": "https://receiver.example/", "events": ["*"] })),
-    ] {
+    for (key, body) in
+        [(&own, wanted_for("web")), (&teamless, json!({ "url": "https://receiver.example/", "events": ["*"] }))]
+    {
         let answer = server.post(key, PATH, &body.to_string()).await;
         assert_eq!((answer.status.as_u16(), answer.pointers()), (422, vec!["/team".to_owned()]));
     }
@@ -152,7 +154,8 @@ async fn a_key_that_is_bound_has_webhooks_within_its_bounds_alone() {
     let body = json!({ "url": "https://receiver.example/", "events": ["task.*"] });
     let made = make(&server, &infra, &body).await;
     assert_eq!(made["projects"], json!(["infra", "api"]), "what is left out is as the key's own");
-    let (own, others) = (format!("{PATH}/{}", made["id"].as_str().expect("an id")), wide["id"].as_str().expect("an id"));
+    let (own, others) =
+        (format!("{PATH}/{}", made["id"].as_str().expect("an id")), wide["id"].as_str().expect("an id"));
     assert_eq!(server.get(&infra, &format!("{PATH}/{others}")).await.status, 404);
     assert_eq!(server.get(&infra, PATH).await.json()["data"].as_array().map(Vec::len), Some(1));
     for projects in [json!([]), json!(["infra", "web"])] {
@@ -179,7 +182,8 @@ async fn what_administrators_do_is_for_those_who_may_read_the_audit() {
 #[actix_web::test]
 async fn a_repeat_under_the_same_key_makes_no_second_webhook() {
     let server = Server::start().await;
-    let request = |body: &Value| post(&server.admin, PATH, &body.to_string()).insert_header(("idempotency-key", "once"));
+    let request =
+        |body: &Value| post(&server.admin, PATH, &body.to_string()).insert_header(("idempotency-key", "once"));
     let first = server.send(request(&wanted())).await;
     let again = server.send(request(&wanted())).await;
     assert_eq!((first.status.as_u16(), again.status.as_u16()), (201, 201));
@@ -202,7 +206,13 @@ async fn deliveries_come_in_pages_and_by_outcome() {
     let (mut seen, mut cursor) = (Vec::new(), String::new());
     loop {
         let page = server.get(&server.admin, &format!("{path}?limit=2{cursor}")).await.json();
-        seen.extend(page["data"].as_array().expect("a list").iter().map(|row| row["message"].as_str().expect("an id").to_owned()));
+        seen.extend(
+            page["data"]
+                .as_array()
+                .expect("a list")
+                .iter()
+                .map(|row| row["message"].as_str().expect("an id").to_owned()),
+        );
         match page["nextCursor"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),
             None => break,
