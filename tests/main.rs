@@ -10,6 +10,7 @@ mod cancel;
 mod crash;
 mod credentials;
 mod egress;
+mod erasure;
 mod faults;
 mod gateway;
 mod harness;

@@ -41,6 +41,12 @@ pub fn endpoints() -> Vec<Endpoint> {
         web::route().to(task_actions::credentials),
     );
     add(Method::GET, "/v1/tasks/{id}/diff", Access::Scope(Scope::TasksRead), web::route().to(task_actions::diff));
+    add(
+        Method::DELETE,
+        "/v1/tasks/{id}/content",
+        Access::Scope(Scope::ContentErase),
+        web::route().to(task_actions::erase),
+    );
     add(Method::POST, "/v1/campaigns", Access::Scope(Scope::CampaignsCreate), web::route().to(campaigns::create));
     add(Method::GET, "/v1/campaigns", Access::Scope(Scope::CampaignsRead), web::route().to(campaigns::list));
     add(Method::GET, "/v1/campaigns/{id}", Access::Scope(Scope::CampaignsRead), web::route().to(campaigns::get));
@@ -61,6 +67,12 @@ pub fn endpoints() -> Vec<Endpoint> {
         "/v1/campaigns/{id}/credentials",
         Access::Scope(Scope::CampaignsCreate),
         web::route().to(campaigns::credentials),
+    );
+    add(
+        Method::DELETE,
+        "/v1/campaigns/{id}/content",
+        Access::Scope(Scope::ContentErase),
+        web::route().to(campaigns::erase),
     );
     add(Method::GET, "/v1/events", Access::Scope(Scope::AuditRead), web::route().to(events::of_log));
     add(Method::GET, "/v1/budgets", Access::Scope(Scope::BudgetsRead), web::route().to(budgets::list));
