@@ -162,7 +162,6 @@ mod tests {
             correlation: None,
             causation: None,
             data: new.data.into(),
-            erased: false,
         }
     }
 

@@ -52,9 +52,10 @@ pub fn check_bounds(caller: &Caller, spec: &WebhookSpec) -> Result<(), Problem> 
     if is_within(caller, spec) {
         return Ok(());
     }
-    let detail = "reaches further than the key; name its own projects and environments, and use a key that is bound to \
+    let detail =
+        "reaches further than the key; name its own projects and environments, and use a key that is bound to \
         nothing else"
-        .to_owned();
+            .to_owned();
     Err(Problem::invalid(vec![Field { pointer: String::new(), detail }]))
 }
 
@@ -164,8 +165,7 @@ fn new_spec(mut object: Object, caller: &Caller, faults: &mut Faults) -> Option<
         events: events.clone().unwrap_or_default(),
         // What is left out is as the key's own.
         projects: names(&mut object, "projects", faults).unwrap_or_else(|| caller.bounds.projects.clone()),
-        environments: names(&mut object, "environments", faults)
-            .unwrap_or_else(|| caller.bounds.environments.clone()),
+        environments: names(&mut object, "environments", faults).unwrap_or_else(|| caller.bounds.environments.clone()),
         description: object.text("description", description, faults),
     };
     if faults.count() == before {
