@@ -9,7 +9,7 @@ use orchestra_events::EventStore;
 use orchestra_events::projections::ReadModels;
 use tokio::sync::Semaphore;
 
-use crate::auth::{Caller, KeyRing, Sessions, Who};
+use crate::auth::{Caller, KeyRing, Proxies, Sessions, Who};
 use crate::pages::Dashboard;
 use crate::problem::Problem;
 
@@ -33,6 +33,8 @@ pub struct App {
     pub read: Arc<ReadModels>,
     /// Who may do what.
     pub keys: Arc<KeyRing>,
+    /// Whose word about where a request came from is believed.
+    pub proxies: Proxies,
     /// Who is signed in to the dashboard.
     pub sessions: Sessions,
     /// What only the dashboard needs.
@@ -60,6 +62,7 @@ impl App {
             store,
             read,
             keys,
+            proxies: Proxies::default(),
             sessions: Sessions::default(),
             dashboard: Dashboard::default(),
             metrics: None,
@@ -71,6 +74,13 @@ impl App {
     #[must_use]
     pub fn with_dashboard(mut self, dashboard: Dashboard) -> Self {
         self.dashboard = dashboard;
+        self
+    }
+
+    /// The same application, behind these proxies.
+    #[must_use]
+    pub fn behind(mut self, proxies: Proxies) -> Self {
+        self.proxies = proxies;
         self
     }
 
