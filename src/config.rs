@@ -8,12 +8,14 @@ mod egress;
 mod images;
 mod layers;
 mod limits;
+mod retention;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use orchestra_actors::Retention;
 use orchestra_actors::allowed::AllowedModels;
 use orchestra_events::task::event::{MAX_ATTEMPTS, Workspace};
 use orchestra_runtime::forge::{ForgeConfig, ForgeKind};
@@ -23,6 +25,8 @@ use orchestra_runtime::model::{Dialect, HostedTool, PriceRow, ProviderConfig, Ti
 use orchestra_runtime::sandbox::{HostIds, MAX_READY};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+
+pub use retention::{RetentionSection, TeamRetention};
 
 pub use commits::CommitsSection;
 pub use egress::{EgressSection, TeamEgress};
@@ -110,6 +114,7 @@ pub const KEYS: &[&str] = &[
     "gateway.hosted_tools.*",
     "prices_file",
     "billing.refund_failed",
+    "retention.content_days",
     "teams.*.models",
     "teams.*.image",
     "teams.*.images",
@@ -126,6 +131,7 @@ pub const KEYS: &[&str] = &[
     "limits.failures_per_minute",
     "limits.concurrent_tasks",
     "limits.team_concurrent_tasks",
+    "teams.*.retention.content_days",
     "egress.allow",
     "egress.permit",
     "egress.networks",
@@ -189,6 +195,8 @@ pub struct Config {
     pub billing: BillingSection,
     /// How much callers may ask at once.
     pub limits: LimitsSection,
+    /// How long words are kept.
+    pub retention: RetentionSection,
     /// What the operator says about single teams.
     #[serde(default)]
     pub teams: BTreeMap<String, TeamSection>,
@@ -370,6 +378,9 @@ pub struct TeamSection {
     /// How much it may ask at once, in place of what `limits` says.
     #[serde(default, skip_serializing_if = "TeamLimits::is_empty")]
     pub limits: TeamLimits,
+    /// How long the words of its tasks are kept, in place of what `retention` says.
+    #[serde(default, skip_serializing_if = "TeamRetention::is_empty")]
+    pub retention: TeamRetention,
 }
 
 impl Default for Config {
@@ -453,6 +464,7 @@ impl Default for Config {
             },
             billing: BillingSection { refund_failed: true },
             limits: LimitsSection::default(),
+            retention: RetentionSection::default(),
             teams: BTreeMap::new(),
             egress: EgressSection::default(),
         }
@@ -582,6 +594,11 @@ impl Config {
         Ok(BranchPolicies::new(&self.branches, own)?)
     }
 
+    /// How long the words of what has ended are kept.
+    pub fn retention(&self) -> anyhow::Result<Retention> {
+        retention::rules(&self.retention, &self.teams)
+    }
+
     /// The operator's own texts: pull requests, commits, comments.
     pub fn texts_dir(&self) -> Option<PathBuf> {
         self.templates_dir.as_ref().map(|folder| folder.join("texts"))
@@ -677,6 +694,7 @@ mod tests {
             ("[sandbox]\ntimeout = \"5\"", "sandbox.timeout"),
             ("[sandbox]\ncpus = 0.0", "sandbox.cpus"),
             ("store = \"oracle\"", "store"),
+            ("trusted_proxies = [\"10.0.0.0/99\"]", "trusted_proxies"),
             ("default_forge = \"nowhere\"", "default_forge"),
             ("[branches]\ntemplate = \"x/{slog}-{shortid}\"", "{slug}"),
             ("[branches]\nbases = [\"[\"]", "branches.bases"),

@@ -1,11 +1,15 @@
 //! `limits`, what teams say about them, and `trusted_proxies`: how much callers may ask, and how it is known where they are.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use anyhow::Context;
 use ipnet::IpNet;
-use orchestra_web::auth::Proxies;
+use orchestra_actors::admission::TaskLimits;
+use orchestra_web::auth::{KeyRing, Proxies, Rate, Rates};
 use serde::{Deserialize, Serialize};
 
-use super::Config;
+use super::{Config, TeamSection};
 
 /// Most networks of proxies.
 const MAX_PROXIES: usize = 100;
@@ -58,6 +62,25 @@ impl Default for LimitsSection {
     }
 }
 
+/// How many tasks may be open at once: as keys say themselves, else as the configuration does.
+pub struct OpenTasks {
+    keys: Arc<KeyRing>,
+    caller: Option<u32>,
+    team: Option<u32>,
+    teams: HashMap<String, Option<u32>>,
+}
+
+impl TaskLimits for OpenTasks {
+    fn of_caller(&self, id: &str) -> Option<u32> {
+        let key = id.parse().ok().and_then(|id| self.keys.find(id));
+        key.and_then(|key| key.key.grant.limits.concurrent_tasks).or(self.caller)
+    }
+
+    fn of_team(&self, team: &str) -> Option<u32> {
+        self.teams.get(team).copied().unwrap_or(self.team)
+    }
+}
+
 impl Config {
     /// Whose word about where a request came from is believed.
     pub fn proxies(&self) -> anyhow::Result<Proxies> {
@@ -69,5 +92,32 @@ impl Config {
             })
         };
         Ok(Proxies::new(self.trusted_proxies.iter().map(network).collect::<Result<_, _>>()?))
+    }
+
+    /// How many tasks may be open at once, where keys do not say so themselves.
+    pub fn open_tasks(&self, keys: Arc<KeyRing>) -> OpenTasks {
+        let limit = |most: u32| Some(most).filter(|most| *most > 0);
+        let own =
+            |(team, section): (&String, &TeamSection)| Some((team.clone(), limit(section.limits.concurrent_tasks?)));
+        OpenTasks {
+            keys,
+            caller: limit(self.limits.concurrent_tasks),
+            team: limit(self.limits.team_concurrent_tasks),
+            teams: self.teams.iter().filter_map(own).collect(),
+        }
+    }
+
+    /// How often callers may ask.
+    pub fn rates(&self) -> Rates {
+        let LimitsSection { requests_per_minute, team_requests_per_minute, failures_per_minute, .. } = self.limits;
+        let own = |(team, section): (&String, &TeamSection)| {
+            Some((team.clone(), Rate::new(section.limits.requests_per_minute?, None)))
+        };
+        Rates {
+            caller: Rate::new(requests_per_minute, None),
+            team: Rate::new(team_requests_per_minute, None),
+            teams: self.teams.iter().filter_map(own).collect(),
+            failures: Rate::new(failures_per_minute, None),
+        }
     }
 }

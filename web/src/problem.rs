@@ -7,6 +7,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpResponse, ResponseError};
 use orchestra_actors::FieldError;
+use orchestra_actors::admission::RETRY_AFTER_SECONDS as RETRY_AFTER_SECONDS_OF_TASKS;
 use orchestra_actors::service::ServiceError;
 use orchestra_events::StoreError;
 use orchestra_events::key::Scope;
@@ -262,6 +263,11 @@ impl Problem {
         Self::new(Code::NotFound, "There is no such campaign, or it belongs to another team. Check the id.")
     }
 
+    /// There is no such key for this caller.
+    pub fn no_such_key() -> Self {
+        Self::new(Code::NotFound, "There is no such key, or it belongs to another team. Check the id.")
+    }
+
     /// There is no such team for this caller.
     pub fn no_such_team() -> Self {
         Self::new(Code::NotFound, "There is no such team, or the key belongs to another one. Leave `team` out.")
@@ -374,6 +380,13 @@ impl From<ServiceError> for Problem {
                 Self::new(Code::Conflict, format!("Nothing was done: {refusal}.{standing}"))
             }
             ServiceError::Exhausted(exhausted) => Self::budget_exceeded(*exhausted),
+            ServiceError::TooManyTasks { of_team, most } => {
+                let whose = if of_team { "The team" } else { "This key" };
+                let detail = format!(
+                    "{whose} may have {most} tasks open at once, and has. Nothing was stored: wait for one to end, or cancel one."
+                );
+                Self { retry_after: Some(RETRY_AFTER_SECONDS_OF_TASKS), ..Self::new(Code::TooManyTasks, detail) }
+            }
             ServiceError::Busy => Self::overloaded("A queue is full."),
             ServiceError::Store(error) => error.into(),
             ServiceError::Internal(what) => Self::internal(what),

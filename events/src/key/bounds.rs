@@ -268,12 +268,16 @@ impl Bounds {
 
     /// Whether they admit nothing that `other` does not: what one who is bound by `other` may hand on.
     pub fn within(&self, other: &Self) -> bool {
+        self.things_within(other) && inside(&self.networks, &other.networks, |other, own| other.contains(own))
+    }
+
+    /// The same of the things that they admit, from wherever.
+    pub fn things_within(&self, other: &Self) -> bool {
         inside(&self.projects, &other.projects, String::eq)
             && inside(&self.environments, &other.environments, String::eq)
             && inside(&self.task_types, &other.task_types, String::eq)
             && inside(&self.repos, &other.repos, Pattern::covers)
             && inside(&self.models, &other.models, Pattern::covers)
-            && inside(&self.networks, &other.networks, |other, own| other.contains(own))
     }
 
     /// The same, with the other's lists in place of those that are empty.

@@ -128,6 +128,17 @@ impl KeyLimits {
         *self == Self::default()
     }
 
+    /// The same, with the other's in place of what is absent.
+    #[must_use]
+    pub fn or(self, other: &Self) -> Self {
+        Self {
+            // A burst of the other's own belongs to its rate.
+            burst: self.burst.or(other.burst.filter(|burst| self.requests_per_minute.is_none_or(|own| own > *burst))),
+            requests_per_minute: self.requests_per_minute.or(other.requests_per_minute),
+            concurrent_tasks: self.concurrent_tasks.or(other.concurrent_tasks),
+        }
+    }
+
     /// Whether they allow no more than `other` does.
     pub fn within(&self, other: &Self) -> bool {
         let part = |own: Option<u32>, other: Option<u32>| other.is_none_or(|most| own.is_some_and(|own| own <= most));

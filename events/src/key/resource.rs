@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::event::KeyEvent;
 use super::state::{Key, evolve};
-use crate::envelope::Envelope;
+use crate::envelope::{Envelope, Revision};
 use crate::id::KeyId;
 
 /// A key with its dates.
@@ -14,6 +14,8 @@ pub struct KeyResource {
     pub id: KeyId,
     /// What it is and may do.
     pub key: Key,
+    /// The last event folded in. An earlier one changes nothing: what is read twice happened once.
+    pub revision: Revision,
     /// When it was issued.
     pub created_at: Timestamp,
     /// Who issued it: the id of a key, of a person or of a part of Orchestra.
@@ -31,18 +33,23 @@ impl KeyResource {
             return evolve(None, event).map(|key| Self {
                 id,
                 key,
+                revision: envelope.revision,
                 created_at: envelope.time,
                 created_by: envelope.actor.id.clone(),
                 rotated_at: None,
                 revoked_at: None,
             });
         };
+        if envelope.revision <= current.revision {
+            return Some(current);
+        }
+        let revision = envelope.revision;
         let Self { key, created_at, created_by, mut rotated_at, mut revoked_at, .. } = current;
         match event {
             KeyEvent::KeyRotated { .. } => rotated_at = Some(envelope.time),
             KeyEvent::KeyRevoked {} => revoked_at = revoked_at.or(Some(envelope.time)),
             KeyEvent::KeyIssued(_) | KeyEvent::KeyUsed { .. } => {}
         }
-        evolve(Some(key), event).map(|key| Self { id, key, created_at, created_by, rotated_at, revoked_at })
+        evolve(Some(key), event).map(|key| Self { id, key, revision, created_at, created_by, rotated_at, revoked_at })
     }
 }

@@ -12,8 +12,10 @@ use jiff::Timestamp;
 use orchestra_events::campaign::CampaignSpec;
 use orchestra_events::key::{Bounds, KeyLimits, Scope};
 use orchestra_events::task::TaskSpec;
-use orchestra_events::{Actor, ActorKind, KeyId, Origin};
+use orchestra_events::{Actor, ActorKind, EventId, KeyId, Origin};
+use sha2::{Digest as _, Sha256};
 
+use super::limits::Verdict;
 use super::{address, session};
 use crate::App;
 use crate::problem::Problem;
@@ -104,6 +106,8 @@ pub struct Caller {
     pub address: Option<IpAddr>,
     /// The program they called with, by its own word.
     pub user_agent: Option<String>,
+    /// The request they are at, where they gave it a name of its own: the same for each repeat of it.
+    pub request: Option<EventId>,
 }
 
 impl Caller {
@@ -121,6 +125,7 @@ impl Caller {
             generation: 0,
             address: None,
             user_agent: None,
+            request: None,
         }
     }
 
@@ -198,7 +203,7 @@ impl Caller {
             name: address::kept(&self.name),
             address: self.address,
             user_agent: self.user_agent.clone(),
-            request: None,
+            request: self.request,
         };
         Actor { kind, id: self.who.to_string(), team: self.team.clone(), origin: origin.known() }
     }
@@ -233,25 +238,78 @@ fn recognise(app: &App, request: &HttpRequest) -> Result<Caller, Problem> {
     let caller = app
         .sessions
         .find(cookie.value())
-        // What the key may do is asked again: a revoked key ends its sessions too.
-        .and_then(|caller| app.current(&caller.who))
+        // What the key may do is asked again: one that was revoked or rotated away ends its sessions too.
+        .and_then(|caller| app.standing(&caller))
         .map(|caller| Caller { via: Via::Session, ..caller })
         .ok_or_else(Problem::unauthenticated)?;
     if same_origin(request) { Ok(caller) } else { Err(Problem::cross_site()) }
 }
 
-/// Who is calling, or the problem that says how to show it. The guard asks, once per request; everybody else takes the
-/// [`Caller`] that it leaves with the request.
+/// What was found out about the caller of a request, once, however often it is asked.
+#[derive(Clone)]
+pub(super) struct Recognised {
+    /// Who it is.
+    pub caller: Caller,
+    /// Why they are not let in all the same.
+    refused: Option<Problem>,
+}
+
+/// Who is calling, or the problem that says how to show it: a key or a session that is known, used from where it may
+/// be, and not too often. Counts a request once, however often it is asked.
 pub fn identify(request: &HttpRequest) -> Result<Caller, Problem> {
-    let app = request.app_data::<web::Data<App>>().ok_or_else(|| Problem::internal("no application"))?;
-    let from = app.proxies.origin(address::peer(request), request.headers());
-    let caller =
-        Caller { address: from, user_agent: address::user_agent(request.headers()), ..recognise(app, request)? };
-    if !caller.bounds.admits_address(from) {
-        return Err(Problem::address_not_allowed(from));
+    let known = request.extensions().get::<Recognised>().cloned();
+    let Recognised { caller, refused } = match known {
+        Some(known) => known,
+        None => look(request)?,
+    };
+    match refused {
+        Some(problem) => Err(problem),
+        None => Ok(caller),
     }
-    app.keys.used(&caller, Timestamp::now());
-    Ok(caller)
+}
+
+/// The name that a caller gave a request, as an id: of the caller and the name, so that two callers' names do not meet.
+fn named(headers: &HeaderMap, who: &Who) -> Option<EventId> {
+    let name = headers.get("idempotency-key")?.as_bytes();
+    let hash = Sha256::new().chain_update(b"request\n").chain_update(who.to_string()).chain_update(b"\n");
+    let hash: [u8; 32] = hash.chain_update(name).finalize().into();
+    let bytes = *hash.first_chunk::<16>()?;
+    Some(EventId(uuid::Builder::from_bytes(bytes).with_version(uuid::Version::Custom).into_uuid()))
+}
+
+fn look(request: &HttpRequest) -> Result<Recognised, Problem> {
+    let app = request.app_data::<web::Data<App>>().ok_or_else(|| Problem::internal("no application"))?;
+    let peer = address::peer(request);
+    let from = app.proxies.origin(peer, request.headers());
+    let recognised = recognise(app, request);
+    let caller = match recognised {
+        Ok(caller) => Caller {
+            address: from,
+            user_agent: address::user_agent(request.headers()),
+            request: named(request.headers(), &caller.who),
+            ..caller
+        },
+        Err(problem) => {
+            // Whoever brings nothing guesses nothing.
+            let guessed = request.headers().contains_key(header::AUTHORIZATION);
+            let verdict = guessed.then(|| app.limits.failed(from.or(peer)));
+            let Some(Verdict { allowance, refused }) = verdict else { return Err(problem) };
+            allowance.map(|allowance| request.extensions_mut().insert(allowance));
+            return Err(refused.unwrap_or(problem));
+        }
+    };
+    let mut refused = (!caller.bounds.admits_address(from)).then(|| Problem::address_not_allowed(from));
+    if refused.is_none() {
+        let verdict = app.limits.check(&caller);
+        verdict.allowance.map(|allowance| request.extensions_mut().insert(allowance));
+        refused = verdict.refused;
+    }
+    if refused.is_none() {
+        app.keys.used(&caller, Timestamp::now());
+    }
+    let recognised = Recognised { caller, refused };
+    request.extensions_mut().insert(recognised.clone());
+    Ok(recognised)
 }
 
 impl FromRequest for Caller {

@@ -46,6 +46,8 @@ pub struct KeyRing {
     /// Counts what takes rights away: revocations and rotations. Open streams listen to it.
     cuts: watch::Sender<u64>,
     uses: OnceLock<mpsc::Sender<Used>>,
+    /// Held while somebody changes keys: who may change what depends on the others.
+    changing: tokio::sync::Mutex<()>,
 }
 
 /// A use of a key that is to be written down.
@@ -140,8 +142,8 @@ impl KeyRing {
     /// Folds every key from the log.
     pub async fn load(store: &dyn EventStore) -> Result<Self, StoreError> {
         let ring = Self::default();
-        // Key by key and not event by event: the log is long and the keys are few. What is appended meanwhile is folded
-        // twice, which changes nothing.
+        // Key by key and not event by event: the log is long and the keys are few. What is appended meanwhile is read
+        // twice and folded once.
         let head = store.head().await?;
         let mut last = None;
         loop {
@@ -162,7 +164,8 @@ impl KeyRing {
         Ok(ring)
     }
 
-    pub(super) async fn catch_up(&self, store: &dyn EventStore) -> Result<(), StoreError> {
+    /// Folds what the log has had since. What two fold at the same time is folded once.
+    pub async fn catch_up(&self, store: &dyn EventStore) -> Result<(), StoreError> {
         let filter = Filter::category("key");
         loop {
             let after = *self.position.borrow();
@@ -173,7 +176,11 @@ impl KeyRing {
             for envelope in &page.events {
                 self.apply(envelope);
             }
-            self.position.send_replace(page.through);
+            self.position.send_if_modified(|at| {
+                let further = page.through > *at;
+                *at = (*at).max(page.through);
+                further
+            });
         }
     }
 
@@ -188,6 +195,9 @@ impl KeyRing {
             }
         };
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        if keys.get(&id).is_some_and(|entry| envelope.revision <= entry.resource.revision) {
+            return;
+        }
         let before = keys.remove(&id);
         let folded = KeyResource::fold(before.as_ref().map(|entry| entry.resource.clone()), id, envelope, &event);
         match folded.and_then(|resource| Entry::of(resource, before.as_ref())) {
@@ -272,16 +282,20 @@ impl KeyRing {
         keys.get(&id).map(|entry| entry.resource.clone())
     }
 
-    /// Keys of a team (`None`: everybody's) before this one, newest first.
-    pub fn page(&self, team: Option<&str>, before: Option<KeyId>, limit: usize) -> KeyPage {
+    /// Those keys that are wanted, before this one, newest first.
+    pub fn page(&self, wanted: impl Fn(&KeyResource) -> bool, before: Option<KeyId>, limit: usize) -> KeyPage {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         let end = before.map_or(Bound::Unbounded, Bound::Excluded);
         let range = keys.range((Bound::Unbounded, end)).rev().map(|(_, entry)| &entry.resource);
-        let of_team = |key: &&KeyResource| team.is_none() || key.key.grant.team.as_deref() == team;
-        let mut found = range.filter(of_team);
+        let mut found = range.filter(|key| wanted(key));
         let page: Vec<_> = found.by_ref().take(limit).cloned().collect();
         let next = page.last().map(|last| last.id).filter(|_| found.next().is_some());
         KeyPage { keys: page, next }
+    }
+
+    /// Waits until nobody else changes keys through this process. Hold what is returned from looking to appending.
+    pub async fn changing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.changing.lock().await
     }
 
     /// Whether anybody but the holder of this key may do everything.
