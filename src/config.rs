@@ -9,6 +9,7 @@ mod images;
 mod layers;
 mod limits;
 mod retention;
+mod sign_in;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ pub use egress::{EgressSection, TeamEgress};
 pub use images::ImagesSection;
 pub use layers::{Loaded, load};
 pub use limits::{LimitsSection, TeamLimits};
+pub use sign_in::{OidcSection, SessionsSection};
 
 /// Every key. `*` stands for a name of the operator's choosing.
 pub const KEYS: &[&str] = &[
@@ -138,6 +140,15 @@ pub const KEYS: &[&str] = &[
     "egress.max_bytes",
     "egress.max_connections",
     "egress.idle_timeout",
+    "oidc.issuer",
+    "oidc.client_id",
+    "oidc.client_secret_env",
+    "oidc.label",
+    "oidc.scopes",
+    "oidc.groups_claim",
+    "oidc.map",
+    "sessions.lifetime",
+    "sessions.idle",
 ];
 
 /// The effective configuration.
@@ -202,6 +213,12 @@ pub struct Config {
     pub teams: BTreeMap<String, TeamSection>,
     /// Where sandboxes may connect to.
     pub egress: EgressSection,
+    /// Who vouches for people.
+    #[serde(default)]
+    pub oidc: OidcSection,
+    /// How long people stay signed in.
+    #[serde(default)]
+    pub sessions: SessionsSection,
 }
 
 /// `models.NAME`.
@@ -467,6 +484,8 @@ impl Default for Config {
             retention: RetentionSection::default(),
             teams: BTreeMap::new(),
             egress: EgressSection::default(),
+            oidc: OidcSection::default(),
+            sessions: SessionsSection::default(),
         }
     }
 }
@@ -527,6 +546,7 @@ impl Config {
         self.sandbox.host_ids.ids()?;
         self.check_images()?;
         self.egress.rules(&self.teams, &self.images_dir())?;
+        self.check_sign_in()?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
         refuse(self.cache.lowers == 0, "cache.lowers is at least 1")?;

@@ -32,7 +32,9 @@ use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, SandboxSpec,
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
-use orchestra_web::auth::{self, KeyRing, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
+use orchestra_web::auth::{
+    self, KeyRing, Sessions, Transport, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses,
+};
 use orchestra_web::fragments::Fragments;
 use orchestra_web::pages::Dashboard;
 use secrecy::{ExposeSecret, SecretString};
@@ -84,8 +86,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let read = Arc::new(ReadModels::open(&data.join("read.db")).context("cannot open the read models")?);
     let keys = Arc::new(KeyRing::load(&*store).await.context("cannot read the API keys")?);
     let admin_key = ensure_admin_key(&*store, &keys).await.context("cannot issue the first key")?;
+    let lasting = config.sessions.lasting()?;
+    let sessions = Arc::new(Sessions::load(&*store, lasting).await.context("cannot read who is signed in")?);
     let cancel = CancellationToken::new();
     actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&store), cancel.clone().cancelled_owned()));
+    actix_web::rt::spawn(Arc::clone(&sessions).follow(Arc::clone(&store), cancel.clone().cancelled_owned()));
     let uses = write_uses(Arc::clone(&keys), Arc::clone(&store), cancel.clone().cancelled_owned());
     actix_web::rt::spawn(uses);
 
@@ -112,8 +117,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
     let (tasks, campaigns, budgets) = (Arc::clone(&orchestra), Arc::clone(&orchestra), Arc::clone(&orchestra));
+    let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
     let app = App::new(tasks, campaigns, budgets, store, read, keys)
         .with_dashboard(dashboard)
+        .with_people(sessions, config.people(&public_url)?)
+        .reached(Transport::of(&public_url))
         .behind(config.proxies()?)
         .limited(auth::Limits::new(config.rates()));
     let refusals = Arc::clone(&app.refusals);
@@ -141,7 +149,6 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let forgetting = Arc::clone(&orchestra);
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { forgetting.keep_forgetting().await }));
     tracing::info!(%address, resumed, "serving");
-    let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
     Ok(Server { address, orchestra, app, admin_key, public_url, handle, serving, cancel })
 }
 

@@ -19,6 +19,7 @@ mod isolation;
 mod keys;
 mod lifecycle;
 mod operators;
+mod people;
 mod pull_requests;
 mod reaper;
 mod reconnect;

@@ -34,4 +34,7 @@ pub use erasure::{ErasureMarks, Retention};
 pub use ledger::{LedgerError, Ledgers, Settlement};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;
-pub use service::{BudgetService, Credentials, Delta, Erased, FieldError, NewRepo, NewTask, Submitted, TaskService};
+pub use service::{
+    Attempt, BudgetService, Credentials, Delta, Erased, FieldError, Identity, IdentityError, IdentityProvider, NewRepo,
+    NewTask, Submitted, TaskService,
+};

@@ -12,6 +12,7 @@ use orchestra_events::ledger::view::View;
 use orchestra_events::task::event::{Attempts, Budget, Harness, PullRequestWish};
 use orchestra_events::task::{Refusal, TaskResource, TaskStatus};
 use orchestra_events::{Actor, StoreError, TaskId};
+pub use orchestra_runtime::oidc::{Attempt, Identity, IdentityError, IdentityProvider};
 pub use orchestra_runtime::vault::Credentials;
 use serde_json::{Map, Value};
 use tokio::sync::broadcast;

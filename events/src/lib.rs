@@ -21,6 +21,7 @@ pub mod money;
 mod private;
 pub mod projections;
 pub mod repo;
+pub mod session;
 pub mod store;
 pub mod subscription;
 pub mod task;

@@ -25,13 +25,16 @@ use orchestra_actors::{Credentials, Delta, Erased, NewTask, Submitted, TaskServi
 use orchestra_events::key::Scope;
 use orchestra_events::projections::{ReadModels, project};
 use orchestra_events::repo::RepoRef;
+use orchestra_events::session::{Holder, Membership, Role, Way};
 use orchestra_events::store::memory::MemoryStore;
 use orchestra_events::store::{Direction, MAX_PAGE};
 use orchestra_events::task::event::{CredentialKind, ErasureReason, SCHEMA};
 use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
 use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, KeyId, NewEvent, Revision, StreamName, TaskId};
 use orchestra_web::auth::issuing::{NewKey, issue, rotate_key};
-use orchestra_web::auth::{KeyRing, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
+use orchestra_web::auth::{
+    KeyRing, NewSession, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses,
+};
 use orchestra_web::{App, configure};
 use secrecy::ExposeSecret;
 use serde_json::Value;
@@ -329,9 +332,41 @@ impl Server {
 
     /// Takes a key back, and waits until the ring knows.
     pub async fn revoke(&self, who: &Who) {
-        let Who::Key(id) = who;
+        let Who::Key(id) = who else { panic!("{who} is no key") };
         revoke_key(&*self.store, *id, &Actor::system("test")).await.expect("an append");
         self.keys_caught_up().await;
+    }
+
+    /// Signs in with a key; the cookie's value.
+    pub async fn session(&self, key: &str) -> String {
+        let caller = self.app.keys.authenticate(key).expect("a key that is known");
+        let Who::Key(id) = caller.who else { panic!("{} is no key", caller.who) };
+        let new = NewSession {
+            holder: Holder::Key { key: id },
+            way: Way::Key,
+            name: caller.name.clone(),
+            memberships: Vec::new(),
+            generation: caller.generation,
+        };
+        let begun = self.app.sessions.start(&*self.store, new, None, &caller.actor()).await;
+        begun.expect("a session").1.expose_secret().to_owned()
+    }
+
+    /// Sessions of people in the team `platform`, by id.
+    pub async fn disposable_sessions(&self, count: usize) -> Vec<String> {
+        let mut ids = Vec::new();
+        for number in 0..count {
+            let new = NewSession {
+                holder: Holder::Person { issuer: "https://a.example".to_owned(), subject: number.to_string() },
+                way: Way::Oidc,
+                name: "canary".to_owned(),
+                memberships: vec![Membership { team: Some("platform".to_owned()), role: Role::Viewer }],
+                generation: 0,
+            };
+            let begun = self.app.sessions.start(&*self.store, new, None, &Actor::system("test")).await;
+            ids.push(begun.expect("a session").0.to_string());
+        }
+        ids
     }
 
     pub async fn keys_caught_up(&self) {
