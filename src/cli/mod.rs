@@ -1,5 +1,6 @@
 //! The command line: one file per sub-command.
 
+mod bench;
 mod campaigns;
 mod demo;
 mod doctor;
@@ -67,6 +68,9 @@ enum Verb {
     /// Work on the read models
     #[command(subcommand)]
     Projections(projections::Projections),
+    /// Measure this machine with as many tasks as a company has
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// A model provider that says what a script says, for demos and tests
     ScriptedModel(scripted_model::ScriptedModel),
 }
@@ -123,6 +127,7 @@ pub fn main() -> ExitCode {
             Verb::Doctor(doctor) => doctor.run(),
             Verb::Demo(demo) => demo.run().await,
             Verb::Projections(projections) => projections.run().await,
+            Verb::Bench(bench) => bench.run().await,
             Verb::ScriptedModel(model) => model.run().await,
         }
     });

@@ -4,6 +4,7 @@
 //! whatever is delivered twice and wherever the process dies. An event that does not fold is skipped, counted and
 //! logged: one odd event must not stop what everybody looks at.
 
+mod bounds;
 pub mod campaigns;
 mod database;
 mod forgetting;

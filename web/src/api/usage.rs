@@ -16,6 +16,7 @@ use super::query::Parameters;
 use super::resource::Usd;
 use crate::App;
 use crate::auth::Caller;
+use crate::auth::caller::Bound;
 use crate::problem::{Field, Problem};
 
 struct Line<'a>(&'a UsageGroup);
@@ -109,6 +110,8 @@ pub async fn report(app: web::Data<App>, caller: Caller, request: HttpRequest) -
         query.fault("format", "expected json or csv");
     }
     query.finish()?;
+    // A line knows neither the repositories nor the tasks whose calls it sums up.
+    caller.require_unbound("Usage", &[Bound::Repo, Bound::Model])?;
     let accepts_csv = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
     let as_csv = match format.as_deref() {
         Some(format) => format == "csv",
@@ -116,7 +119,11 @@ pub async fn report(app: web::Data<App>, caller: Caller, request: HttpRequest) -
     };
     app.caught_up().await?;
     let report = match caller.narrow(team) {
-        Some(team) => app.read.usage(UsageQuery { group_by: group_by.clone(), from, to, team }).await?,
+        Some(team) => {
+            app.read
+                .usage(UsageQuery { group_by: group_by.clone(), from, to, team, bounds: (*caller.bounds).clone() })
+                .await?
+        }
         // Another team's usage does not exist for this caller.
         None => orchestra_events::projections::UsageReport::default(),
     };
