@@ -11,6 +11,7 @@
 //! ```
 
 mod checkpoint;
+pub mod offline;
 mod reader;
 mod shared;
 mod state;
