@@ -323,7 +323,7 @@ impl Modify for Bearer {
         super::health::metrics,
         openapi_json,
         super::docs::index,
-        super::docs::error,
+        crate::pages::docs::show,
         super::docs::style,
     )
 )]

@@ -5,6 +5,7 @@ mod budgets;
 mod campaigns;
 mod documents;
 mod harness;
+mod matrix;
 mod payload;
 mod streams;
 mod tasks;
