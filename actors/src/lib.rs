@@ -14,6 +14,7 @@ mod intake;
 pub mod journal;
 pub mod ledger;
 pub mod mirror;
+pub mod notary;
 pub mod orchestra;
 pub mod policy;
 pub mod projector;
@@ -28,6 +29,7 @@ pub mod usage;
 pub mod workshop;
 
 pub use campaign::service::CampaignService;
+pub use notary::{AuditService, Notary, NotaryError};
 pub use ledger::{LedgerError, Ledgers, Settlement};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use orchestra_actors::{BudgetService, CampaignService, TaskService};
+use orchestra_actors::{AuditService, BudgetService, CampaignService, TaskService};
 use orchestra_events::EventStore;
 use orchestra_events::projections::ReadModels;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use crate::auth::{Caller, KeyRing, Sessions, Who};
 use crate::pages::Dashboard;
@@ -27,6 +27,8 @@ pub struct App {
     pub campaigns: Arc<dyn CampaignService>,
     /// What can be asked of budgets.
     pub budgets: Arc<dyn BudgetService>,
+    /// The record itself: who signs it and gives it out. Absent only where a test needs none.
+    pub audit: Option<Arc<dyn AuditService>>,
     /// The log.
     pub store: Arc<dyn EventStore>,
     /// What is folded from it.
@@ -57,6 +59,7 @@ impl App {
             tasks,
             campaigns,
             budgets,
+            audit: None,
             store,
             read,
             keys,
@@ -65,6 +68,13 @@ impl App {
             metrics: None,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         }
+    }
+
+    /// The same application, with somebody who signs the log.
+    #[must_use]
+    pub fn with_audit(mut self, audit: Arc<dyn AuditService>) -> Self {
+        self.audit = Some(audit);
+        self
     }
 
     /// The same application, with a dashboard of its own.
@@ -86,6 +96,14 @@ impl App {
         match who {
             Who::Key(id) => self.keys.holder(*id),
         }
+    }
+
+    /// A place among the live streams and the long answers, or the problem that says that all are taken.
+    pub fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.streams).try_acquire_owned().map_err(|error| match error {
+            TryAcquireError::NoPermits => Problem::overloaded("Too many live streams are open."),
+            TryAcquireError::Closed => Problem::overloaded("The server is shutting down."),
+        })
     }
 
     /// Waits until the read models show everything that was in the log when this was called.

@@ -5,6 +5,7 @@
 //! signed can be kept where the writer of the database does not reach. [`verify`] needs nothing but the export
 //! ([`export`]) and the public key.
 
+pub mod acts;
 pub mod books;
 pub mod chain;
 pub mod checkpoint;

@@ -1,9 +1,10 @@
-//! Read models folded from the log: task and campaign lists and details, and usage. Thrown away and folded again at will.
+//! Read models folded from the log: task and campaign lists and details, usage, and the audit. Thrown away and folded again at will.
 //!
 //! Each projection's checkpoint is written in the transaction that writes its rows, so that every event counts once,
 //! whatever is delivered twice and wherever the process dies. An event that does not fold is skipped, counted and
 //! logged: one odd event must not stop what everybody looks at.
 
+pub mod audit;
 pub mod campaigns;
 mod database;
 pub mod tasks;
@@ -23,6 +24,7 @@ use crate::id::{CampaignId, TaskId};
 use crate::store::{EventStore, StoreError};
 use crate::task::{TaskEvent, TaskResource};
 
+pub use audit::{AuditFilter, AuditPage, AuditRow};
 pub use campaigns::{CampaignFilter, CampaignPage, CampaignRow};
 pub use database::{READ_QUEUE_WAIT, READERS};
 pub use tasks::{Cursor, CursorError, TaskFilter, TaskPage};
@@ -80,10 +82,11 @@ enum Odd {
 type Folded = Result<Result<(), Odd>, rusqlite::Error>;
 
 /// The projections, in the order in which an event passes through them.
-const PROJECTIONS: [&str; 3] = ["tasks", "usage", "campaigns"];
+const PROJECTIONS: [&str; 4] = ["tasks", "usage", "campaigns", "audit"];
 
-/// The place of the campaigns among them: theirs are the only events that are not a task's.
+/// The places of those among them that read other events than a task's.
 const CAMPAIGNS: usize = 2;
+const AUDIT: usize = 3;
 
 /// The read models of one node.
 pub struct ReadModels {
@@ -181,7 +184,8 @@ impl ReadModels {
             .write(|connection| {
                 let transaction = connection.transaction()?;
                 transaction.execute_batch(
-                    "DELETE FROM tasks; DELETE FROM usage; DELETE FROM campaigns; UPDATE checkpoints SET position = 0, skipped = 0;",
+                    "DELETE FROM tasks; DELETE FROM usage; DELETE FROM campaigns; DELETE FROM audit; \
+                     DELETE FROM audit_repos; DELETE FROM audit_actors; UPDATE checkpoints SET position = 0, skipped = 0;",
                 )?;
                 Ok(transaction.commit()?)
             })
@@ -241,6 +245,16 @@ impl ReadModels {
         self.database.read(move |connection| campaigns::page(connection, &filter, after, limit)).await
     }
 
+    /// The audit, newest first. `limit` is held to [`audit::MAX_PAGE`].
+    pub async fn audit(
+        &self,
+        filter: AuditFilter,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<AuditPage, ReadModelError> {
+        self.database.read(move |connection| audit::page(connection, &filter, after, limit)).await
+    }
+
     /// What was used.
     pub async fn usage(&self, query: UsageQuery) -> Result<UsageReport, ReadModelError> {
         self.database.read(move |connection| usage::report(connection, &query)).await
@@ -268,6 +282,14 @@ fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Posi
                 }
                 continue;
             }
+            if index == AUDIT {
+                // An event of a task that does not read is an act all the same, if somebody did it.
+                let event = decoded.as_ref().ok().and_then(Option::as_ref);
+                if let Err(odd) = audit::apply(transaction, &mut open, envelope, event)? {
+                    skip(name, envelope, &odd, &mut skipped[index]);
+                }
+                continue;
+            }
             let folded = match &decoded {
                 Ok(Some(event)) if index == 0 => open.apply(transaction, envelope, event)?,
                 Ok(Some(event)) => usage::apply(transaction, &mut open, envelope, event)?,
@@ -282,6 +304,7 @@ fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Posi
             }
         }
     }
+    audit::save(transaction, &open)?;
     open.save(transaction)?;
     open_campaigns.save(transaction)?;
     let mut statement = transaction.prepare_cached(

@@ -125,6 +125,8 @@ impl Things {
                 let at = |team: &str| format!("/v1/budgets/project:{team}/canary");
                 of((at("platform"), at("no-such-team")), body)
             }
+            ("GET", "/v1/audit" | "/v1/audit/key" | "/v1/audit/checkpoints" | "/v1/audit/export" | "/audit")
+            | ("POST", "/v1/audit/checkpoints") => plain(Body::Nothing),
             ("GET", "/v1/tasks" | "/v1/campaigns" | "/v1/events" | "/v1/budgets" | "/v1/usage")
             | ("GET", "/openapi.json" | "/docs" | "/docs/style.css" | "/docs/errors")
             | ("GET", "/healthz" | "/readyz" | "/metrics")
