@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 
-use super::checkpoint::{Checkpoint, PublicKey, SigningKeyId, key_id};
+use super::checkpoint::{Checkpoint, PublicKey, SigningKeyId};
 use super::export::Header;
 use super::read::{Bad, Entry, Fact, Item};
 use crate::envelope::StreamName;
@@ -532,9 +532,4 @@ impl Chain {
 
 fn broken(kind: Kind, place: u64, detail: impl Into<String>) -> Break {
     Break { kind, from: place, to: place, event: None, vouched: 0, detail: detail.into() }
-}
-
-/// The name of a key that was given as the key itself, or as its name.
-pub fn matches_key(text: &str, key: &PublicKey) -> bool {
-    text == key.to_string() || text == key_id(key).to_string()
 }

@@ -5,7 +5,7 @@ use actix_web::http::Method;
 use actix_web::{Handler, Responder, web};
 use orchestra_events::key::Scope;
 
-use super::{actions, assets, budgets, campaigns, docs, live, sign_in, task, tasks};
+use super::{actions, assets, audit, budgets, campaigns, docs, live, sign_in, task, tasks};
 use crate::routes::{Access, Endpoint, Surface};
 
 /// A row with its handler.
@@ -72,6 +72,7 @@ pub fn pages() -> Vec<Endpoint> {
         post("/campaigns/{id}/retry", scope(Scope::CampaignsCreate), campaigns::retry),
         post("/campaigns/{id}/credentials", scope(Scope::CampaignsCreate), campaigns::credentials),
         live("/live/campaigns", scope(Scope::CampaignsRead), live::campaigns::list),
+        get("/audit", scope(Scope::AuditRead), audit::show),
         get("/budgets", scope(Scope::BudgetsRead), budgets::show),
         get("/sign-in", Access::Anyone, sign_in::show),
         post("/sign-in", Access::Anyone, sign_in::submit),

@@ -90,6 +90,11 @@ impl Visitor {
         if matches { Ok(()) } else { Err(PageError::stale_form()) }
     }
 
+    /// Whether the audit is theirs to read.
+    pub fn may_audit(&self) -> bool {
+        self.caller.may(orchestra_events::key::Scope::AuditRead)
+    }
+
     /// Whether they are still signed in; asked by streams, which outlive the request.
     pub fn still_here(&self, app: &crate::App) -> bool {
         match &self.cookie {

@@ -4,14 +4,16 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 
 use super::{failed, reader};
-use crate::envelope::{Position, StreamName};
-use crate::store::chain::Links;
-use crate::store::{MAX_PAGE_BYTES, StoreError};
+use crate::envelope::{Envelope, Position, Revision, StreamName};
+use crate::json::Json;
+use crate::store::chain::{Linked, Links};
+use crate::store::{MAX_PAGE_BYTES, StoreError, packing};
 
 /// How long a look waits for the writer's lock.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,6 +40,26 @@ pub struct Row {
 }
 
 impl Row {
+    /// The event in it. `None`: it does not read.
+    pub fn linked(&self) -> Option<Linked> {
+        let stream = self.stream.clone()?;
+        let meta = packing::unpack(&stream, &self.meta)?;
+        let event = Envelope {
+            id: meta.id,
+            kind: Arc::from(&*self.kind),
+            schema: meta.schema,
+            stream,
+            revision: Revision(self.revision),
+            position: Position(self.position),
+            time: meta.time,
+            actor: meta.actor,
+            correlation: meta.correlation,
+            causation: meta.causation,
+            data: Json::stored(&*self.data),
+        };
+        Some(Linked { event, links: self.links()? })
+    }
+
     /// Its links. `None`: there are not 64 bytes.
     pub fn links(&self) -> Option<Links> {
         reader::links_of(&self.links)
