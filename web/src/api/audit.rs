@@ -23,7 +23,7 @@ use super::csv;
 use super::query::Parameters;
 use super::resource::Usd;
 use crate::App;
-use crate::auth::{Caller, Who};
+use crate::auth::Caller;
 use crate::problem::{Problem, ProblemBody};
 
 /// Rows on a page when the caller does not say.
@@ -374,7 +374,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> 
 /// What is left to send of a whole list.
 struct Rest {
     app: web::Data<App>,
-    who: Who,
+    caller: Caller,
     filter: AuditFilter,
     /// `None`: the last page is on its way.
     next: Option<Option<Cursor>>,
@@ -398,7 +398,7 @@ async fn everything(
     };
     let next = first.next.map(Some);
     let ready = VecDeque::from([csv::line(COLUMNS).into(), lines(&caller, first)]);
-    let rest = Rest { app, who: caller.who.clone(), filter, next, ready, _permit: permit };
+    let rest = Rest { app, caller, filter, next, ready, _permit: permit };
     let pieces = stream::unfold(rest, move |mut rest| async move {
         loop {
             if let Some(ready) = rest.ready.pop_front() {
@@ -409,7 +409,7 @@ async fn everything(
             }
             let cursor = rest.next.take()?;
             // A key that was revoked meanwhile reads no further.
-            let caller = rest.app.current(&rest.who)?;
+            let caller = rest.app.standing(&rest.caller)?;
             match page(&rest.app, &caller, rest.filter.clone(), cursor, MAX_PAGE).await {
                 Ok(page) => {
                     rest.next = page.next.map(Some);

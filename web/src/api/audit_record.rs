@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 
 use super::query::Parameters;
 use crate::App;
-use crate::auth::{Caller, Who};
+use crate::auth::Caller;
 use crate::problem::{Problem, ProblemBody};
 
 /// Checkpoints on a page when the caller does not say.
@@ -138,7 +138,7 @@ pub async fn sign(app: web::Data<App>, caller: Caller, request: HttpRequest) -> 
 struct Export {
     app: web::Data<App>,
     audit: Arc<dyn AuditService>,
-    who: Who,
+    caller: Caller,
     at: Position,
     head: Position,
     link: Digest,
@@ -148,7 +148,7 @@ struct Export {
 
 impl Export {
     async fn piece(&mut self) -> Result<Option<Bytes>, NotaryError> {
-        if self.ended || self.app.current(&self.who).is_none() {
+        if self.ended || self.app.standing(&self.caller).is_none() {
             return Ok(None);
         }
         if self.at >= self.head {
@@ -184,7 +184,7 @@ pub async fn export(app: web::Data<App>, caller: Caller, request: HttpRequest) -
     let header = Bytes::from(Header::new(log, audit.public_key()).line());
     let at = Position::START;
     let export =
-        Export { app, audit, who: caller.who.clone(), at, head, link: Digest::GENESIS, ended: false, _permit: permit };
+        Export { app, audit, caller, at, head, link: Digest::GENESIS, ended: false, _permit: permit };
     let lines = stream::unfold(export, |mut export| async move {
         let piece = match export.piece().await {
             Ok(piece) => Ok(piece?),

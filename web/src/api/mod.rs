@@ -14,6 +14,7 @@ pub mod error_pages;
 pub mod events;
 pub mod fields;
 pub mod health;
+pub mod keys;
 pub mod openapi;
 pub mod payload;
 pub mod query;

@@ -30,7 +30,7 @@ use orchestra_events::store::{Direction, MAX_PAGE};
 use orchestra_events::task::event::{CredentialKind, SCHEMA};
 use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
 use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, NewEvent, Revision, StreamName, TaskId};
-use orchestra_web::auth::{KeyRing, Who, ensure_admin_key, issue_key, revoke_key};
+use orchestra_web::auth::{KeyRing, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
 use orchestra_web::{App, configure};
 use secrecy::ExposeSecret;
 use serde_json::Value;
@@ -214,7 +214,7 @@ pub struct Server {
     pub service: Arc<Service>,
     pub campaigns: Arc<Campaigns>,
     pub admin: String,
-    _stop: DropGuard,
+    stop: DropGuard,
     _folder: tempfile::TempDir,
 }
 
@@ -257,6 +257,11 @@ impl Answer {
 
 impl Server {
     pub async fn start() -> Self {
+        Self::start_with(|app| app).await
+    }
+
+    /// A server whose application was changed before it served anybody.
+    pub async fn start_with(change: impl FnOnce(App) -> App) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Arc::new(MemoryStore::new());
         let read = Arc::new(ReadModels::open(&folder.path().join("read.db")).expect("read models"));
@@ -277,9 +282,18 @@ impl Server {
         let signing = orchestra_events::audit::SigningKey::from_bytes(&[5; 32]);
         let notary = orchestra_actors::Notary::new(store.clone(), signing, "node-1", None).expect("a name");
         let app = App::new(service.clone(), campaigns.clone(), budgets, log, read, keys).with_audit(Arc::new(notary));
+        let app = change(app);
         let app = web::Data::new(app);
         let admin = admin.expose_secret().to_owned();
-        Self { app, store, service, campaigns, admin, _stop: cancel.drop_guard(), _folder: folder }
+        Self { app, store, service, campaigns, admin, stop: cancel.drop_guard(), _folder: folder }
+    }
+
+    /// Has uses of keys and refusals written down from now on.
+    pub fn write_down(&self) {
+        let log = || -> Arc<dyn EventStore> { self.store.clone() };
+        let stop = || self.stop.token().clone().cancelled_owned();
+        actix_web::rt::spawn(write_uses(Arc::clone(&self.app.keys), log(), stop()));
+        actix_web::rt::spawn(write_refusals(Arc::clone(&self.app.refusals), log(), stop()));
     }
 
     /// A new key, known to the ring.
@@ -401,6 +415,22 @@ impl Pieces {
             }
             None => false,
         }
+    }
+
+    /// A piece of it, whatever it is. `None`: it has ended.
+    pub async fn piece(&mut self) -> Option<()> {
+        self.more().await.then_some(())
+    }
+
+    /// Reads it to its end.
+    pub async fn end(mut self) {
+        while self.more().await {}
+    }
+
+    /// Whether it has ended by now.
+    pub async fn has_ended(&mut self) -> bool {
+        let next = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_next(context));
+        matches!(tokio::time::timeout(Duration::from_millis(50), next).await, Ok(None))
     }
 
     async fn until(&mut self, mark: &str) -> Option<String> {

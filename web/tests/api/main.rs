@@ -5,6 +5,7 @@ mod budgets;
 mod campaigns;
 mod documents;
 mod harness;
+mod keys;
 mod matrix;
 mod payload;
 mod streams;
