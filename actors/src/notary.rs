@@ -214,6 +214,7 @@ impl AuditService for Notary {
             correlation: None,
             causation: None,
             data: event.data().map_err(|error| NotaryError::Damaged(error.to_string()))?,
+            private: None,
         };
         // Whoever else signs for this node at the same moment signs something true as well.
         self.store.append(&self.stream, Expected::Any, vec![event]).await?;
@@ -275,6 +276,7 @@ mod tests {
             correlation: None,
             causation: None,
             data: RawValue::from_string(data.to_owned()).expect("JSON"),
+            private: None,
         };
         store.append(&"test-1".parse().expect("a name"), Expected::Any, vec![event]).await.expect("an append");
     }
@@ -346,6 +348,7 @@ mod tests {
                 correlation: event.correlation,
                 causation: event.causation,
                 data: RawValue::from_string(event.data.get().to_owned()).expect("JSON"),
+                private: None,
             };
             other.append(&event.stream, Expected::Any, vec![copy]).await.expect("an append");
         }

@@ -74,6 +74,9 @@ pub enum Audit {
         /// Where to write it; with the ending .zst it is compressed
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+        /// Leave the words out that may be erased: prompts, messages, outputs. Their seals stay
+        #[arg(long)]
+        without_content: bool,
         /// From a server, and not from the data folder of this machine
         #[arg(long)]
         online: bool,
@@ -125,14 +128,14 @@ impl Audit {
                 say(table(&rows).to_string());
                 Ok(ExitCode::SUCCESS)
             }
-            Self::Export { config, out, online, server } => {
+            Self::Export { config, out, without_content, online, server } => {
                 let mut file = create(&out)?;
                 let last = if online {
-                    server.client()?.download("/v1/audit/export", &mut file).await?;
+                    server.client()?.download(&format!("/v1/audit/export?content={}", !without_content), &mut file).await?;
                     None
                 } else {
                     let data = config.load(Vec::new())?.config.data_dir;
-                    Some(export(&data, &mut file)?)
+                    Some(export(&data, !without_content, &mut file)?)
                 };
                 file.finish()?;
                 match last {
@@ -263,7 +266,7 @@ fn open(path: &Path) -> anyhow::Result<Box<dyn BufRead + Send>> {
 }
 
 /// Writes the log of a data folder, beside a server that may have it open, and signs its end.
-fn export(data: &Path, out: &mut impl Write) -> anyhow::Result<Checkpoint> {
+fn export(data: &Path, content: bool, out: &mut impl Write) -> anyhow::Result<Checkpoint> {
     if !ServerKey::is_in(data) {
         bail!("{} has no server key to sign with: export from the server with --online", data.display());
     }
@@ -281,9 +284,12 @@ fn export(data: &Path, out: &mut impl Write) -> anyhow::Result<Checkpoint> {
         lines.clear();
         for row in &rows {
             let position = row.position;
-            let linked = row.linked().with_context(|| {
+            let mut linked = row.linked().with_context(|| {
                 format!("the event at position {position} does not read; `orchestra audit verify` says more")
             })?;
+            if !content {
+                linked.private = None;
+            }
             link = Some(linked.links.global);
             if log.is_none() {
                 log = Some(linked.links.global);
@@ -334,6 +340,9 @@ fn tell(report: &Report, pinned: bool, is_export: bool) -> ExitCode {
     let by = if keys.is_empty() { "nobody".to_owned() } else { keys.join(", ") };
     let signed = format!("{} checkpoints in the log and {} from elsewhere agree; signed by {by}", found.signed, found.given);
     say(signed);
+    if found.words + found.words_gone > 0 {
+        say(format!("{} events have the words that were sealed, of {} they are gone", found.words, found.words_gone));
+    }
     if found.not_checked > 0 {
         say(format!("{} checkpoints look too far back and were not compared", found.not_checked));
     }

@@ -180,10 +180,12 @@ pub fn act(envelope: &Envelope, key_team: impl FnOnce(KeyId) -> Option<String>) 
     let team = text(&said.team).or_else(in_stream).or_else(of_key).or_else(|| envelope.actor.team.clone());
     let route = said.method.as_ref().zip(said.route.as_ref()).map(|(method, route)| format!("{method} {route}"));
     let entered = said.operator.as_ref().zip(said.program.as_ref()).map(|(who, what)| format!("{who}: {what}"));
+    // Names of campaigns are words that may be forgotten; what is shown here is kept.
+    let kept = !matches!(stream.category(), "task" | "campaign");
     let about = route
         .or(entered)
         .or_else(|| text(&said.scope))
-        .or_else(|| text(&said.name))
+        .or_else(|| text(&said.name).filter(|_| kept))
         .or_else(|| said.position.filter(|_| stream.category() == "checkpoint").map(|at| format!("position {at}")));
     let outcome = match category {
         Category::Task => "queued".to_owned(),
@@ -234,6 +236,7 @@ mod tests {
             correlation: None,
             causation: None,
             data: Json::stored(data),
+            erased: false,
         }
     }
 
@@ -282,6 +285,8 @@ mod tests {
         assert_eq!((row.team.as_deref(), row.about.as_deref(), &*row.kind), (Some("api"), Some("ci"), "key-issued"));
         let retried = read("task-1", "queued", 9, ActorKind::Person, "{}").unwrap();
         assert_eq!((&*retried.kind, retried.team.as_deref()), ("retried", Some("own")));
+        let named = read("campaign-1", "campaign-created", 0, ActorKind::Person, r#"{"name":"secret plan"}"#).unwrap();
+        assert_eq!(named.about, None, "it may be erased, and this would stay");
         let odd = read("teapot-1", "tea-ordered", 0, ActorKind::Person, r#"{"name":7,"count":"many"}"#).unwrap();
         assert_eq!((odd.about, odd.count), (None, 1));
         let long = format!("{{\"name\":\"{}\"}}", "é".repeat(500));

@@ -10,7 +10,7 @@ use std::fmt;
 
 use super::checkpoint::{Checkpoint, PublicKey, SigningKeyId};
 use super::export::Header;
-use super::read::{Bad, Entry, Fact, Item};
+use super::read::{Bad, Entry, Fact, Item, Words};
 use crate::envelope::StreamName;
 use crate::store::chain::{Digest, Links, extend, extend_log};
 
@@ -156,6 +156,10 @@ pub struct Chain {
 pub struct Found {
     /// Events that verified.
     pub events: u64,
+    /// Of these, those with the words that were sealed.
+    pub words: u64,
+    /// Those whose words were erased, or left out of the export.
+    pub words_gone: u64,
     /// Checkpoints in the log that verified.
     pub signed: u64,
     /// Checkpoints from outside that verified.
@@ -240,6 +244,16 @@ impl Chain {
         while let Some(item) = items.next() {
             match item {
                 Item::Event(entry) if self.follows(&entry) => {
+                    match entry.words {
+                        Words::None => {}
+                        Words::Fit => self.found.words += 1,
+                        Words::Gone => self.found.words_gone += 1,
+                        Words::Wrong => {
+                            let event = Some((entry.stream.clone(), entry.revision));
+                            let detail = "its words are not those that were sealed";
+                            return Err(Break { event, ..broken(Kind::Altered, entry.position, detail) });
+                        }
+                    }
                     self.accept(&entry)?;
                     each(entry);
                 }

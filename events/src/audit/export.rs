@@ -5,6 +5,9 @@
 //! {"links":{"stream":"…","global":"…"},"event":{"id":"…","type":"…", … ,"data":{…}}}        once per event
 //! {"checkpoint":{"logId":"…","position":…,"globalLink":"…","time":"…", … ,"signature":"…"}}
 //! ```
+//! Of an event with words that may be forgotten, `data` is the part that stays, and before `event` stands
+//! `"seal":"…","salt":"…","words":{…}`: the seal for good, salt and words unless they were erased, or left out of the export.
+//!
 //! Every line ends in a line feed and has exactly one spelling: whoever reads one writes it again and compares, so that
 //! no byte of the file can change unseen. `data` stands there as it was appended, byte for byte; where that is not JSON
 //! on one line, it stands as a text under `text` instead.
@@ -22,7 +25,7 @@ pub const FORMAT: &str = "orchestra-audit-log";
 /// The version of the format.
 pub const VERSION: u32 = 1;
 /// Longest line, in bytes: an event's data is bounded, and each of its bytes becomes at most six.
-pub const MAX_LINE: usize = 6 * crate::store::MAX_EVENT_BYTES + 64 * 1024;
+pub const MAX_LINE: usize = 2 * 6 * crate::store::MAX_EVENT_BYTES + 64 * 1024;
 
 /// The first line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,14 +98,26 @@ fn json_line(value: &impl Serialize) -> Vec<u8> {
     line
 }
 
-/// Appends the line of an event.
+/// Appends the line of an event, with its words if there are any.
 pub fn write_event(out: &mut Vec<u8>, linked: &Linked) {
-    let Linked { event, links } = linked;
+    let Linked { event, links, seal, private } = linked;
     out.extend_from_slice(b"{\"links\":{\"stream\":\"");
     hex::put(out, &links.stream.0);
     out.extend_from_slice(b"\",\"global\":\"");
     hex::put(out, &links.global.0);
-    out.extend_from_slice(b"\"},\"event\":{\"id\":\"");
+    out.extend_from_slice(b"\"}");
+    if let Some(seal) = seal {
+        out.extend_from_slice(b",\"seal\":\"");
+        hex::put(out, &seal.0);
+        out.push(b'"');
+    }
+    if let Some(private) = private {
+        out.extend_from_slice(b",\"salt\":\"");
+        hex::put(out, &private.salt);
+        out.push(b'"');
+        put_json(out, ",\"words\":", ",\"wordsText\":", private.content.get());
+    }
+    out.extend_from_slice(b",\"event\":{\"id\":\"");
     put_uuid(out, event.id.0);
     out.extend_from_slice(b"\",\"type\":");
     put_text(out, &event.kind);
@@ -127,17 +142,18 @@ pub fn write_event(out: &mut Vec<u8>, linked: &Linked) {
         put_uuid(out, causation.0);
         out.push(b'"');
     }
-    put_data(out, event.data.get());
+    put_json(out, ",\"data\":", ",\"text\":", event.data.get());
     out.extend_from_slice(b"}}\n");
 }
 
-fn put_data(out: &mut Vec<u8>, data: &str) {
+/// Appends JSON as it is under the first name, or as a text under the second where it is none, or not on one line.
+fn put_json(out: &mut Vec<u8>, name: &str, name_of_text: &str, data: &str) {
     let whole = |data: &str| serde_json::from_str::<&RawValue>(data).is_ok_and(|json| json.get().len() == data.len());
     if !data.bytes().any(|byte| matches!(byte, b'\n' | b'\r')) && whole(data) {
-        out.extend_from_slice(b",\"data\":");
+        out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(data.as_bytes());
     } else {
-        out.extend_from_slice(b",\"text\":");
+        out.extend_from_slice(name_of_text.as_bytes());
         put_text(out, data);
     }
 }

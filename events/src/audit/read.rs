@@ -11,12 +11,12 @@ use std::sync::Arc;
 use super::checkpoint::{Checkpoint, CheckpointEvent};
 use super::export::{self, MAX_LINE, TRAILER_START, Trailer};
 use super::hex::Hex;
-use crate::envelope::{Actor, Envelope, Position, Revision, StreamName};
+use crate::envelope::{Actor, Envelope, Position, Private, Revision, StreamName};
 use crate::id::{CallId, EventId};
 use crate::json::Json;
 use crate::ledger::{Amount, LedgerEvent};
 use crate::money::NanoUsd;
-use crate::store::chain::{self, Digest, Linked, Links};
+use crate::store::chain::{self, Digest, Linked, Links, Seal};
 use crate::store::sqlite::offline::Row;
 use crate::task::TaskEvent;
 
@@ -55,8 +55,34 @@ pub struct Entry {
     pub body: Digest,
     /// The links that stand beside it.
     pub links: Links,
+    /// What became of its words.
+    pub words: Words,
     /// What it says about money or about the log itself.
     pub fact: Fact,
+}
+
+/// What became of the part of an event that may be forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Words {
+    /// It has none.
+    None,
+    /// They are those that were sealed.
+    Fit,
+    /// They were erased, or left out.
+    Gone,
+    /// They are others.
+    Wrong,
+}
+
+impl Words {
+    fn of(seal: Option<Seal>, private: Option<&Private>) -> Self {
+        match (seal, private) {
+            (None, None) => Self::None,
+            (Some(_), None) => Self::Gone,
+            (Some(sealed), Some(private)) if chain::seal(private) == sealed => Self::Fit,
+            (Some(_) | None, Some(_)) => Self::Wrong,
+        }
+    }
 }
 
 /// What an event says that is checked against other events.
@@ -92,6 +118,14 @@ struct LinksText {
 #[derive(Deserialize)]
 struct Line<'a> {
     links: LinksText,
+    #[serde(default)]
+    seal: Option<Hex<32>>,
+    #[serde(default)]
+    salt: Option<Hex<32>>,
+    #[serde(borrow, default)]
+    words: Option<&'a RawValue>,
+    #[serde(default, rename = "wordsText")]
+    words_text: Option<String>,
     #[serde(borrow)]
     event: Event<'a>,
 }
@@ -135,7 +169,10 @@ pub fn line(line: &[u8], scratch: &mut Vec<u8>) -> Item {
     let Ok(read) = serde_json::from_slice::<Line<'_>>(text) else {
         return bad("the line is not an event");
     };
-    let Line { links, event } = read;
+    let Line { links, seal, salt, words, words_text, event } = read;
+    let words = words.map(|words| Json::stored(words.get())).or_else(|| words_text.map(Json::stored));
+    let private = salt.zip(words).map(|(salt, content)| Private { salt: salt.0, content });
+    let seal = seal.map(Seal::from);
     let claimed = event.position;
     let data = match (event.data, event.text) {
         (Some(data), None) => Json::stored(data.get()),
@@ -155,7 +192,10 @@ pub fn line(line: &[u8], scratch: &mut Vec<u8>) -> Item {
             correlation: event.correlation,
             causation: event.causation,
             data,
+            erased: false,
         },
+        seal,
+        private,
         links: Links { stream: links.stream.into(), global: links.global.into() },
     };
     // There is one spelling: whatever else would read the same was not written by an export.
@@ -168,11 +208,12 @@ pub fn line(line: &[u8], scratch: &mut Vec<u8>) -> Item {
             position: Some(claimed),
         });
     }
-    let Linked { event, links } = linked;
+    let Linked { event, links, seal, private } = linked;
     Item::Event(Box::new(Entry {
         position: event.position.0,
         revision: event.revision.0,
-        body: chain::body(&event),
+        body: chain::body(&event, seal),
+        words: Words::of(seal, private.as_ref()),
         links,
         fact: fact(&event.stream, &event.kind, event.data.get()),
         stream: event.stream,
@@ -187,7 +228,8 @@ pub fn row(row: &Row) -> Item {
     Item::Event(Box::new(Entry {
         position: row.position,
         revision: row.revision,
-        body: chain::body_of(&stream, &row.kind, &row.meta, &row.data),
+        body: chain::body_of(&stream, &row.kind, &row.meta, &row.data, row.seal()),
+        words: Words::of(row.seal(), row.private().as_ref()),
         links,
         fact: fact(&stream, &row.kind, &row.data),
         stream,

@@ -142,6 +142,7 @@ struct Export {
     at: Position,
     head: Position,
     link: Digest,
+    content: bool,
     ended: bool,
     _permit: tokio::sync::OwnedSemaphorePermit,
 }
@@ -157,12 +158,15 @@ impl Export {
             return Ok(Some(Trailer { checkpoint }.line().into()));
         }
         let wanted = usize::try_from(self.head.0 - self.at.0).unwrap_or(EXPORT_PAGE).min(EXPORT_PAGE);
-        let events = self.audit.links(self.at, wanted).await?;
+        let mut events = self.audit.links(self.at, wanted).await?;
         let Some(last) = events.last() else {
             return Err(NotaryError::Damaged(format!("no event follows position {}", self.at.0)));
         };
         (self.at, self.link) = (last.event.position, last.links.global);
         let mut lines = Vec::new();
+        if !self.content {
+            events.iter_mut().for_each(|linked| linked.private = None);
+        }
         events.iter().for_each(|linked| write_event(&mut lines, linked));
         Ok(Some(lines.into()))
     }
@@ -173,10 +177,13 @@ impl Export {
 /// One line of JSON per event, with a header and a signed end; every team's events, up to where the log is when this is
 /// asked.
 #[utoipa::path(get, path = "/v1/audit/export", tag = "audit", operation_id = "exportAudit",
+    params(("content" = Option<bool>, Query, description = "`false` leaves out the words that may be erased")),
     responses((status = 200, description = "The log", content((String = "application/x-ndjson")))))]
 pub async fn export(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
     caller.require(Scope::Admin)?;
-    Parameters::of(&request)?.finish()?;
+    let mut query = Parameters::of(&request)?;
+    let content = query.parsed::<bool>("content", "true or false").unwrap_or(true);
+    query.finish()?;
     let audit = Arc::clone(service(&app)?);
     let permit = app.stream_permit()?;
     let head = app.store.head().await?;
@@ -184,7 +191,7 @@ pub async fn export(app: web::Data<App>, caller: Caller, request: HttpRequest) -
     let header = Bytes::from(Header::new(log, audit.public_key()).line());
     let at = Position::START;
     let export =
-        Export { app, audit, caller, at, head, link: Digest::GENESIS, ended: false, _permit: permit };
+        Export { app, audit, caller, at, head, link: Digest::GENESIS, content, ended: false, _permit: permit };
     let lines = stream::unfold(export, |mut export| async move {
         let piece = match export.piece().await {
             Ok(piece) => Ok(piece?),

@@ -8,6 +8,8 @@ mod harness;
 mod keys;
 mod matrix;
 mod payload;
+mod people;
+mod security;
 mod streams;
 mod tasks;
 mod usage;

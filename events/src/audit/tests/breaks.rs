@@ -42,6 +42,34 @@ fn each_kind_is_told_apart() {
     );
 }
 
+#[test]
+fn erased_words_leave_their_seal_and_other_words_do_not_fit_it() {
+    let log = sample(60);
+    let good = check(&log.lines(&key()), &pinned());
+    assert!(good.found.words > 5 && good.found.words_gone == 0, "{good:?}");
+    let mut erased = log.clone();
+    erased.events[20].private = None;
+    let report = check(&erased.lines(&key()), &pinned());
+    assert!(report.holds(), "{report:?}");
+    assert_eq!((report.found.words, report.found.words_gone), (good.found.words - 1, 1));
+    let mut none = log.clone();
+    none.events.iter_mut().for_each(|linked| linked.private = None);
+    assert!(check(&none.lines(&key()), &pinned()).holds());
+
+    let mut other = log.clone();
+    other.events[20].private.as_mut().unwrap().content = Json::stored("{\"words\":\"others\"}");
+    assert_eq!(found(&other.lines(&key()), &pinned()), (Kind::Altered, 21, 21));
+    let mut salted = log.clone();
+    salted.events[20].private.as_mut().unwrap().salt[0] ^= 1;
+    assert_eq!(found(&salted.lines(&key()), &pinned()), (Kind::Altered, 21, 21));
+    let mut unsealed = log.clone();
+    unsealed.events[20].seal = None;
+    assert_eq!(found(&unsealed.lines(&key()), &pinned()), (Kind::Altered, 21, 21));
+    let mut foisted = log.clone();
+    foisted.events[21].private = log.events[20].private.clone();
+    assert_eq!(found(&foisted.lines(&key()), &pinned()), (Kind::Altered, 22, 22));
+}
+
 /// How many events a sample has above sixty.
 fn extra(log: &Log) -> u64 {
     log.events.len() as u64 - 60

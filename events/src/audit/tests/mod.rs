@@ -14,14 +14,14 @@ use super::checkpoint::{self, Checkpoint, CheckpointEvent, PublicKey, Statement}
 use super::export::{Header, Trailer, write_event};
 use super::hex::Hex;
 use super::{Report, SigningKey, Trust, verify};
-use crate::envelope::{Actor, ActorKind, Envelope, Origin, Position, Revision, StreamName};
+use crate::envelope::{Actor, ActorKind, Envelope, Origin, Position, Private, Revision, StreamName};
 use crate::failure::FailureCode;
 use crate::id::{CallId, EventId, TaskId};
 use crate::json::Json;
 use crate::ledger::event::{Amount, Cap, LedgerEvent, Refunded, Reserved, Settled};
 use crate::ledger::scope::Path;
 use crate::money::NanoUsd;
-use crate::store::chain::{Digest, Linked, body, extend};
+use crate::store::chain::{Digest, Linked, body, extend, seal};
 use crate::task::TaskEvent;
 use crate::task::conversation::Usage;
 
@@ -109,9 +109,16 @@ impl Log {
             correlation: (position % 3 == 0).then(|| stream.clone()),
             causation: (position % 4 == 0).then(|| EventId(Uuid::from_u128(u128::from(position) << 64))),
             data: Json::stored(data),
+            erased: false,
         };
-        let links = extend(in_stream, in_log, body(&event));
-        self.events.push(Linked { event, links });
+        // Some have words that may be forgotten.
+        let private = (position % 7 == 0).then(|| Private {
+            salt: [u8::try_from(position % 251).unwrap(); 32],
+            content: Json::stored(format!("{{\"words\":\"of {position}\"}}")),
+        });
+        let seal = private.as_ref().map(seal);
+        let links = extend(in_stream, in_log, body(&event, seal));
+        self.events.push(Linked { event, links, seal, private });
         position
     }
 
@@ -159,8 +166,9 @@ impl Log {
             let (revision, in_stream, in_log) = self.head(&event.stream);
             event.revision = Revision(revision);
             event.position = Position(self.events.len() as u64 + 1);
-            let links = extend(in_stream, in_log, body(&event));
-            self.events.push(Linked { event, links });
+            let Linked { seal, private, .. } = linked;
+            let links = extend(in_stream, in_log, body(&event, seal));
+            self.events.push(Linked { event, links, seal, private });
         }
     }
 
@@ -301,6 +309,6 @@ fn a_line_means_what_the_store_has() {
             assert_eq!(values[0], values[1]);
             event.data = linked.event.data.clone();
         }
-        assert_eq!(body(&event), body(&linked.event), "{}", String::from_utf8_lossy(&line));
+        assert_eq!(body(&event, linked.seal), body(&linked.event, linked.seal), "{}", String::from_utf8_lossy(&line));
     }
 }

@@ -10,9 +10,9 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 
 use super::{failed, reader};
-use crate::envelope::{Envelope, Position, Revision, StreamName};
+use crate::envelope::{Envelope, Position, Private, Revision, StreamName};
 use crate::json::Json;
-use crate::store::chain::{Linked, Links};
+use crate::store::chain::{Digest, Linked, Links, Seal};
 use crate::store::{MAX_PAGE_BYTES, StoreError, packing};
 
 /// How long a look waits for the writer's lock.
@@ -35,8 +35,12 @@ pub struct Row {
     pub meta: Vec<u8>,
     /// The bytes of its two links.
     pub links: Vec<u8>,
-    /// Its data.
+    /// Its data, without the words that may be forgotten.
     pub data: String,
+    /// The bytes of its seal, if it has one.
+    pub seal: Option<Vec<u8>>,
+    /// The bytes of its salt and its words, unless they were erased.
+    pub words: Option<(Vec<u8>, String)>,
 }
 
 impl Row {
@@ -56,8 +60,21 @@ impl Row {
             correlation: meta.correlation,
             causation: meta.causation,
             data: Json::stored(&*self.data),
+            erased: self.seal.is_some() && self.words.is_none(),
         };
-        Some(Linked { event, links: self.links()? })
+        Some(Linked { event, links: self.links()?, seal: self.seal(), private: self.private() })
+    }
+
+    /// Its seal. What is no seal is one that nothing fits.
+    pub fn seal(&self) -> Option<Seal> {
+        self.seal.as_ref().map(|seal| Digest(seal.as_slice().try_into().unwrap_or([0; 32])))
+    }
+
+    /// Its words. A salt of another length is one that fits no seal.
+    pub fn private(&self) -> Option<Private> {
+        let (salt, content) = self.words.as_ref()?;
+        let salt = salt.as_slice().try_into().unwrap_or([0; 32]);
+        Some(Private { salt, content: Json::stored(&**content) })
     }
 
     /// Its links. `None`: there are not 64 bytes.
@@ -103,8 +120,9 @@ impl Snapshot {
 
     fn read(&mut self, after: Position, head: Position, limit: usize) -> rusqlite::Result<Vec<Row>> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT position, revision, stream_id, type, meta, links, data FROM events
-             WHERE position > ?1 AND position <= ?2 ORDER BY position LIMIT ?3",
+            "SELECT e.position, e.revision, e.stream_id, e.type, e.meta, e.links, e.data, e.seal, c.salt, c.content
+             FROM events e LEFT JOIN contents c ON c.position = iif(e.seal IS NULL, NULL, e.position)
+             WHERE e.position > ?1 AND e.position <= ?2 ORDER BY e.position LIMIT ?3",
         )?;
         let mut found = statement.query(params![after.0, head.0, limit])?;
         let mut rows = Vec::with_capacity(limit);
@@ -115,7 +133,10 @@ impl Snapshot {
             let blob = |column| row.get_ref(column).map(|value| value.as_blob().unwrap_or_default().to_vec());
             let id = row.get(2)?;
             let data = text(6)?;
-            bytes += data.len();
+            let there = |column| Ok::<_, rusqlite::Error>(row.get_ref(column)? != rusqlite::types::ValueRef::Null);
+            let seal = if there(7)? { Some(blob(7)?) } else { None };
+            let words = if there(8)? || there(9)? { Some((blob(8)?, text(9)?)) } else { None };
+            bytes += data.len() + words.as_ref().map_or(0, |(_, words)| words.len());
             rows.push(Row {
                 position: row.get(0)?,
                 revision: row.get(1)?,
@@ -124,6 +145,8 @@ impl Snapshot {
                 meta: blob(4)?,
                 links: blob(5)?,
                 data,
+                seal,
+                words,
             });
             if bytes > MAX_PAGE_BYTES {
                 break;
