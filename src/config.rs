@@ -551,7 +551,8 @@ impl Config {
         parse_bytes(&self.cache.setups_max_size).with_context(within("cache.setups_max_size"))?;
         parse_duration(&self.cache.setups_max_age).with_context(within("cache.setups_max_age"))?;
         let setup = parse_duration(&self.sandbox.setup_timeout).with_context(within("sandbox.setup_timeout"))?;
-        let signed = parse_duration(&self.audit.checkpoint_interval).with_context(within("audit.checkpoint_interval"))?;
+        let signed =
+            parse_duration(&self.audit.checkpoint_interval).with_context(within("audit.checkpoint_interval"))?;
         self.proxies()?;
         self.allowed_models()?;
         self.commits.rules()?;

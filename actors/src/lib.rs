@@ -32,8 +32,8 @@ pub mod workshop;
 
 pub use campaign::service::CampaignService;
 pub use erasure::{ErasureMarks, Retention};
-pub use notary::{AuditService, Notary, NotaryError};
 pub use ledger::{LedgerError, Ledgers, Settlement};
+pub use notary::{AuditService, Notary, NotaryError};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;
 pub use service::{

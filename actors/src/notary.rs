@@ -15,9 +15,7 @@ use orchestra_events::audit::hex::Hex;
 use orchestra_events::audit::{SigningKey, key_id};
 use orchestra_events::store::chain::Digest;
 use orchestra_events::store::{Linked, LinkedLog};
-use orchestra_events::{
-    Actor, Direction, EventId, Expected, NewEvent, Position, Revision, StoreError, StreamName,
-};
+use orchestra_events::{Actor, Direction, EventId, Expected, NewEvent, Position, Revision, StoreError, StreamName};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
@@ -105,7 +103,11 @@ impl Notary {
     async fn link_at(&self, position: Position) -> Result<Option<Digest>, StoreError> {
         let Some(before) = position.0.checked_sub(1) else { return Ok(None) };
         let found = self.store.read_links(Position(before), 1).await?;
-        Ok(found.into_iter().next().filter(|linked| linked.event.position == position).map(|linked| linked.links.global))
+        Ok(found
+            .into_iter()
+            .next()
+            .filter(|linked| linked.event.position == position)
+            .map(|linked| linked.links.global))
     }
 
     async fn statement(&self, position: Position, link: Digest) -> Result<Statement, NotaryError> {
@@ -250,10 +252,7 @@ impl AuditService for Notary {
     }
 
     async fn log_id(&self) -> Result<Digest, NotaryError> {
-        self.log
-            .get_or_try_init(|| async { self.link_at(Position(1)).await?.ok_or(NotaryError::Empty) })
-            .await
-            .copied()
+        self.log.get_or_try_init(|| async { self.link_at(Position(1)).await?.ok_or(NotaryError::Empty) }).await.copied()
     }
 }
 

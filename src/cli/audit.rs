@@ -131,7 +131,10 @@ impl Audit {
             Self::Export { config, out, without_content, online, server } => {
                 let mut file = create(&out)?;
                 let last = if online {
-                    server.client()?.download(&format!("/v1/audit/export?content={}", !without_content), &mut file).await?;
+                    server
+                        .client()?
+                        .download(&format!("/v1/audit/export?content={}", !without_content), &mut file)
+                        .await?;
                     None
                 } else {
                     let data = config.load(Vec::new())?.config.data_dir;
@@ -338,7 +341,8 @@ fn tell(report: &Report, pinned: bool, is_export: bool) -> ExitCode {
     say(format!("{} events verified, up to position {}, link {}", found.events, report.position, report.link));
     let keys: Vec<_> = found.keys.iter().map(ToString::to_string).collect();
     let by = if keys.is_empty() { "nobody".to_owned() } else { keys.join(", ") };
-    let signed = format!("{} checkpoints in the log and {} from elsewhere agree; signed by {by}", found.signed, found.given);
+    let signed =
+        format!("{} checkpoints in the log and {} from elsewhere agree; signed by {by}", found.signed, found.given);
     say(signed);
     if found.words + found.words_gone > 0 {
         say(format!("{} events have the words that were sealed, of {} they are gone", found.words, found.words_gone));
@@ -369,8 +373,10 @@ fn tell(report: &Report, pinned: bool, is_export: bool) -> ExitCode {
         say(format!("BROKEN: {broken}"));
     }
     if !pinned {
-        say("No public key and no checkpoint from elsewhere was given: who holds the server's machine can have written all \
-             of this anew. Give --public-key or --checkpoint to exclude that.");
+        say(
+            "No public key and no checkpoint from elsewhere was given: who holds the server's machine can have written all \
+             of this anew. Give --public-key or --checkpoint to exclude that.",
+        );
     }
     if !is_export && found.given == 0 {
         say("That nothing is missing at the end of a database only a checkpoint from elsewhere shows.");

@@ -278,7 +278,8 @@ mod tests {
             (row.team.as_deref(), row.about.as_deref(), &*row.outcome, row.count),
             (Some("web"), Some("POST /v1/tasks"), "forbidden", 3)
         );
-        let set = read("ledger-web", "budget-set", 0, ActorKind::ApiKey, r#"{"scope":"team:web","budget":{}}"#).unwrap();
+        let set =
+            read("ledger-web", "budget-set", 0, ActorKind::ApiKey, r#"{"scope":"team:web","budget":{}}"#).unwrap();
         assert_eq!((set.team.as_deref(), set.about.as_deref()), (Some("web"), Some("team:web")));
         let issued = r#"{"name":"ci\u0007","team":"api","scopes":["admin"]}"#;
         let row = read("key-1", "key-issued", 0, ActorKind::ApiKey, issued).unwrap();

@@ -159,9 +159,7 @@ impl Books {
             Fact::Ledger(event) => {
                 let (audit, last) = self.ledgers.entry(entry.stream.clone()).or_default();
                 *last = position;
-                audit
-                    .take(event)
-                    .map_err(|violation| Fault::Ledger { ledger: entry.stream.clone(), violation })?;
+                audit.take(event).map_err(|violation| Fault::Ledger { ledger: entry.stream.clone(), violation })?;
                 match &**event {
                     LedgerEvent::Settled(event) => {
                         self.settle(event.call, Told { task: event.task, amount: event.amount(), position })

@@ -93,12 +93,9 @@ impl fmt::Display for Break {
             Kind::OtherKey | Kind::BadSignature => {
                 write!(f, "; what is signed by the trusted key ends at position {}", self.vouched)
             }
-            Kind::Altered
-            | Kind::Dropped
-            | Kind::Inserted
-            | Kind::Reordered
-            | Kind::Truncated
-            | Kind::Rewritten => Ok(()),
+            Kind::Altered | Kind::Dropped | Kind::Inserted | Kind::Reordered | Kind::Truncated | Kind::Rewritten => {
+                Ok(())
+            }
         }
     }
 }
@@ -180,7 +177,11 @@ impl Chain {
         for checkpoint in &trust.checkpoints {
             let place = checkpoint.position;
             if checkpoint.verify().is_err() {
-                return Err(broken(Kind::BadSignature, place, "the signature of a checkpoint that was given is not its key's"));
+                return Err(broken(
+                    Kind::BadSignature,
+                    place,
+                    "the signature of a checkpoint that was given is not its key's",
+                ));
             }
             if !trusted.contains(&checkpoint.public_key) {
                 let detail = format!("a checkpoint that was given is signed by {}", checkpoint.key_id);
@@ -207,7 +208,11 @@ impl Chain {
     pub fn with_header(trust: &Trust, header: Option<Header>) -> Result<Self, Break> {
         let mut chain = Self::new(trust)?;
         let Some(header) = header else {
-            return Err(broken(Kind::Altered, 0, "the first line is not the header of an export, or not spelled as one"));
+            return Err(broken(
+                Kind::Altered,
+                0,
+                "the first line is not the header of an export, or not spelled as one",
+            ));
         };
         if !chain.trusted.is_empty() && !chain.trusted.contains(&header.public_key) {
             let detail = format!("the export names the key {}, which is not the one that is trusted", header.key_id);
@@ -236,11 +241,7 @@ impl Chain {
         self.steps(items, each).map_err(|broken| Break { vouched: self.vouched, ..broken })
     }
 
-    fn steps(
-        &mut self,
-        items: &mut dyn Iterator<Item = Item>,
-        each: &mut dyn FnMut(Box<Entry>),
-    ) -> Result<(), Break> {
+    fn steps(&mut self, items: &mut dyn Iterator<Item = Item>, each: &mut dyn FnMut(Box<Entry>)) -> Result<(), Break> {
         while let Some(item) = items.next() {
             match item {
                 Item::Event(entry) if self.follows(&entry) => {
@@ -324,12 +325,9 @@ impl Chain {
         }
         match &entry.fact {
             Fact::Checkpoint(checkpoint) => self.signed(checkpoint, entry),
-            Fact::None
-            | Fact::Ledger(_)
-            | Fact::Charged { .. }
-            | Fact::Refunded(_)
-            | Fact::Over(_)
-            | Fact::Odd => Ok(()),
+            Fact::None | Fact::Ledger(_) | Fact::Charged { .. } | Fact::Refunded(_) | Fact::Over(_) | Fact::Odd => {
+                Ok(())
+            }
         }
     }
 
@@ -339,7 +337,8 @@ impl Chain {
             return Ok(());
         }
         // A header that names the log that was signed shows that the events are another one's.
-        let header_too = self.vouched == 0 && self.header.as_ref().is_some_and(|header| header.log_id != checkpoint.log_id);
+        let header_too =
+            self.vouched == 0 && self.header.as_ref().is_some_and(|header| header.log_id != checkpoint.log_id);
         Err(Break {
             kind: Kind::Rewritten,
             from: if header_too { 0 } else { self.vouched + 1 },

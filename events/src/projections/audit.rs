@@ -221,7 +221,8 @@ fn insert(
             .exists([&envelope.actor.id, team])?,
         None => false,
     };
-    let repos: Vec<_> = spec.map(|spec| spec.targets().into_iter().map(|target| target.repo).collect()).unwrap_or_default();
+    let repos: Vec<_> =
+        spec.map(|spec| spec.targets().into_iter().map(|target| target.repo).collect()).unwrap_or_default();
     let names: Vec<_> = repos.iter().map(ToString::to_string).collect();
     let inserted = transaction
         .prepare_cached(
@@ -262,8 +263,7 @@ fn insert(
 
 /// Writes down where the tasks of a batch stand now.
 pub(super) fn save(transaction: &Transaction<'_>, open: &OpenTasks) -> Result<(), rusqlite::Error> {
-    let mut statement =
-        transaction.prepare_cached("UPDATE audit SET outcome = ?2 WHERE id = ?1 AND outcome <> ?2")?;
+    let mut statement = transaction.prepare_cached("UPDATE audit SET outcome = ?2 WHERE id = ?1 AND outcome <> ?2")?;
     for task in open.all() {
         statement.execute((task.id.uuid().as_bytes(), task.status.as_str()))?;
     }
@@ -320,9 +320,7 @@ impl Way {
             (None, Some((value, clause, _, index))) => Self::by(index, vec![clause], vec![value]),
             (Some(team), None) => Self::by("audit_by_team", vec!["a.team ="], vec![text(team)]),
             (None, None) => match filter.category {
-                Some(category) => {
-                    Self::by("audit_by_category", vec!["a.category ="], vec![text(category.as_str())])
-                }
+                Some(category) => Self::by("audit_by_category", vec!["a.category ="], vec![text(category.as_str())]),
                 None => Self::by("audit_by_time", Vec::new(), Vec::new()),
             },
         }

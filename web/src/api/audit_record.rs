@@ -190,8 +190,7 @@ pub async fn export(app: web::Data<App>, caller: Caller, request: HttpRequest) -
     let log = audit.log_id().await.map_err(problem)?;
     let header = Bytes::from(Header::new(log, audit.public_key()).line());
     let at = Position::START;
-    let export =
-        Export { app, audit, caller, at, head, link: Digest::GENESIS, content, ended: false, _permit: permit };
+    let export = Export { app, audit, caller, at, head, link: Digest::GENESIS, content, ended: false, _permit: permit };
     let lines = stream::unfold(export, |mut export| async move {
         let piece = match export.piece().await {
             Ok(piece) => Ok(piece?),

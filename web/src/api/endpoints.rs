@@ -5,9 +5,7 @@ use actix_web::http::Method;
 use actix_web::{Route, web};
 use orchestra_events::key::Scope;
 
-use super::{
-    audit, audit_record, budgets, campaigns, docs, events, health, keys, openapi, task_actions, tasks, usage,
-};
+use super::{audit, audit_record, budgets, campaigns, docs, events, health, keys, openapi, task_actions, tasks, usage};
 use crate::pages;
 use crate::routes::Surface;
 pub use crate::routes::{Access, Endpoint};

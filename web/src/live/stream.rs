@@ -16,8 +16,8 @@ use orchestra_actors::Delta;
 use orchestra_events::subscription::{Delivery, Subscription};
 use orchestra_events::task::TaskEvent;
 use orchestra_events::{Envelope, TaskId};
-use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::frames::Format;

@@ -163,7 +163,8 @@ impl AuditPage {
             Category::Act => "Acts",
             Category::Refusal => "Refused acts",
         };
-        let further = [&query.team, &query.project, &query.actor, &query.model, &query.outcome, &query.kind, &query.task];
+        let further =
+            [&query.team, &query.project, &query.actor, &query.model, &query.outcome, &query.kind, &query.task];
         Self {
             shell: Shell::of(visitor),
             categories: Category::ALL

@@ -130,7 +130,7 @@ impl Visitor {
 
     /// Whether the audit is theirs to read.
     pub fn may_audit(&self) -> bool {
-        self.caller.may(orchestra_events::key::Scope::AuditRead)
+        self.caller.may(Scope::AuditRead)
     }
 
     /// Whether they are still signed in, with the rights that they had; asked by streams, which outlive the request.

@@ -76,8 +76,8 @@ pub(super) fn call(number: u128) -> CallId {
 impl Log {
     fn head(&self, stream: &StreamName) -> (u64, Digest, Digest) {
         let of_stream = self.events.iter().rev().find(|linked| linked.event.stream == *stream);
-        let (revision, link) = of_stream
-            .map_or((0, Digest::GENESIS), |linked| (linked.event.revision.0 + 1, linked.links.stream));
+        let (revision, link) =
+            of_stream.map_or((0, Digest::GENESIS), |linked| (linked.event.revision.0 + 1, linked.links.stream));
         (revision, link, self.events.last().map_or(Digest::GENESIS, |linked| linked.links.global))
     }
 
