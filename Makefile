@@ -106,6 +106,7 @@ unit: build-tools ## The tests that need neither root nor an image
 .PHONY: browser
 browser: test-build browser-tools ## The dashboard in a headless browser
 	@node $(BROWSER)/run.mjs target/debug/examples/dashboard target/browser
+	@node $(BROWSER)/sign-in.mjs target/debug/orchestra target/debug/examples/identity target/browser
 
 .PHONY: bench
 bench: image ## Every benchmark, as tables (release profile)

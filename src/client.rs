@@ -103,6 +103,11 @@ impl Client {
         Ok(serde_json::from_slice(&self.send(self.request(Method::PUT, path).json(body)).await?)?)
     }
 
+    /// PATCHes JSON; answers JSON.
+    pub async fn patch(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        Ok(serde_json::from_slice(&self.send(self.request(Method::PATCH, path).json(body)).await?)?)
+    }
+
     /// DELETEs. There is nothing to answer.
     pub async fn delete(&self, path: &str) -> anyhow::Result<()> {
         self.send(self.request(Method::DELETE, path)).await.map(drop)

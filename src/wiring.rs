@@ -17,13 +17,14 @@ use orchestra_actors::speech::Speech;
 use orchestra_actors::usage::Totals;
 use orchestra_actors::workshop::egress::EgressDesk;
 use orchestra_actors::workshop::{SetupRules, Setups, Workshop};
-use orchestra_actors::{AuditService as _, Capacity, Defaults, ErasureMarks, Notary, Orchestra};
+use orchestra_actors::{AuditService as _, Capacity, Defaults, ErasureMarks, Notary, Orchestra, Webhooks};
 use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
 use orchestra_events::projections::ReadModels;
 use orchestra_events::store::sqlite::SqliteStore;
 use orchestra_events::task::event::Attempts;
 use orchestra_events::{Actor, EventStore, KeyId, SandboxId};
+use orchestra_runtime::egress::SystemResolver;
 use orchestra_runtime::forge::Forges;
 use orchestra_runtime::gateway::Gateway;
 use orchestra_runtime::git::{CacheLimits, Git, GitConfig};
@@ -58,6 +59,7 @@ pub struct Server {
     pub address: SocketAddr,
     /// The actors.
     pub orchestra: Arc<Orchestra>,
+    webhooks: Arc<Webhooks>,
     /// What the handlers share.
     pub app: web::Data<App>,
     /// The admin key, when this was the first start.
@@ -120,6 +122,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         },
     );
     orchestra.limit_tasks(Arc::new(config.open_tasks(Arc::clone(&keys))));
+    let server_key = Arc::new(ServerKey::open(data).context("cannot use the server's key")?);
+    let rules = config.webhooks.rules()?;
+    let webhooks = Webhooks::start(Arc::clone(&store), Arc::clone(&server_key), Arc::new(SystemResolver), rules);
     let listener = TcpListener::bind(&config.listen)
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
@@ -130,6 +135,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         .with_audit(Arc::clone(&notary) as _)
         .with_people(sessions, config.people(&public_url)?)
         .reached(Transport::of(&public_url))
+        .with_webhooks(Arc::clone(&webhooks) as _)
         .behind(config.proxies()?)
         .limited(auth::Limits::new(config.rates()));
     let refusals = Arc::clone(&app.refusals);
@@ -154,13 +160,14 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     // Beside everything else: a task that needs one of them before waits for its pull.
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { images.pull_all().await }));
     let resumed = orchestra.resume().await.context("cannot take up the open tasks")?;
+    webhooks.resume().await.context("cannot take up the webhooks")?;
     let forgetting = Arc::clone(&orchestra);
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { forgetting.keep_forgetting().await }));
     tracing::info!(%address, resumed, "serving");
     // The first turn comes at once: what was signed last is looked at before anything goes on.
     let interval = parse_duration(&config.audit.checkpoint_interval)?;
     actix_web::rt::spawn(Arc::clone(&notary).at_intervals(interval, cancel.clone().cancelled_owned()));
-    Ok(Server { address, orchestra, app, admin_key, notary, public_url, handle, serving, cancel })
+    Ok(Server { address, orchestra, webhooks, app, admin_key, notary, public_url, handle, serving, cancel })
 }
 
 async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Workshop> {
@@ -298,6 +305,8 @@ impl Server {
         self.handle.stop(true).await;
         self.serving.await.context("the web server died")??;
         self.orchestra.stop().await;
+        // Last: what the others wrote on their way out is told too, or at the next start.
+        self.webhooks.stop().await;
         Ok(())
     }
 }

@@ -27,3 +27,4 @@ mod repos;
 mod secrets;
 mod setup;
 mod templates;
+mod webhooks;

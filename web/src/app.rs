@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
-use orchestra_actors::{AuditService, BudgetService, CampaignService, TaskService};
+use orchestra_actors::{AuditService, BudgetService, CampaignService, TaskService, WebhookService};
 use orchestra_events::projections::ReadModels;
 use orchestra_events::session::{Holder, Session};
 use orchestra_events::{EventStore, SessionId};
@@ -30,6 +30,8 @@ pub struct App {
     pub campaigns: Arc<dyn CampaignService>,
     /// What can be asked of budgets.
     pub budgets: Arc<dyn BudgetService>,
+    /// What can be asked of webhooks, where there are any.
+    pub webhooks: Option<Arc<dyn WebhookService>>,
     /// The record itself: who signs it and gives it out. Absent only where a test needs none.
     pub audit: Option<Arc<dyn AuditService>>,
     /// The log.
@@ -72,6 +74,7 @@ impl App {
             tasks,
             campaigns,
             budgets,
+            webhooks: None,
             audit: None,
             store,
             read,
@@ -114,6 +117,18 @@ impl App {
     pub fn reached(mut self, transport: Transport) -> Self {
         self.transport = transport;
         self
+    }
+
+    /// The same application, with webhooks.
+    #[must_use]
+    pub fn with_webhooks(mut self, webhooks: Arc<dyn WebhookService>) -> Self {
+        self.webhooks = Some(webhooks);
+        self
+    }
+
+    /// What can be asked of webhooks.
+    pub fn webhooks(&self) -> Result<&dyn WebhookService, Problem> {
+        self.webhooks.as_deref().ok_or_else(Problem::no_webhooks)
     }
 
     /// The same application, behind these proxies.

@@ -19,7 +19,9 @@ use orchestra_events::task::{Command, TaskEvent};
 use orchestra_events::{Actor, EventStore as _, StreamName, TaskId};
 use orchestra_web::headers::CONTENT_SECURITY_POLICY;
 use orchestra_web::pages::sample::HOSTILE;
-use orchestra_web::pages::{audit, budgets, campaigns, docs, error, sign_in, task, tasks};
+use orchestra_web::pages::{
+    audit, budgets, campaigns, docs, error, keys, people, sign_in, task, tasks, webhooks,
+};
 use scripted::World;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
@@ -92,12 +94,18 @@ fn every_template_renders_every_sample() {
         all(task::TaskPage::samples()),
         all(task::DiffPage::samples()),
         all(sign_in::SignInPage::samples()),
+        all(sign_in::OnwardPage::samples()),
+        all(people::PeoplePage::samples()),
+        all(keys::KeysPage::samples()),
+        all(keys::KeyShownPage::samples()),
         all(error::MessagePage::samples()),
         all(docs::DocPage::samples()),
         all(audit::AuditPage::samples()),
         all(budgets::BudgetsPage::samples()),
         all(campaigns::CampaignsPage::samples()),
         all(campaigns::CampaignPage::samples()),
+        all(webhooks::WebhooksPage::samples()),
+        all(webhooks::WebhookPage::samples()),
     ];
     for html in pages.iter().flatten() {
         assert!(html.starts_with("<!doctype html>") && html.contains("<h1") && html.contains("</html>"), "{html}");

@@ -4,6 +4,8 @@
 mod budgets;
 #[path = "../support/campaigns.rs"]
 mod campaigns;
+#[path = "../support/webhooks.rs"]
+mod webhooks;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -40,6 +42,7 @@ use serde_json::Value;
 use tokio::sync::broadcast;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
+use webhooks::Webhooks;
 
 /// The longest that a test waits for what must come.
 pub const SOON: Duration = Duration::from_secs(10);
@@ -224,6 +227,7 @@ pub struct Server {
     pub store: Arc<MemoryStore>,
     pub service: Arc<Service>,
     pub campaigns: Arc<Campaigns>,
+    pub webhooks: Arc<Webhooks>,
     pub admin: String,
     stop: DropGuard,
     _folder: tempfile::TempDir,
@@ -293,10 +297,11 @@ impl Server {
         let signing = orchestra_events::audit::SigningKey::from_bytes(&[5; 32]);
         let notary = orchestra_actors::Notary::new(store.clone(), signing, "node-1", None).expect("a name");
         let app = App::new(service.clone(), campaigns.clone(), budgets, log, read, keys).with_audit(Arc::new(notary));
+        let webhooks = Arc::new(Webhooks(Arc::clone(&store)));
         let app = change(app);
-        let app = web::Data::new(app);
+        let app = web::Data::new(app.with_webhooks(webhooks.clone()));
         let admin = admin.expose_secret().to_owned();
-        Self { app, store, service, campaigns, admin, stop: cancel.drop_guard(), _folder: folder }
+        Self { app, store, service, campaigns, webhooks, admin, stop: cancel.drop_guard(), _folder: folder }
     }
 
     /// Has uses of keys and refusals written down from now on.
