@@ -1,5 +1,6 @@
 //! The command line: one file per sub-command.
 
+mod audit;
 mod bench;
 mod campaigns;
 mod demo;
@@ -55,6 +56,9 @@ enum Verb {
     /// Start, list, show, cancel and retry campaigns
     #[command(subcommand)]
     Campaigns(campaigns::Campaigns),
+    /// Who did what; export the log, verify it, sign it
+    #[command(subcommand)]
+    Audit(Box<audit::Audit>),
     /// Issue, list, rotate and revoke API keys
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -122,6 +126,7 @@ pub fn main() -> ExitCode {
             Verb::Tasks(tasks) => tasks.run().await,
             Verb::Templates(templates) => templates.run().await,
             Verb::Campaigns(campaigns) => campaigns.run().await,
+            Verb::Audit(audit) => audit.run().await,
             Verb::Keys(keys) => keys.run().await,
             Verb::Webhooks(webhooks) => webhooks.run().await,
             Verb::Doctor(doctor) => doctor.run(),

@@ -55,6 +55,7 @@ impl Database {
             M::up(include_str!("../../../migrations/1011_task_creators.sql")),
             M::up(include_str!("../../../migrations/1009_erasure.sql")),
             M::up(include_str!("../../../migrations/1008_webhooks.sql")),
+            M::up(include_str!("../../../migrations/1006_audit.sql")),
         ])
         .to_latest(&mut writer)
         .map_err(|error| ReadModelError::Failed(error.to_string()))?;

@@ -262,6 +262,11 @@ impl OpenTasks {
         Ok(if known { Ok(()) } else { Err(Odd::NoTask) })
     }
 
+    /// Those that are known, as far as they are folded.
+    pub fn all(&self) -> impl Iterator<Item = &TaskResource> {
+        self.tasks.values().flatten()
+    }
+
     pub fn save(self, transaction: &Transaction<'_>) -> Result<(), ReadModelError> {
         let mut statement = transaction.prepare_cached(
             "INSERT INTO tasks (id, created_at, team, project, status, repo, repo_path, model, customer, campaign,

@@ -12,6 +12,7 @@ use orchestra_events::projections::{Dimension, UsageGroup, UsageQuery};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
+use super::csv::field;
 use super::query::Parameters;
 use super::resource::Usd;
 use crate::App;
@@ -43,12 +44,6 @@ impl Serialize for Line<'_> {
 struct Report<'a> {
     groups: Vec<Line<'a>>,
     total: Line<'a>,
-}
-
-/// A CSV field (RFC 4180). Text that a spreadsheet would run as a formula gets a quote in front.
-fn field(text: &str) -> String {
-    let text = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() };
-    if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
 }
 
 fn csv(group_by: &[Dimension], groups: &[UsageGroup]) -> String {

@@ -296,8 +296,11 @@ impl Server {
         actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&log), cancel.clone().cancelled_owned()));
         let campaigns = Arc::new(Campaigns::new(Arc::clone(&store)));
         let budgets = Arc::new(Budgets::default());
+        let signing = orchestra_events::audit::SigningKey::from_bytes(&[5; 32]);
+        let notary = orchestra_actors::Notary::new(store.clone(), signing, "node-1", None).expect("a name");
+        let app = App::new(service.clone(), campaigns.clone(), budgets, log, read, keys).with_audit(Arc::new(notary));
         let webhooks = Arc::new(Webhooks(Arc::clone(&store)));
-        let app = change(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys));
+        let app = change(app);
         let app = web::Data::new(app.with_webhooks(webhooks.clone()));
         let admin = admin.expose_secret().to_owned();
         Self { app, store, service, campaigns, webhooks, admin, stop: cancel.drop_guard(), _folder: folder }

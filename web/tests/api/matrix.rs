@@ -166,6 +166,8 @@ impl Things {
                 let at = |project: &str| format!("/v1/budgets/project:platform/{project}");
                 of((at(MARK), at("no-such")), body)
             }
+            ("GET", "/v1/audit" | "/v1/audit/key" | "/v1/audit/checkpoints" | "/v1/audit/export" | "/audit")
+            | ("POST", "/v1/audit/checkpoints") => plain(Body::Nothing),
             ("POST", "/v1/webhooks") => {
                 plain(Body::Json(json!({"url": "https://receiver.example/hook", "events": ["task.*"]})))
             }
