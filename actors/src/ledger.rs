@@ -19,6 +19,7 @@ use orchestra_events::ledger::{
     Amount, Budget, Cap, Command, Fitted, Path, Quote, Refusal, Reserve, Reserved, Scope, Settle, Settled, View, fits,
     view,
 };
+use orchestra_events::task::conversation::Usage;
 use orchestra_events::{
     Actor as Who, CallId, CampaignId, EventStore, Failure, FailureCode, NanoUsd, StoreError, StreamName, TaskId,
 };
@@ -159,16 +160,19 @@ impl Ledgers {
         self.unless_it_has_ended(team, call, released).await
     }
 
-    /// Reverses a task's charge, from so much of it to so much in all; no cap gets it back.
+    /// Reverses a task's charge, from so much of it to so much in all, and says for which tokens; no cap gets it back.
     pub async fn refund(
         &self,
         team: &str,
         task: TaskId,
         from: NanoUsd,
         to: NanoUsd,
+        usage: Usage,
         reason: FailureCode,
     ) -> Result<(), LedgerError> {
-        self.act(team, Command::Refund { task, from, to, reason }, Who::system("ledger")).await
+        let (now, whose) = ((self.house.settings.clock)(), team.to_owned());
+        let refund = Command::Refund { task, from, to, usage, reason, team: whose, now };
+        self.act(team, refund, Who::system("ledger")).await
     }
 
     /// Gives a scope caps in place of those it has; an empty budget takes them away.

@@ -7,6 +7,7 @@
 //! Architecture invariant: only this crate knows actix's actors, and nothing in it blocks a thread.
 
 pub mod allowed;
+pub mod billing;
 pub mod calls;
 pub mod campaign;
 pub mod images;
@@ -27,6 +28,7 @@ pub mod task;
 pub mod usage;
 pub mod workshop;
 
+pub use billing::{BillingDesk, BillingError, BillingService};
 pub use campaign::service::CampaignService;
 pub use ledger::{LedgerError, Ledgers, Settlement};
 pub use orchestra::{Defaults, Orchestra};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use orchestra_actors::{BudgetService, CampaignService, TaskService};
+use orchestra_actors::{BillingDesk, BillingService, BudgetService, CampaignService, TaskService};
 use orchestra_events::EventStore;
 use orchestra_events::projections::ReadModels;
 use tokio::sync::Semaphore;
@@ -27,6 +27,8 @@ pub struct App {
     pub campaigns: Arc<dyn CampaignService>,
     /// What can be asked of budgets.
     pub budgets: Arc<dyn BudgetService>,
+    /// What can be asked of bills.
+    pub billing: Arc<dyn BillingService>,
     /// The log.
     pub store: Arc<dyn EventStore>,
     /// What is folded from it.
@@ -57,6 +59,7 @@ impl App {
             tasks,
             campaigns,
             budgets,
+            billing: Arc::new(BillingDesk::new(Arc::clone(&store), Arc::clone(&read))),
             store,
             read,
             keys,
@@ -71,6 +74,13 @@ impl App {
     #[must_use]
     pub fn with_dashboard(mut self, dashboard: Dashboard) -> Self {
         self.dashboard = dashboard;
+        self
+    }
+
+    /// The same application, with bills made at another desk.
+    #[must_use]
+    pub fn with_billing(mut self, billing: Arc<dyn BillingService>) -> Self {
+        self.billing = billing;
         self
     }
 

@@ -162,11 +162,12 @@ impl Workshop {
     /// Of what an attempt cost that ended so, what is not billed. It is in the ledger when this returns.
     pub(super) async fn refund(&self, id: TaskId, task: &Task, ending: &Ending) -> NanoUsd {
         let Ending::Failed(failure) = ending else { return NanoUsd::ZERO };
-        let cost = task.current().map_or(NanoUsd::ZERO, |attempt| attempt.cost);
+        let (cost, usage) =
+            task.current().map_or_else(Default::default, |attempt| (attempt.cost, attempt.usage));
         if cost <= NanoUsd::ZERO || !self.policy.refunds(failure.code) {
             return NanoUsd::ZERO;
         }
-        match self.ledgers.refund(&task.spec.team, id, task.refunded, task.refunded + cost, failure.code).await {
+        match self.ledgers.refund(&task.spec.team, id, task.refunded, task.refunded + cost, usage, failure.code).await {
             Ok(()) => cost,
             Err(error) => {
                 tracing::error!(task = %id, %error, "an attempt is not refunded");

@@ -8,7 +8,7 @@ use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpResponse, Route, web};
 use orchestra_events::key::Scope;
 
-use super::{budgets, campaigns, docs, events, health, openapi, task_actions, tasks, usage};
+use super::{billing, billing_periods, budgets, campaigns, docs, events, health, openapi, task_actions, tasks, usage};
 use crate::problem::Problem;
 
 /// Who may ask.
@@ -88,6 +88,36 @@ pub fn endpoints() -> Vec<Endpoint> {
     add(Method::GET, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsRead), web::route().to(budgets::get));
     add(Method::PUT, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsWrite), web::route().to(budgets::put));
     add(Method::GET, "/v1/usage", Access::Scope(Scope::UsageRead), web::route().to(usage::report));
+    add(
+        Method::GET,
+        "/v1/billing/plans/{team}",
+        Access::Scope(Scope::BillingRead),
+        web::route().to(billing::plans),
+    );
+    add(
+        Method::PUT,
+        "/v1/billing/plans/{team}",
+        Access::Scope(Scope::BillingWrite),
+        web::route().to(billing::put_plan),
+    );
+    add(
+        Method::GET,
+        "/v1/billing/periods",
+        Access::Scope(Scope::BillingRead),
+        web::route().to(billing_periods::list),
+    );
+    add(
+        Method::GET,
+        "/v1/billing/periods/{period}",
+        Access::Scope(Scope::BillingRead),
+        web::route().to(billing_periods::get),
+    );
+    add(
+        Method::POST,
+        "/v1/billing/periods/{period}/close",
+        Access::Scope(Scope::BillingWrite),
+        web::route().to(billing_periods::close),
+    );
     add(Method::GET, "/openapi.json", Access::Anyone, web::route().to(openapi::openapi_json));
     add(Method::GET, "/docs", Access::Anyone, web::route().to(docs::index));
     add(Method::GET, "/docs/style.css", Access::Anyone, web::route().to(docs::style));

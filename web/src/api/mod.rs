@@ -1,5 +1,7 @@
 //! The REST interface, one file per resource.
 
+pub mod billing;
+pub mod billing_periods;
 pub mod body;
 pub mod budgets;
 pub mod campaign_payload;
