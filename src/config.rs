@@ -107,6 +107,7 @@ pub const KEYS: &[&str] = &[
     "gateway.hosted_tools.*",
     "prices_file",
     "billing.refund_failed",
+    "billing.close_after",
     "teams.*.models",
     "teams.*.image",
     "teams.*.images",
@@ -332,6 +333,8 @@ pub struct GatewaySection {
 pub struct BillingSection {
     /// Whether an attempt that fails for the provider's or this server's fault is refunded.
     pub refund_failed: bool,
+    /// How many days after its end a month is closed; 0: only when somebody asks.
+    pub close_after: u16,
 }
 
 /// `teams.NAME`.
@@ -433,7 +436,7 @@ impl Default for Config {
                 abandoned: Abandoned::ReadToEnd,
                 hosted_tools: BTreeMap::new(),
             },
-            billing: BillingSection { refund_failed: true },
+            billing: BillingSection { refund_failed: true, close_after: 0 },
             teams: BTreeMap::new(),
             egress: EgressSection::default(),
         }

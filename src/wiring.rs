@@ -17,7 +17,7 @@ use orchestra_actors::speech::Speech;
 use orchestra_actors::usage::Totals;
 use orchestra_actors::workshop::egress::EgressDesk;
 use orchestra_actors::workshop::{SetupRules, Setups, Workshop};
-use orchestra_actors::{Capacity, Defaults, Orchestra};
+use orchestra_actors::{BillingDesk, Capacity, Defaults, Orchestra};
 use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
 use orchestra_events::projections::ReadModels;
@@ -108,7 +108,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
     let (tasks, campaigns, budgets) = (Arc::clone(&orchestra), Arc::clone(&orchestra), Arc::clone(&orchestra));
-    let app = App::new(tasks, campaigns, budgets, store, read, keys).with_dashboard(dashboard);
+    let bills = Arc::new(BillingDesk::new(Arc::clone(&store), Arc::clone(&read)));
+    if config.billing.close_after > 0 {
+        let closing = Arc::clone(&bills).close_in_time(config.billing.close_after, cancel.clone().cancelled_owned());
+        actix_web::rt::spawn(closing);
+    }
+    let app =
+        App::new(tasks, campaigns, budgets, store, read, keys).with_billing(bills).with_dashboard(dashboard);
     let app = web::Data::new(match metrics() {
         Some(handle) => app.with_metrics(handle),
         None => app,

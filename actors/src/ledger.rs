@@ -175,6 +175,15 @@ impl Ledgers {
         self.act(team, refund, Who::system("ledger")).await
     }
 
+    /// What of a task's charges was reversed. For one that the ledger has let go of, looks at the last [`SEARCHED`]
+    /// events: a server that was down for days takes up what the last one has left.
+    pub async fn refunded(&self, team: &str, task: TaskId) -> Result<NanoUsd, LedgerError> {
+        match self.look(team, move |at| at.state.refunded(task)).await? {
+            Some(refunded) => Ok(refunded),
+            None => stream::refunded(&*self.house.store, &StreamName::ledger(team)?, task).await,
+        }
+    }
+
     /// Gives a scope caps in place of those it has; an empty budget takes them away.
     pub async fn set_budget(&self, scope: Scope, budget: Budget, who: Who) -> Result<(), LedgerError> {
         let team = scope.team().to_owned();

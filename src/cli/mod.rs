@@ -1,5 +1,6 @@
 //! The command line: one file per sub-command.
 
+mod billing;
 mod campaigns;
 mod demo;
 mod doctor;
@@ -52,6 +53,9 @@ enum Verb {
     /// Start, list, show, cancel and retry campaigns
     #[command(subcommand)]
     Campaigns(campaigns::Campaigns),
+    /// See and set plans, list, close and read bills
+    #[command(subcommand)]
+    Billing(billing::Billing),
     /// Check this machine and say how to mend what is missing
     Doctor(doctor::Doctor),
     /// One whole task on this machine, with a scripted model
@@ -110,6 +114,7 @@ pub fn main() -> ExitCode {
             Verb::Tasks(tasks) => tasks.run().await,
             Verb::Templates(templates) => templates.run().await,
             Verb::Campaigns(campaigns) => campaigns.run().await,
+            Verb::Billing(billing) => billing.run().await,
             Verb::Doctor(doctor) => doctor.run(),
             Verb::Demo(demo) => demo.run().await,
             Verb::Projections(projections) => projections.run().await,

@@ -71,8 +71,8 @@ pub enum Refusal {
     /// An earlier month comes first.
     #[error("{0} is still open: months are closed in their order")]
     EarlierOpen(Month),
-    /// The month lies before the first one that was billed.
-    #[error("{0} lies before the first month that was billed")]
+    /// The month lies before the first one that anything was used in.
+    #[error("{0} lies before the first month that anything was used in")]
     BeforeTheFirst(Month),
     /// The month is not being closed.
     #[error("{0} is not being closed")]
@@ -200,7 +200,8 @@ fn cut_off(
     let due = billing.cut_off.map_or(earliest, |last| Some(last.next()));
     match due {
         Some(due) if due < period => Err(Refusal::EarlierOpen(due)),
-        Some(due) if due > period && billing.cut_off.is_some() => Err(Refusal::BeforeTheFirst(period)),
-        Some(_) | None => Ok(vec![BillingEvent::PeriodCutOff(PeriodCutOff { period })]),
+        Some(due) if due > period => Err(Refusal::BeforeTheFirst(period)),
+        None => Err(Refusal::BeforeTheFirst(period)),
+        Some(_) => Ok(vec![BillingEvent::PeriodCutOff(PeriodCutOff { period })]),
     }
 }

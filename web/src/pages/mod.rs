@@ -22,6 +22,7 @@ pub mod sign_in;
 pub mod task;
 pub mod tasks;
 pub mod timeline;
+pub mod usage;
 
 use std::sync::Arc;
 
@@ -84,6 +85,14 @@ pub fn configure(cfg: &mut web::ServiceConfig) {
     cfg.service(web::resource("/live/campaigns").app_data(query.clone()).route(web::get().to(live::campaigns::list)));
     cfg.service(web::resource("/").app_data(query.clone()).route(web::get().to(tasks::show)));
     cfg.service(web::resource("/budgets").app_data(query.clone()).route(web::get().to(budgets::show)));
+    cfg.service(
+        web::scope("/usage")
+            .app_data(form.clone())
+            .app_data(query.clone())
+            .route("", web::get().to(usage::show))
+            .route("/{period}/close", web::post().to(usage::close))
+            .default_service(web::route().to(nothing_here)),
+    );
     cfg.service(web::resource("/live/tasks").app_data(query.clone()).route(web::get().to(live::list::stream)));
     cfg.service(
         web::resource("/sign-in")

@@ -17,7 +17,15 @@ fn cost_of(number: u64) -> NanoUsd {
 }
 
 /// Sets a call aside and pays for it, as the ledger writes it down.
-async fn settle(server: &Server, task: TaskId, team: &str, model: &str, time: Timestamp, usage: Usage, cost: NanoUsd) {
+pub async fn settle(
+    server: &Server,
+    task: TaskId,
+    team: &str,
+    model: &str,
+    time: Timestamp,
+    usage: Usage,
+    cost: NanoUsd,
+) {
     let (call, price) = (CallId::from_uuid(Uuid::now_v7()), "test".to_owned());
     let reserved = Reserved {
         call,
