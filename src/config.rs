@@ -7,12 +7,15 @@ mod commits;
 mod egress;
 mod images;
 mod layers;
+mod limits;
+mod retention;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use orchestra_actors::Retention;
 use orchestra_actors::allowed::AllowedModels;
 use orchestra_events::task::event::{MAX_ATTEMPTS, Workspace};
 use orchestra_runtime::forge::{ForgeConfig, ForgeKind};
@@ -23,10 +26,13 @@ use orchestra_runtime::sandbox::{HostIds, MAX_READY};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+pub use retention::{RetentionSection, TeamRetention};
+
 pub use commits::CommitsSection;
 pub use egress::{EgressSection, TeamEgress};
 pub use images::ImagesSection;
 pub use layers::{Loaded, load};
+pub use limits::{LimitsSection, TeamLimits};
 
 /// Every key. `*` stands for a name of the operator's choosing.
 pub const KEYS: &[&str] = &[
@@ -35,6 +41,7 @@ pub const KEYS: &[&str] = &[
     "store",
     "node",
     "public_url",
+    "trusted_proxies",
     "default_forge",
     "templates_dir",
     "log",
@@ -108,6 +115,7 @@ pub const KEYS: &[&str] = &[
     "prices_file",
     "billing.refund_failed",
     "billing.close_after",
+    "retention.content_days",
     "teams.*.models",
     "teams.*.image",
     "teams.*.images",
@@ -115,8 +123,16 @@ pub const KEYS: &[&str] = &[
     "teams.*.branches.template",
     "teams.*.branches.names",
     "teams.*.branches.allow_default",
+    "teams.*.limits.requests_per_minute",
+    "teams.*.limits.concurrent_tasks",
     "teams.*.egress.allow",
     "teams.*.egress.permit",
+    "limits.requests_per_minute",
+    "limits.team_requests_per_minute",
+    "limits.failures_per_minute",
+    "limits.concurrent_tasks",
+    "limits.team_concurrent_tasks",
+    "teams.*.retention.content_days",
     "egress.allow",
     "egress.permit",
     "egress.networks",
@@ -140,6 +156,8 @@ pub struct Config {
     /// Where users reach the dashboard, when that is not `http://{listen}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_url: Option<String>,
+    /// The networks of the proxies whose word about a caller's address is believed.
+    pub trusted_proxies: Vec<String>,
     /// The forge of `owner/name`.
     pub default_forge: String,
     /// The operator's own templates, over the built-in ones.
@@ -176,6 +194,10 @@ pub struct Config {
     pub gateway: GatewaySection,
     /// What is billed.
     pub billing: BillingSection,
+    /// How much callers may ask at once.
+    pub limits: LimitsSection,
+    /// How long words are kept.
+    pub retention: RetentionSection,
     /// What the operator says about single teams.
     #[serde(default)]
     pub teams: BTreeMap<String, TeamSection>,
@@ -356,6 +378,12 @@ pub struct TeamSection {
     /// Where its tasks' sandboxes may connect to, in place of what `egress` says.
     #[serde(default, skip_serializing_if = "TeamEgress::is_empty")]
     pub egress: TeamEgress,
+    /// How much it may ask at once, in place of what `limits` says.
+    #[serde(default, skip_serializing_if = "TeamLimits::is_empty")]
+    pub limits: TeamLimits,
+    /// How long the words of its tasks are kept, in place of what `retention` says.
+    #[serde(default, skip_serializing_if = "TeamRetention::is_empty")]
+    pub retention: TeamRetention,
 }
 
 impl Default for Config {
@@ -379,6 +407,7 @@ impl Default for Config {
             store: "sqlite".to_owned(),
             node: "node".to_owned(),
             public_url: None,
+            trusted_proxies: Vec::new(),
             default_forge: "github".to_owned(),
             templates_dir: None,
             prices_file: None,
@@ -437,6 +466,8 @@ impl Default for Config {
                 hosted_tools: BTreeMap::new(),
             },
             billing: BillingSection { refund_failed: true, close_after: 0 },
+            limits: LimitsSection::default(),
+            retention: RetentionSection::default(),
             teams: BTreeMap::new(),
             egress: EgressSection::default(),
         }
@@ -492,6 +523,7 @@ impl Config {
         parse_bytes(&self.cache.setups_max_size).with_context(within("cache.setups_max_size"))?;
         parse_duration(&self.cache.setups_max_age).with_context(within("cache.setups_max_age"))?;
         let setup = parse_duration(&self.sandbox.setup_timeout).with_context(within("sandbox.setup_timeout"))?;
+        self.proxies()?;
         self.allowed_models()?;
         self.commits.rules()?;
         self.branch_policies()?;
@@ -563,6 +595,11 @@ impl Config {
     pub fn branch_policies(&self) -> anyhow::Result<BranchPolicies> {
         let own = self.teams.iter().map(|(team, section)| (team, &section.branches));
         Ok(BranchPolicies::new(&self.branches, own)?)
+    }
+
+    /// How long the words of what has ended are kept.
+    pub fn retention(&self) -> anyhow::Result<Retention> {
+        retention::rules(&self.retention, &self.teams)
     }
 
     /// The operator's own texts: pull requests, commits, comments.
@@ -660,6 +697,7 @@ mod tests {
             ("[sandbox]\ntimeout = \"5\"", "sandbox.timeout"),
             ("[sandbox]\ncpus = 0.0", "sandbox.cpus"),
             ("store = \"oracle\"", "store"),
+            ("trusted_proxies = [\"10.0.0.0/99\"]", "trusted_proxies"),
             ("default_forge = \"nowhere\"", "default_forge"),
             ("[branches]\ntemplate = \"x/{slog}-{shortid}\"", "{slug}"),
             ("[branches]\nbases = [\"[\"]", "branches.bases"),

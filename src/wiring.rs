@@ -17,7 +17,7 @@ use orchestra_actors::speech::Speech;
 use orchestra_actors::usage::Totals;
 use orchestra_actors::workshop::egress::EgressDesk;
 use orchestra_actors::workshop::{SetupRules, Setups, Workshop};
-use orchestra_actors::{BillingDesk, Capacity, Defaults, Orchestra};
+use orchestra_actors::{BillingDesk, Capacity, Defaults, ErasureMarks, Orchestra};
 use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
 use orchestra_events::projections::ReadModels;
@@ -32,7 +32,7 @@ use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, SandboxSpec,
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
-use orchestra_web::auth::{KeyRing, ensure_admin_key, issue_key, revoke_key};
+use orchestra_web::auth::{self, KeyRing, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
 use orchestra_web::fragments::Fragments;
 use orchestra_web::pages::Dashboard;
 use secrecy::{ExposeSecret, SecretString};
@@ -86,6 +86,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let admin_key = ensure_admin_key(&*store, &keys).await.context("cannot issue the first key")?;
     let cancel = CancellationToken::new();
     actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&store), cancel.clone().cancelled_owned()));
+    let uses = write_uses(Arc::clone(&keys), Arc::clone(&store), cancel.clone().cancelled_owned());
+    actix_web::rt::spawn(uses);
 
     let workshop = workshop(config, &store).await?;
     let dashboard = Dashboard {
@@ -102,8 +104,10 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         Defaults {
             timeout_seconds: parse_duration(&config.sandbox.timeout)?.as_secs(),
             retry: Some(Attempts { most: config.retry.attempts, workspace: config.retry.workspace }),
+            retention: config.retention()?,
         },
     );
+    orchestra.limit_tasks(Arc::new(config.open_tasks(Arc::clone(&keys))));
     let listener = TcpListener::bind(&config.listen)
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
@@ -113,8 +117,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         let closing = Arc::clone(&bills).close_in_time(config.billing.close_after, cancel.clone().cancelled_owned());
         actix_web::rt::spawn(closing);
     }
-    let app =
-        App::new(tasks, campaigns, budgets, store, read, keys).with_billing(bills).with_dashboard(dashboard);
+    let app = App::new(tasks, campaigns, budgets, store, read, keys)
+        .with_billing(bills)
+        .with_dashboard(dashboard)
+        .behind(config.proxies()?)
+        .limited(auth::Limits::new(config.rates()));
+    let refusals = Arc::clone(&app.refusals);
+    actix_web::rt::spawn(write_refusals(refusals, Arc::clone(&app.store), cancel.clone().cancelled_owned()));
     let app = web::Data::new(match metrics() {
         Some(handle) => app.with_metrics(handle),
         None => app,
@@ -135,6 +144,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     // Beside everything else: a task that needs one of them before waits for its pull.
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { images.pull_all().await }));
     let resumed = orchestra.resume().await.context("cannot take up the open tasks")?;
+    let forgetting = Arc::clone(&orchestra);
+    actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { forgetting.keep_forgetting().await }));
     tracing::info!(%address, resumed, "serving");
     let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
     Ok(Server { address, orchestra, app, admin_key, public_url, handle, serving, cancel })
@@ -196,6 +207,7 @@ async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Resul
         texts: Texts::open(config.texts_dir().as_deref()).context("in templates_dir")?,
         vault: Arc::new(Vault::new()),
         calls: CallMarks::open(data.join("calls")).context("cannot create the folder of call marks")?,
+        erasing: ErasureMarks::open(data.join("erasing")).context("cannot create the folder of erasures")?,
         speech: Speech::default(),
         images: Arc::new(config.supply()?),
         image_rules: config.image_rules()?,

@@ -70,6 +70,7 @@ async fn append(house: &House, stream: StreamName, time: Timestamp, events: Vec<
         correlation: None,
         causation: None,
         data,
+        private: None,
     };
     let events = events.into_iter().map(new).collect();
     store.append(&stream, Expected::Any, events).await.unwrap();

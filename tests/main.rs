@@ -17,6 +17,7 @@ mod harness;
 mod harness_cli;
 mod hostile_model;
 mod isolation;
+mod keys;
 mod lifecycle;
 mod operators;
 mod pull_requests;

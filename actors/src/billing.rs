@@ -145,6 +145,7 @@ impl BillingDesk {
                     correlation: Some(stream.clone()),
                     causation: None,
                     data: event.data().map_err(|error| BillingError::Damaged(error.to_string()))?,
+                    private: None,
                 })
             };
             let batch = some.iter().map(new).collect::<Result<Vec<_>, BillingError>>()?;

@@ -6,10 +6,12 @@
 //!
 //! Architecture invariant: only this crate knows actix's actors, and nothing in it blocks a thread.
 
+pub mod admission;
 pub mod allowed;
 pub mod billing;
 pub mod calls;
 pub mod campaign;
+pub mod erasure;
 pub mod images;
 mod intake;
 pub mod journal;
@@ -30,7 +32,8 @@ pub mod workshop;
 
 pub use billing::{BillingDesk, BillingError, BillingService};
 pub use campaign::service::CampaignService;
+pub use erasure::{ErasureMarks, Retention};
 pub use ledger::{LedgerError, Ledgers, Settlement};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;
-pub use service::{BudgetService, Credentials, Delta, FieldError, NewRepo, NewTask, Submitted, TaskService};
+pub use service::{BudgetService, Credentials, Delta, Erased, FieldError, NewRepo, NewTask, Submitted, TaskService};

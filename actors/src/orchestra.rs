@@ -18,11 +18,13 @@ use orchestra_events::{Actor as Who, StreamName, TaskId};
 use orchestra_runtime::agent::harness::{PrepareError, Run, prepare};
 use orchestra_runtime::git::{BranchRefusal, NamedAfter, check_branch_name};
 use sha2::{Digest, Sha256};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
+use crate::admission::{Admission, TaskLimits};
 use crate::campaign::service::Means;
 use crate::campaign::supervisor::{CampaignSupervisor, TakeUp};
+use crate::erasure::Retention;
 use crate::intake::Intake;
 use crate::journal::{self, JournalError};
 use crate::ledger::LedgerError;
@@ -31,7 +33,8 @@ use crate::reaper::{Open, Reap, Reaper, open_tasks};
 use crate::recovery::settle_orphans;
 use crate::scheduler::{Capacity, Enqueue, Lengths, Scheduler, Serve};
 use crate::service::{
-    BudgetService, Credentials, Delta, FieldError, Idempotency, NewRepo, NewTask, ServiceError, Submitted, TaskService,
+    BudgetService, Credentials, Delta, Erased, FieldError, Idempotency, NewRepo, NewTask, ServiceError, Submitted,
+    TaskService,
 };
 use crate::supervisor::{Count, TaskSupervisor, Tell};
 use crate::task::{AskError, Drain};
@@ -55,20 +58,29 @@ pub struct Defaults {
     pub timeout_seconds: u64,
     /// What follows an attempt that failed.
     pub retry: Option<Attempts>,
+    /// How long the words of what has ended are kept.
+    pub retention: Retention,
 }
 
 /// The running actors.
 pub struct Orchestra {
     pub(crate) store: Arc<dyn EventStore>,
-    read: Arc<ReadModels>,
+    pub(crate) read: Arc<ReadModels>,
     pub(crate) workshop: Arc<Workshop>,
     defaults: Defaults,
+    pub(crate) retention: Retention,
+    /// One erasure at a time, so that a mark without an event is of one that failed and not of one that has just begun.
+    pub(crate) erasing: tokio::sync::Mutex<()>,
+    /// Rung when there is something for the sweep.
+    pub(crate) erasure_wanted: tokio::sync::Notify,
     supervisor: Addr<TaskSupervisor>,
     pub(crate) campaigns: Addr<CampaignSupervisor>,
     intake: Intake,
     scheduler: Addr<Scheduler>,
     reaper: Addr<Reaper>,
     _projector: Addr<Projector>,
+    /// Dropped with the rest: whoever counts open tasks ends then.
+    counting: watch::Sender<()>,
     arbiters: Vec<Arbiter>,
 }
 
@@ -92,8 +104,12 @@ impl Orchestra {
             let workers = workers.iter().map(Arbiter::handle).collect();
             TaskSupervisor::start_in_arbiter(&house, move |_| TaskSupervisor::new(store, workshop, scheduler, workers))
         };
-        let intake =
-            Intake { store: Arc::clone(&store), vault: Arc::clone(&workshop.vault), scheduler: scheduler.clone() };
+        let intake = Intake {
+            store: Arc::clone(&store),
+            vault: Arc::clone(&workshop.vault),
+            scheduler: scheduler.clone(),
+            admission: Admission::new(),
+        };
         let campaigns = {
             let means = Means { intake: intake.clone(), workshop: Arc::clone(&workshop), tasks: supervisor.clone() };
             let handle = house.clone();
@@ -111,15 +127,25 @@ impl Orchestra {
             store,
             read,
             workshop,
+            retention: defaults.retention.clone(),
             defaults,
+            erasing: tokio::sync::Mutex::default(),
+            erasure_wanted: tokio::sync::Notify::new(),
             supervisor,
             campaigns,
             intake,
             scheduler,
             reaper,
             _projector: projector,
+            counting: watch::Sender::new(()),
             arbiters,
         })
+    }
+
+    /// From now on callers and teams may have no more tasks open than these limits say. Once, before
+    /// [`resume`](Self::resume); without it there are no limits.
+    pub fn limit_tasks(&self, limits: Arc<dyn TaskLimits>) {
+        self.intake.admission.limit(limits);
     }
 
     /// Queues every open task again, and only then begins to give out places. Returns how many there were.
@@ -131,8 +157,14 @@ impl Orchestra {
         if orphans > 0 {
             tracing::info!(orphans, "ended reservations that a crash had left");
         }
+        // Read before what is open: what happens in between is seen twice, which counts once.
+        let from = self.read.checkpoint();
         let open = open_tasks(&self.read).await.map_err(internal)?;
         let count = open.len();
+        let admission = &self.intake.admission;
+        admission.load(&*self.store, &open).await?;
+        let counting = Arc::clone(admission).follow(Arc::clone(&self.store), from, self.counting.subscribe());
+        actix::spawn(counting);
         for Open { id, status, team, .. } in open {
             // Those that wait for secrets wait on: the vault is empty, and only their callers can change that.
             if status != TaskStatus::AwaitingCredentials {
@@ -361,8 +393,8 @@ impl Orchestra {
         Ok(task)
     }
 
-    async fn blob(&self, blob: &BlobRef) -> Result<Vec<u8>, ServiceError> {
-        self.workshop.blobs.get(blob).await.map_err(|error| ServiceError::Internal(error.to_string()))
+    async fn blob(&self, id: TaskId, blob: &BlobRef) -> Result<Vec<u8>, ServiceError> {
+        self.workshop.blobs.get(id, blob).await.map_err(|error| ServiceError::Internal(error.to_string()))
     }
 }
 
@@ -441,7 +473,7 @@ impl TaskService for Orchestra {
             self.check_budget(&spec).await?;
         }
         let hash = spec.request_hash.clone();
-        let created = self.intake.admit(id, spec, new.credentials, &who).await?;
+        let created = self.intake.admit(id, spec, new.credentials, &who, None).await?;
         let task = self.resource(id).await?.ok_or(ServiceError::NoSuchTask)?;
         if !created && task.spec.request_hash != hash {
             return Err(ServiceError::IdempotencyKeyReused);
@@ -456,12 +488,16 @@ impl TaskService for Orchestra {
     async fn retry(&self, id: TaskId, credentials: Credentials, who: Who) -> Result<(), ServiceError> {
         let task = self.resource(id).await?.ok_or(ServiceError::NoSuchTask)?;
         let over = task.status.is_final();
+        let place = self.intake.place_again(&task).await?;
         if over {
             self.workshop.vault.put(id, credentials).map_err(|_| ServiceError::Busy)?;
         }
         let told = self.tell(id, Command::Retry, who).await;
         if over && matches!(told, Err(ServiceError::Refused { .. })) {
             self.workshop.vault.forget(id);
+        }
+        if told.is_ok() {
+            place.keep();
         }
         told
     }
@@ -484,15 +520,24 @@ impl TaskService for Orchestra {
         if !task.diffs.is_empty() {
             let mut text = Vec::new();
             for RepoDiff { repo, diff } in &task.diffs {
-                append_diff(&mut text, task.spec.further.is_empty(), repo, &self.blob(diff).await?);
+                if diff.is_none() {
+                    return Err(ServiceError::Refused { refusal: Refusal::Erased, status: Some(task.status) });
+                }
+                append_diff(&mut text, task.spec.further.is_empty(), repo, &self.blob(id, diff).await?);
             }
             return Ok(text);
         }
         let loaded = journal::load(&*self.store, id).await;
         match loaded.map_err(|error| ServiceError::Internal(error.to_string()))? {
-            Some(loaded) => self.workshop.diff(&loaded.state).await.map_err(|f| ServiceError::Internal(f.to_string())),
+            Some(loaded) => {
+                self.workshop.diff(id, &loaded.state).await.map_err(|f| ServiceError::Internal(f.to_string()))
+            }
             None => Err(ServiceError::NoSuchTask),
         }
+    }
+
+    async fn erase_content(&self, id: TaskId, who: Who) -> Result<Erased, ServiceError> {
+        self.erase_task(id, who).await
     }
 
     fn deltas(&self, id: TaskId) -> broadcast::Receiver<Delta> {

@@ -13,6 +13,15 @@ pub use orchestra_runtime::vault::Credentials;
 use serde_json::{Map, Value};
 use tokio::sync::broadcast;
 
+/// How far an erasure has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Erased {
+    /// No file has the words any more.
+    Done,
+    /// It is promised and goes on by itself.
+    UnderWay,
+}
+
 /// What a caller asks for, syntax checked, names not yet resolved.
 #[derive(Debug, Clone)]
 pub struct NewTask {
@@ -129,6 +138,14 @@ pub enum ServiceError {
     /// A cap is met already: the first model call would not fit.
     #[error("{0}")]
     Exhausted(Box<Exhausted>),
+    /// As many tasks are open as may be.
+    #[error("{} already", if *.of_team { format!("the team has {most} open tasks") } else { format!("the caller has {most} open tasks") })]
+    TooManyTasks {
+        /// Whether it is the team's limit, and not the caller's own.
+        of_team: bool,
+        /// The limit.
+        most: u32,
+    },
     /// A queue is full; trying again helps.
     #[error("the server is busy; try again")]
     Busy,
@@ -173,6 +190,8 @@ pub trait TaskService: Send + Sync + 'static {
     async fn supply_credentials(&self, id: TaskId, given: Credentials, actor: Actor) -> Result<(), ServiceError>;
     /// The unified diff of what was, or would be, pushed. Empty when there is none yet.
     async fn diff(&self, id: TaskId) -> Result<Vec<u8>, ServiceError>;
+    /// Forgets what was said and written in a task that has ended. Promised when it returns, whatever dies then.
+    async fn erase_content(&self, id: TaskId, actor: Actor) -> Result<Erased, ServiceError>;
     /// What the model is saying right now. Slow readers lose pieces.
     fn deltas(&self, id: TaskId) -> broadcast::Receiver<Delta>;
 }

@@ -8,6 +8,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
 
+pub mod access;
 pub mod billing;
 pub mod blob;
 pub mod campaign;
@@ -18,15 +19,17 @@ pub mod json;
 pub mod key;
 pub mod ledger;
 pub mod money;
+mod private;
 pub mod projections;
 pub mod repo;
 pub mod store;
 pub mod subscription;
 pub mod task;
 
-pub use envelope::{Actor, ActorKind, Envelope, NewEvent, Origin, Position, Revision, StreamName};
+pub use envelope::{Actor, ActorKind, Envelope, NewEvent, Origin, Position, Private, Revision, StreamName};
 pub use failure::{Failure, FailureCode};
 pub use id::{CallId, CampaignId, CommitId, EventId, KeyId, SandboxId, SessionId, TaskId, WebhookId};
 pub use json::Json;
 pub use money::NanoUsd;
+pub use private::ERASED;
 pub use store::{Appended, Direction, EventStore, Expected, StoreError};

@@ -5,6 +5,7 @@ mod campaigns;
 mod demo;
 mod doctor;
 mod image;
+mod keys;
 mod progress;
 mod projections;
 mod run;
@@ -56,6 +57,9 @@ enum Verb {
     /// See and set plans, list, close and read bills
     #[command(subcommand)]
     Billing(billing::Billing),
+    /// Issue, list, rotate and revoke API keys
+    #[command(subcommand)]
+    Keys(keys::Keys),
     /// Check this machine and say how to mend what is missing
     Doctor(doctor::Doctor),
     /// One whole task on this machine, with a scripted model
@@ -115,6 +119,7 @@ pub fn main() -> ExitCode {
             Verb::Templates(templates) => templates.run().await,
             Verb::Campaigns(campaigns) => campaigns.run().await,
             Verb::Billing(billing) => billing.run().await,
+            Verb::Keys(keys) => keys.run().await,
             Verb::Doctor(doctor) => doctor.run(),
             Verb::Demo(demo) => demo.run().await,
             Verb::Projections(projections) => projections.run().await,

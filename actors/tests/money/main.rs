@@ -176,7 +176,7 @@ async fn money_is_the_same_wherever_it_is_counted() {
         world.end().await;
     }
     println!("{seen:?}");
-    let Seen { refunds, crashes, unconfirmed, late, closed, adjustments, plans, resumed, minima } = seen;
+    let Seen { refunds, crashes, unconfirmed, late, closed, adjustments, plans, resumed, minima, erased } = seen;
     for (what, times) in [
         ("refunds", refunds),
         ("crashes between two streams", crashes),
@@ -186,6 +186,7 @@ async fn money_is_the_same_wherever_it_is_counted() {
         ("adjustments", adjustments),
         ("plans set", plans),
         ("closings that somebody else went on with", resumed),
+        ("tasks whose words were erased", erased),
         ("amounts that were missing to the least", minima),
     ] {
         assert!(times > LIVES / 4, "{what}: {times}");

@@ -1,7 +1,7 @@
 //! Teams that live at random: tasks that call models through a ledger, die between two streams and are taken up again,
 //! are refunded; plans that change, and months that are closed meanwhile.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,11 +22,11 @@ use orchestra_events::store::memory::MemoryStore;
 use orchestra_events::store::read_whole_stream;
 use orchestra_events::task::command::{Charge, Command, PullRequestOutcome, Then};
 use orchestra_events::task::conversation::{Block, StopReason, Usage};
-use orchestra_events::task::event::{Attempts, Budget, Harness, PushOutcome, ToolOutcome, Workspace};
+use orchestra_events::task::event::{Attempts, Budget, ErasureReason, Harness, PushOutcome, ToolOutcome, Workspace};
 use orchestra_events::task::state::{Ending, OpenCall, Phase};
 use orchestra_events::task::{self, Step, Task, TaskEvent, TaskSpec, next_step};
 use orchestra_events::{
-    Actor, CallId, CommitId, EventId, EventStore as _, Expected, Failure, FailureCode, NanoUsd, NewEvent, SandboxId,
+    Actor, CallId, CommitId, EventId, EventStore as _, Expected, Failure, FailureCode, NanoUsd, NewEvent, Private, SandboxId,
     StreamName, TaskId,
 };
 use serde_json::value::RawValue;
@@ -58,6 +58,7 @@ pub struct Seen {
     pub plans: u64,
     pub resumed: u64,
     pub minima: u64,
+    pub erased: u64,
 }
 
 /// Steele, Lea and Flood's SplitMix64: small, and the same everywhere.
@@ -89,6 +90,9 @@ impl Dice {
     }
 }
 
+/// An event on its way into the log: its type, what stays of it, and what may be forgotten.
+type Written = (&'static str, Box<RawValue>, Option<Private>);
+
 /// A month as it was when it was closed.
 pub struct Kept {
     pub closed: PeriodClosed,
@@ -112,6 +116,7 @@ pub struct World {
     days: HashMap<CallId, Date>,
     /// What the ledgers' streams say that was refunded, however long ago.
     refunds: HashMap<TaskId, NanoUsd>,
+    erased: HashSet<TaskId>,
     policy: RetryPolicy,
     stop: Option<oneshot::Sender<()>>,
     projector: Option<JoinHandle<()>>,
@@ -156,6 +161,7 @@ impl World {
             ends: HashMap::new(),
             days: HashMap::new(),
             refunds: HashMap::new(),
+            erased: HashSet::new(),
             policy: RetryPolicy::default(),
             stop: Some(stop),
             projector: Some(projector),
@@ -180,8 +186,8 @@ impl World {
         self.now().to_zoned(TimeZone::UTC).date()
     }
 
-    async fn append(&self, stream: &StreamName, events: Vec<(&'static str, Box<RawValue>)>) {
-        let new = |(kind, data): (&str, _)| NewEvent {
+    async fn append(&self, stream: &StreamName, events: Vec<Written>) {
+        let new = |(kind, data, private): Written| NewEvent {
             id: EventId(Uuid::now_v7()),
             kind: kind.into(),
             schema: 1,
@@ -190,6 +196,7 @@ impl World {
             correlation: None,
             causation: None,
             data,
+            private,
         };
         let events = events.into_iter().map(new).collect();
         self.store.append(stream, Expected::Any, events).await.unwrap();
@@ -212,7 +219,7 @@ impl World {
             }
         }
         if !events.is_empty() {
-            let data = events.iter().map(|event| (event.kind(), event.data().unwrap())).collect();
+            let data = events.iter().map(|event| (event.kind(), event.data().unwrap(), None)).collect();
             self.append(&StreamName::ledger(team).unwrap(), data).await;
         }
         Ok(events)
@@ -230,8 +237,14 @@ impl World {
                 panic!("{step:?} was refused: {refusal}");
             }
         };
-        let data = events.iter().map(|event| (event.kind(), event.data().unwrap())).collect();
-        self.append(&StreamName::task(id), data).await;
+        let mut written = Vec::new();
+        for event in &events {
+            let mut salt = [0; 32];
+            salt.fill_with(|| u8::try_from(self.dice.below(256)).unwrap());
+            let (data, private) = event.parts(salt).unwrap();
+            written.push((event.kind(), data, private));
+        }
+        self.append(&StreamName::task(id), written).await;
         let task = events.iter().fold(task, |task, event: &TaskEvent| task::evolve(task, event)).unwrap();
         self.tasks.insert(id, task);
         true
@@ -313,7 +326,7 @@ impl World {
         if !over && !asks && self.dice.one_in(40) && !self.tasks[&id].cancel_requested {
             return self.ask_task(id, Command::Cancel { reason: None }).await;
         }
-        let succeeded = task_succeeded(&self.tasks[&id]);
+        let (succeeded, erased) = (task_succeeded(&self.tasks[&id]), self.erased.contains(&id));
         let works = matches!(step, Step::CallTool(_) | Step::RunTool(_) | Step::Commit(_));
         if works && !failed && self.dice.one_in(4) {
             let code = self.dice.of(&[FailureCode::ModelOverloaded, FailureCode::NothingToPush, FailureCode::Internal]);
@@ -322,7 +335,8 @@ impl World {
         }
         let oid = |digit: &str| CommitId::try_from(digit.repeat(40)).unwrap();
         let command = match step {
-            Step::Rest if !succeeded && self.dice.one_in(8) => Command::Retry,
+            Step::Rest if !succeeded && !erased && self.dice.one_in(8) => Command::Retry,
+            Step::Rest if !erased && self.dice.one_in(6) => return self.erase(id, seen).await,
             Step::Rest | Step::WaitUntil(_) => return false,
             Step::WaitForClaim => Command::Claim { node: "n".to_owned() },
             Step::Begin => Command::Begin { now, delivers: true },
@@ -377,6 +391,17 @@ impl World {
             }
         };
         self.ask_task(id, command).await
+    }
+
+    /// Forgets the words of a task that is over; its sums stand.
+    async fn erase(&mut self, id: TaskId, seen: &mut Seen) -> bool {
+        let events = read_whole_stream(&*self.store, &StreamName::task(id)).await.unwrap().len() as u64;
+        let command = Command::EraseContent { reason: ErasureReason::Request, events };
+        self.ask_task(id, command).await;
+        self.store.erase(&[StreamName::task(id)]).await.unwrap();
+        self.erased.insert(id);
+        seen.erased += 1;
+        true
     }
 
     /// As the workshop refunds: in the ledger first, and the same again after a crash.
@@ -585,7 +610,7 @@ impl World {
         if billing.closing.is_none() && self.dice.one_in(3) {
             let command = billing::Command::CutOff { period: due, today: self.today(), earliest: first };
             let Ok(events) = billing::decide(&billing, command) else { return };
-            let data = events.iter().map(|event| (event.kind(), event.data().unwrap())).collect();
+            let data = events.iter().map(|event| (event.kind(), event.data().unwrap(), None)).collect();
             return self.append(&StreamName::billing(team).unwrap(), data).await;
         }
         let due = billing.closing.map_or(due, |closing| closing.period);

@@ -10,7 +10,7 @@ use super::conversation::{Block, Usage};
 use super::event::{TaskEvent, TaskSpec};
 use super::usage::SandboxUsage;
 use crate::blob::{BlobRef, Content};
-use crate::envelope::{Envelope, Position, Revision};
+use crate::envelope::{ActorKind, Envelope, Position, Revision};
 use crate::failure::Failure;
 use crate::id::{CallId, CommitId, SandboxId, TaskId};
 use crate::money::NanoUsd;
@@ -112,12 +112,18 @@ pub struct TaskResource {
     pub attempt: u32,
     /// Why it failed, or why it waits or retries.
     pub failure: Option<(Failure, u32)>,
+    /// Who asked for it: the id of a key, of a person or of a campaign. `None`: Orchestra itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<String>,
     /// When it was asked for.
     pub created_at: Timestamp,
     /// When its latest attempt began.
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
+    /// When its words were erased.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erased_at: Option<Timestamp>,
     /// The last event folded in.
     pub revision: Revision,
     /// Its place in the log.
@@ -145,6 +151,14 @@ pub struct PullRequest {
     pub number: u64,
 }
 
+fn creator(created: &Envelope, spec: &TaskSpec) -> Option<String> {
+    match (spec.campaign, created.actor.kind) {
+        (Some(campaign), _) => Some(campaign.to_string()),
+        (None, ActorKind::ApiKey | ActorKind::Person) => Some(created.actor.id.clone()),
+        (None, ActorKind::System) => None,
+    }
+}
+
 impl TaskResource {
     /// Folds one envelope in. `None` before `created`, and for streams that are no task's.
     pub fn fold(current: Option<Self>, envelope: &Envelope, event: &TaskEvent) -> Option<Self> {
@@ -169,9 +183,11 @@ impl TaskResource {
                 sandbox_usage: None,
                 attempt: 0,
                 failure: None,
+                created_by: creator(envelope, spec),
                 created_at: envelope.time,
                 started_at: None,
                 finished_at: None,
+                erased_at: None,
                 revision: envelope.revision,
                 position: envelope.position,
             },
@@ -202,6 +218,28 @@ impl TaskResource {
     /// What is billed: the cost less what was refunded.
     pub fn billable(&self) -> NanoUsd {
         self.cost.saturating_sub(self.refunded)
+    }
+
+    /// Forgets the words: what is left is what the log without them folds to.
+    fn forget(&mut self, time: Timestamp) {
+        self.spec = self.spec.without_words();
+        self.failure = self.failure.take().map(|(failure, attempt)| (failure.without_words(), attempt));
+        self.diffs.iter_mut().for_each(|change| change.diff = BlobRef::none());
+        self.reason = match (self.status, &self.failure) {
+            (TaskStatus::Succeeded, _) => self.outcome(),
+            (TaskStatus::Failed, Some((failure, _))) => failure.message.clone(),
+            (status, _) => status.as_str().to_owned(),
+        };
+        self.erased_at = Some(time);
+    }
+
+    /// What a task that succeeded has done.
+    fn outcome(&self) -> String {
+        match self.pull_requests.as_slice() {
+            [] => format!("pushed {}", self.spec.branch),
+            [one] => format!("opened {}", one.url),
+            several => format!("opened {} pull requests", several.len()),
+        }
     }
 
     fn apply(&mut self, time: Timestamp, event: &TaskEvent) {
@@ -353,13 +391,10 @@ impl TaskResource {
             }
             TaskEvent::Succeeded {} => {
                 self.failure = None;
-                let reason = match self.pull_requests.as_slice() {
-                    [] => format!("pushed {}", self.spec.branch),
-                    [one] => format!("opened {}", one.url),
-                    several => format!("opened {} pull requests", several.len()),
-                };
+                let reason = self.outcome();
                 self.end(Status::Succeeded, time, reason);
             }
+            TaskEvent::ContentErased { .. } => self.forget(time),
         }
     }
 }

@@ -1,42 +1,21 @@
-//! The route table: every method and path there is, in one list that the server, the OpenAPI document's test and the
-//! answers to wrong methods all read.
-
-use std::collections::BTreeMap;
+//! The route table of the interface: every method and path, in one list that the server, the OpenAPI document's test,
+//! the authorisation matrix and the answers to wrong methods all read.
 
 use actix_web::http::Method;
-use actix_web::http::header::{self, HeaderValue};
-use actix_web::{HttpResponse, Route, web};
+use actix_web::{Route, web};
 use orchestra_events::key::Scope;
 
-use super::{billing, billing_periods, budgets, campaigns, docs, events, health, openapi, task_actions, tasks, usage};
-use crate::problem::Problem;
-
-/// Who may ask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Anybody, without a key.
-    Anyone,
-    /// Who holds a key with this scope.
-    Scope(Scope),
-}
-
-/// One method of one path.
-pub struct Endpoint {
-    /// The method.
-    pub method: Method,
-    /// The path, with its `{parameters}`.
-    pub path: &'static str,
-    /// Who may ask.
-    pub access: Access,
-    /// What answers.
-    pub route: Route,
-}
+use super::{billing, billing_periods, budgets, campaigns, docs, events, health, keys, openapi, task_actions, tasks, usage};
+use crate::pages;
+use crate::routes::Surface;
+pub use crate::routes::{Access, Endpoint};
 
 /// Every endpoint there is.
 pub fn endpoints() -> Vec<Endpoint> {
     let mut table = Vec::new();
     let mut add = |method: Method, path: &'static str, access: Access, route: Route| {
-        table.push(Endpoint { method: method.clone(), path, access, route: route.method(method) });
+        let route = route.method(method.clone());
+        table.push(Endpoint { method, path, access, surface: Surface::Api, route });
     };
     add(Method::POST, "/v1/tasks", Access::Scope(Scope::TasksCreate), web::route().to(tasks::create));
     add(Method::GET, "/v1/tasks", Access::Scope(Scope::TasksRead), web::route().to(tasks::list));
@@ -118,38 +97,17 @@ pub fn endpoints() -> Vec<Endpoint> {
         Access::Scope(Scope::BillingWrite),
         web::route().to(billing_periods::close),
     );
+    add(Method::POST, "/v1/keys", Access::Scope(Scope::KeysWrite), web::route().to(keys::create));
+    add(Method::GET, "/v1/keys", Access::Scope(Scope::KeysRead), web::route().to(keys::list));
+    add(Method::GET, "/v1/keys/{id}", Access::Scope(Scope::KeysRead), web::route().to(keys::get));
+    add(Method::DELETE, "/v1/keys/{id}", Access::Scope(Scope::KeysWrite), web::route().to(keys::revoke));
+    add(Method::POST, "/v1/keys/{id}/rotate", Access::Scope(Scope::KeysWrite), web::route().to(keys::rotate));
     add(Method::GET, "/openapi.json", Access::Anyone, web::route().to(openapi::openapi_json));
     add(Method::GET, "/docs", Access::Anyone, web::route().to(docs::index));
     add(Method::GET, "/docs/style.css", Access::Anyone, web::route().to(docs::style));
-    add(Method::GET, "/docs/errors/{code}", Access::Anyone, web::route().to(docs::error));
+    add(Method::GET, "/docs/errors/{code}", Access::Anyone, web::route().to(pages::docs::show));
     add(Method::GET, "/healthz", Access::Anyone, web::route().to(health::healthz));
     add(Method::GET, "/readyz", Access::Anyone, web::route().to(health::readyz));
     add(Method::GET, "/metrics", Access::Anyone, web::route().to(health::metrics));
     table
-}
-
-/// Hangs every endpoint in; a path asked with another method answers which ones it knows.
-pub fn configure(cfg: &mut web::ServiceConfig) {
-    let mut paths: BTreeMap<&'static str, (Vec<Method>, Vec<Route>)> = BTreeMap::new();
-    for endpoint in endpoints() {
-        let (methods, routes) = paths.entry(endpoint.path).or_default();
-        methods.push(endpoint.method);
-        routes.push(endpoint.route);
-    }
-    for (path, (methods, routes)) in paths {
-        // A scope has slashes of its own.
-        let pattern = path.replace("{scope}", "{scope:.+}");
-        let resource = routes.into_iter().fold(web::resource(pattern), |resource, route| resource.route(route));
-        let allow = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
-        cfg.service(resource.default_service(web::route().to(move || {
-            let allow = allow.clone();
-            async move {
-                let mut response: HttpResponse = Problem::method_not_allowed(&allow).response();
-                if let Ok(value) = HeaderValue::from_str(&allow) {
-                    response.headers_mut().insert(header::ALLOW, value);
-                }
-                response
-            }
-        })));
-    }
 }

@@ -9,6 +9,7 @@ macro_rules! pages {
 }
 
 pages! {
+    "address-not-allowed",
     "body-incomplete",
     "body-too-large",
     "branch-policy",
@@ -43,12 +44,14 @@ pages! {
     "pull-request-failed",
     "push-conflict",
     "push-rejected",
+    "rate-limited",
     "repo-not-found",
     "sandbox-disk-full",
     "sandbox-out-of-memory",
     "sandbox-start-failed",
     "sandbox-timeout",
     "setup-failed",
+    "too-many-tasks",
     "unauthenticated",
     "unsupported-media-type",
 }

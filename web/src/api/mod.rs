@@ -13,6 +13,7 @@ pub mod error_pages;
 pub mod events;
 pub mod fields;
 pub mod health;
+pub mod keys;
 pub mod openapi;
 pub mod payload;
 pub mod query;
@@ -22,5 +23,3 @@ pub mod sandbox_usage;
 pub mod task_actions;
 pub mod tasks;
 pub mod usage;
-
-pub use endpoints::configure;

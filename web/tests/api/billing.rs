@@ -54,6 +54,7 @@ async fn refund(server: &Server, task: TaskId, at: &str, nanos: i64) {
         correlation: None,
         causation: None,
         data: event.data().expect("JSON"),
+        private: None,
     };
     let ledger = StreamName::ledger("platform").expect("a team");
     server.store.append(&ledger, Expected::Any, vec![new]).await.expect("an append");

@@ -21,16 +21,16 @@ use budgets::Budgets;
 use campaigns::Campaigns;
 use jiff::Timestamp;
 use orchestra_actors::service::ServiceError;
-use orchestra_actors::{Credentials, Delta, NewTask, Submitted, TaskService};
+use orchestra_actors::{Credentials, Delta, Erased, NewTask, Submitted, TaskService};
 use orchestra_events::key::Scope;
 use orchestra_events::projections::{ReadModels, project};
 use orchestra_events::repo::RepoRef;
 use orchestra_events::store::memory::MemoryStore;
 use orchestra_events::store::{Direction, MAX_PAGE};
-use orchestra_events::task::event::{CredentialKind, SCHEMA};
+use orchestra_events::task::event::{CredentialKind, ErasureReason, SCHEMA};
 use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
 use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, NewEvent, Revision, StreamName, TaskId};
-use orchestra_web::auth::{KeyRing, ensure_admin_key, issue_key};
+use orchestra_web::auth::{KeyRing, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
 use orchestra_web::{App, configure};
 use secrecy::ExposeSecret;
 use serde_json::Value;
@@ -83,6 +83,7 @@ impl Service {
                 correlation: Some(StreamName::task(id)),
                 causation: None,
                 data: event.data().expect("JSON"),
+                private: None,
             })
             .collect();
         self.store.append(&StreamName::task(id), expected, events).await.expect("an append");
@@ -199,6 +200,13 @@ impl TaskService for Service {
         self.command(id, Command::SupplyCredentials { supplied, now: Timestamp::now() }, &actor).await
     }
 
+    async fn erase_content(&self, id: TaskId, who: Actor) -> Result<Erased, ServiceError> {
+        let command = Command::EraseContent { reason: ErasureReason::Request, events: 1 };
+        self.command(id, command, &who).await?;
+        self.store.erase(&[StreamName::task(id)]).await?;
+        Ok(Erased::Done)
+    }
+
     async fn diff(&self, _: TaskId) -> Result<Vec<u8>, ServiceError> {
         Ok(b"--- a/x\n+++ b/x\n".to_vec())
     }
@@ -214,7 +222,7 @@ pub struct Server {
     pub service: Arc<Service>,
     pub campaigns: Arc<Campaigns>,
     pub admin: String,
-    _stop: DropGuard,
+    stop: DropGuard,
     _folder: tempfile::TempDir,
 }
 
@@ -257,6 +265,11 @@ impl Answer {
 
 impl Server {
     pub async fn start() -> Self {
+        Self::start_with(|app| app).await
+    }
+
+    /// A server whose application was changed before it served anybody.
+    pub async fn start_with(change: impl FnOnce(App) -> App) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Arc::new(MemoryStore::new());
         let read = Arc::new(ReadModels::open(&folder.path().join("read.db")).expect("read models"));
@@ -274,9 +287,18 @@ impl Server {
         actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&log), cancel.clone().cancelled_owned()));
         let campaigns = Arc::new(Campaigns::new(Arc::clone(&store)));
         let budgets = Arc::new(Budgets::default());
-        let app = web::Data::new(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys));
+        let app = change(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys));
+        let app = web::Data::new(app);
         let admin = admin.expose_secret().to_owned();
-        Self { app, store, service, campaigns, admin, _stop: cancel.drop_guard(), _folder: folder }
+        Self { app, store, service, campaigns, admin, stop: cancel.drop_guard(), _folder: folder }
+    }
+
+    /// Has uses of keys and refusals written down from now on.
+    pub fn write_down(&self) {
+        let log = || -> Arc<dyn EventStore> { self.store.clone() };
+        let stop = || self.stop.token().clone().cancelled_owned();
+        actix_web::rt::spawn(write_uses(Arc::clone(&self.app.keys), log(), stop()));
+        actix_web::rt::spawn(write_refusals(Arc::clone(&self.app.refusals), log(), stop()));
     }
 
     /// A new key, known to the ring.
@@ -286,6 +308,13 @@ impl Server {
         let (_, text) = issued.expect("a key");
         self.keys_caught_up().await;
         text.expose_secret().to_owned()
+    }
+
+    /// Takes a key back, and waits until the ring knows.
+    pub async fn revoke(&self, who: &Who) {
+        let Who::Key(id) = who;
+        revoke_key(&*self.store, *id, &Actor::system("test")).await.expect("an append");
+        self.keys_caught_up().await;
     }
 
     pub async fn keys_caught_up(&self) {
@@ -391,6 +420,22 @@ impl Pieces {
             }
             None => false,
         }
+    }
+
+    /// A piece of it, whatever it is. `None`: it has ended.
+    pub async fn piece(&mut self) -> Option<()> {
+        self.more().await.then_some(())
+    }
+
+    /// Reads it to its end.
+    pub async fn end(mut self) {
+        while self.more().await {}
+    }
+
+    /// Whether it has ended by now.
+    pub async fn has_ended(&mut self) -> bool {
+        let next = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_next(context));
+        matches!(tokio::time::timeout(Duration::from_millis(50), next).await, Ok(None))
     }
 
     async fn until(&mut self, mark: &str) -> Option<String> {

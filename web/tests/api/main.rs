@@ -6,6 +6,8 @@ mod budgets;
 mod campaigns;
 mod documents;
 mod harness;
+mod keys;
+mod matrix;
 mod payload;
 mod streams;
 mod tasks;

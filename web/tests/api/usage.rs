@@ -54,6 +54,7 @@ pub async fn settle(
         correlation: None,
         causation: None,
         data: event.data().expect("JSON"),
+        private: None,
     };
     let ledger = StreamName::ledger(team).expect("a team");
     let events = events.iter().map(new).collect();
