@@ -9,6 +9,8 @@ mod images;
 mod layers;
 mod limits;
 mod retention;
+mod sign_in;
+mod webhooks;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -33,6 +35,8 @@ pub use egress::{EgressSection, TeamEgress};
 pub use images::ImagesSection;
 pub use layers::{Loaded, load};
 pub use limits::{LimitsSection, TeamLimits};
+pub use sign_in::{OidcSection, SessionsSection};
+pub use webhooks::WebhooksSection;
 
 /// Every key. `*` stands for a name of the operator's choosing.
 pub const KEYS: &[&str] = &[
@@ -139,6 +143,21 @@ pub const KEYS: &[&str] = &[
     "egress.max_bytes",
     "egress.max_connections",
     "egress.idle_timeout",
+    "oidc.issuer",
+    "oidc.client_id",
+    "oidc.client_secret_env",
+    "oidc.label",
+    "oidc.scopes",
+    "oidc.groups_claim",
+    "oidc.map",
+    "sessions.lifetime",
+    "sessions.idle",
+    "webhooks.networks",
+    "webhooks.max",
+    "webhooks.timeout",
+    "webhooks.first_wait",
+    "webhooks.give_up",
+    "webhooks.disable_after",
 ];
 
 /// The effective configuration.
@@ -203,6 +222,14 @@ pub struct Config {
     pub teams: BTreeMap<String, TeamSection>,
     /// Where sandboxes may connect to.
     pub egress: EgressSection,
+    /// Who vouches for people.
+    #[serde(default)]
+    pub oidc: OidcSection,
+    /// How long people stay signed in.
+    #[serde(default)]
+    pub sessions: SessionsSection,
+    /// Who outside is told what happens.
+    pub webhooks: WebhooksSection,
 }
 
 /// `models.NAME`.
@@ -470,6 +497,9 @@ impl Default for Config {
             retention: RetentionSection::default(),
             teams: BTreeMap::new(),
             egress: EgressSection::default(),
+            oidc: OidcSection::default(),
+            sessions: SessionsSection::default(),
+            webhooks: WebhooksSection::default(),
         }
     }
 }
@@ -530,6 +560,8 @@ impl Config {
         self.sandbox.host_ids.ids()?;
         self.check_images()?;
         self.egress.rules(&self.teams, &self.images_dir())?;
+        self.check_sign_in()?;
+        self.webhooks.rules()?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
         refuse(self.cache.lowers == 0, "cache.lowers is at least 1")?;

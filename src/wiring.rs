@@ -17,22 +17,26 @@ use orchestra_actors::speech::Speech;
 use orchestra_actors::usage::Totals;
 use orchestra_actors::workshop::egress::EgressDesk;
 use orchestra_actors::workshop::{SetupRules, Setups, Workshop};
-use orchestra_actors::{BillingDesk, Capacity, Defaults, ErasureMarks, Orchestra};
+use orchestra_actors::{BillingDesk, Capacity, Defaults, ErasureMarks, Orchestra, Webhooks};
 use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
 use orchestra_events::projections::ReadModels;
 use orchestra_events::store::sqlite::SqliteStore;
 use orchestra_events::task::event::Attempts;
 use orchestra_events::{Actor, EventStore, KeyId, SandboxId};
+use orchestra_runtime::egress::SystemResolver;
 use orchestra_runtime::forge::Forges;
 use orchestra_runtime::gateway::Gateway;
 use orchestra_runtime::git::{CacheLimits, Git, GitConfig};
 use orchestra_runtime::model::Models;
 use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, SandboxSpec, Sandboxes, SetupLimits};
+use orchestra_runtime::server_key::ServerKey;
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
-use orchestra_web::auth::{self, KeyRing, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
+use orchestra_web::auth::{
+    self, KeyRing, Sessions, Transport, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses,
+};
 use orchestra_web::fragments::Fragments;
 use orchestra_web::pages::Dashboard;
 use secrecy::{ExposeSecret, SecretString};
@@ -53,6 +57,7 @@ pub struct Server {
     pub address: SocketAddr,
     /// The actors.
     pub orchestra: Arc<Orchestra>,
+    webhooks: Arc<Webhooks>,
     /// What the handlers share.
     pub app: web::Data<App>,
     /// The admin key, when this was the first start.
@@ -84,8 +89,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let read = Arc::new(ReadModels::open(&data.join("read.db")).context("cannot open the read models")?);
     let keys = Arc::new(KeyRing::load(&*store).await.context("cannot read the API keys")?);
     let admin_key = ensure_admin_key(&*store, &keys).await.context("cannot issue the first key")?;
+    let lasting = config.sessions.lasting()?;
+    let sessions = Arc::new(Sessions::load(&*store, lasting).await.context("cannot read who is signed in")?);
     let cancel = CancellationToken::new();
     actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&store), cancel.clone().cancelled_owned()));
+    actix_web::rt::spawn(Arc::clone(&sessions).follow(Arc::clone(&store), cancel.clone().cancelled_owned()));
     let uses = write_uses(Arc::clone(&keys), Arc::clone(&store), cancel.clone().cancelled_owned());
     actix_web::rt::spawn(uses);
 
@@ -108,6 +116,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         },
     );
     orchestra.limit_tasks(Arc::new(config.open_tasks(Arc::clone(&keys))));
+    let server_key = Arc::new(ServerKey::open(data).context("cannot use the server's key")?);
+    let rules = config.webhooks.rules()?;
+    let webhooks = Webhooks::start(Arc::clone(&store), Arc::clone(&server_key), Arc::new(SystemResolver), rules);
     let listener = TcpListener::bind(&config.listen)
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
@@ -117,9 +128,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         let closing = Arc::clone(&bills).close_in_time(config.billing.close_after, cancel.clone().cancelled_owned());
         actix_web::rt::spawn(closing);
     }
+    let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
     let app = App::new(tasks, campaigns, budgets, store, read, keys)
         .with_billing(bills)
         .with_dashboard(dashboard)
+        .with_people(sessions, config.people(&public_url)?)
+        .reached(Transport::of(&public_url))
+        .with_webhooks(Arc::clone(&webhooks) as _)
         .behind(config.proxies()?)
         .limited(auth::Limits::new(config.rates()));
     let refusals = Arc::clone(&app.refusals);
@@ -144,11 +159,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     // Beside everything else: a task that needs one of them before waits for its pull.
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { images.pull_all().await }));
     let resumed = orchestra.resume().await.context("cannot take up the open tasks")?;
+    webhooks.resume().await.context("cannot take up the webhooks")?;
     let forgetting = Arc::clone(&orchestra);
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { forgetting.keep_forgetting().await }));
     tracing::info!(%address, resumed, "serving");
-    let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
-    Ok(Server { address, orchestra, app, admin_key, public_url, handle, serving, cancel })
+    Ok(Server { address, orchestra, webhooks, app, admin_key, public_url, handle, serving, cancel })
 }
 
 async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Workshop> {
@@ -281,6 +296,8 @@ impl Server {
         self.handle.stop(true).await;
         self.serving.await.context("the web server died")??;
         self.orchestra.stop().await;
+        // Last: what the others wrote on their way out is told too, or at the next start.
+        self.webhooks.stop().await;
         Ok(())
     }
 }

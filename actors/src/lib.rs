@@ -28,6 +28,7 @@ pub mod speech;
 pub mod supervisor;
 pub mod task;
 pub mod usage;
+pub mod webhook;
 pub mod workshop;
 
 pub use billing::{BillingDesk, BillingError, BillingService};
@@ -36,4 +37,8 @@ pub use erasure::{ErasureMarks, Retention};
 pub use ledger::{LedgerError, Ledgers, Settlement};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;
-pub use service::{BudgetService, Credentials, Delta, Erased, FieldError, NewRepo, NewTask, Submitted, TaskService};
+pub use service::{
+    Attempt, BudgetService, Credentials, Delta, Erased, FieldError, Identity, IdentityError, IdentityProvider, NewRepo,
+    NewTask, Submitted, TaskService,
+};
+pub use webhook::service::{MadeWebhook, NewWebhook, WebhookRules, WebhookService, Webhooks};

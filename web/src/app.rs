@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
-use orchestra_actors::{BillingDesk, BillingService, BudgetService, CampaignService, TaskService};
-use orchestra_events::EventStore;
+use orchestra_actors::{BillingDesk, BillingService, BudgetService, CampaignService, TaskService, WebhookService};
 use orchestra_events::projections::ReadModels;
+use orchestra_events::session::{Holder, Session};
+use orchestra_events::{EventStore, SessionId};
 use tokio::sync::Semaphore;
 
-use crate::auth::{Caller, KeyRing, Limits, Proxies, Refusals, Sessions, Who};
+use crate::auth::caller::Via;
+use crate::auth::{Caller, KeyRing, Limits, People, Proxies, Refusals, Sessions, Transport, Who};
 use crate::pages::Dashboard;
 use crate::problem::Problem;
 
@@ -30,6 +32,8 @@ pub struct App {
     pub budgets: Arc<dyn BudgetService>,
     /// What can be asked of bills.
     pub billing: Arc<dyn BillingService>,
+    /// What can be asked of webhooks, where there are any.
+    pub webhooks: Option<Arc<dyn WebhookService>>,
     /// The log.
     pub store: Arc<dyn EventStore>,
     /// What is folded from it.
@@ -43,7 +47,11 @@ pub struct App {
     /// What was refused, on its way into the log.
     pub refusals: Arc<Refusals>,
     /// Who is signed in to the dashboard.
-    pub sessions: Sessions,
+    pub sessions: Arc<Sessions>,
+    /// Who says who people are, where anybody does.
+    pub people: Option<People>,
+    /// How browsers reach this server.
+    pub transport: Transport,
     /// What only the dashboard needs.
     pub dashboard: Dashboard,
     /// The figures for `/metrics`, where a recorder is installed.
@@ -67,13 +75,16 @@ impl App {
             campaigns,
             budgets,
             billing: Arc::new(BillingDesk::new(Arc::clone(&store), Arc::clone(&read))),
+            webhooks: None,
             store,
             read,
             keys,
+            sessions: Arc::default(),
+            people: None,
+            transport: Transport::default(),
             proxies: Proxies::default(),
             limits: Limits::default(),
             refusals: Arc::default(),
-            sessions: Sessions::default(),
             dashboard: Dashboard::default(),
             metrics: None,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
@@ -92,6 +103,32 @@ impl App {
     pub fn with_billing(mut self, billing: Arc<dyn BillingService>) -> Self {
         self.billing = billing;
         self
+    }
+
+    /// The same application, with these sessions, and somebody who vouches for people.
+    #[must_use]
+    pub fn with_people(mut self, sessions: Arc<Sessions>, people: Option<People>) -> Self {
+        (self.sessions, self.people) = (sessions, people);
+        self
+    }
+
+    /// The same application, reached in this way.
+    #[must_use]
+    pub fn reached(mut self, transport: Transport) -> Self {
+        self.transport = transport;
+        self
+    }
+
+    /// The same application, with webhooks.
+    #[must_use]
+    pub fn with_webhooks(mut self, webhooks: Arc<dyn WebhookService>) -> Self {
+        self.webhooks = Some(webhooks);
+        self
+    }
+
+    /// What can be asked of webhooks.
+    pub fn webhooks(&self) -> Result<&dyn WebhookService, Problem> {
+        self.webhooks.as_deref().ok_or_else(Problem::no_webhooks)
     }
 
     /// The same application, behind these proxies.
@@ -119,14 +156,28 @@ impl App {
     pub fn current(&self, who: &Who) -> Option<Caller> {
         match who {
             Who::Key(id) => self.keys.holder(*id),
+            Who::Person { session, .. } => Caller::person(*session, &*self.sessions.get(*session)?),
+        }
+    }
+
+    /// Who is signed in with this session, as they stand now.
+    pub fn signed_in(&self, id: SessionId, session: &Session) -> Option<Caller> {
+        match &session.grant.holder {
+            Holder::Key { key } => {
+                let holder = self.keys.holder_of(*key, session.grant.generation, Timestamp::now())?;
+                Some(Caller { via: Via::Session(id), ..holder })
+            }
+            Holder::Person { .. } => Caller::person(id, session),
         }
     }
 
     /// The rights that this caller showed, as they stand now. Unlike those of [`current`](Self::current), they end when
-    /// the text that was shown is rotated away. `None`: they were taken back, or have run out.
+    /// the text that was shown is rotated away, and with the session. `None`: they were taken back, or have run out.
     pub fn standing(&self, caller: &Caller) -> Option<Caller> {
-        match &caller.who {
-            Who::Key(id) => self.keys.holder_of(*id, caller.generation, Timestamp::now()),
+        match (caller.via, &caller.who) {
+            (Via::Session(id), _) => self.signed_in(id, &*self.sessions.get(id)?),
+            (Via::Key, Who::Key(id)) => self.keys.holder_of(*id, caller.generation, Timestamp::now()),
+            (Via::Key, Who::Person { .. }) => self.current(&caller.who),
         }
     }
 

@@ -14,11 +14,13 @@ use orchestra_events::key::Scope;
 use orchestra_events::ledger::Exhausted;
 use orchestra_events::ledger::scope::ParseScopeError;
 use orchestra_events::projections::ReadModelError;
+use orchestra_events::session::Refusal as SessionRefusal;
 use orchestra_events::task::Refusal;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::resource::ExhaustedView;
+use crate::auth::session::SessionError;
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $status:ident, $title:literal;)*) => {
@@ -255,6 +257,16 @@ impl Problem {
         Self::new(Code::NotFound, "There is no such campaign, or it belongs to another team. Check the id.")
     }
 
+    /// There is no such webhook for this caller.
+    pub fn no_such_webhook() -> Self {
+        Self::new(Code::NotFound, "There is no such webhook, or it belongs to another team. Check the id.")
+    }
+
+    /// The server was started without webhooks.
+    pub fn no_webhooks() -> Self {
+        Self::new(Code::NotFound, "This server was started without webhooks.")
+    }
+
     /// There is no such key for this caller.
     pub fn no_such_key() -> Self {
         Self::new(Code::NotFound, "There is no such key, or it belongs to another team. Check the id.")
@@ -313,6 +325,21 @@ impl ResponseError for Problem {
     }
 }
 
+impl From<SessionError> for Problem {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Store(error) => error.into(),
+            SessionError::Refused(SessionRefusal::NoSuchSession) => Self::unauthenticated(),
+            SessionError::Refused(SessionRefusal::NoSuchTeam) => {
+                Self::new(Code::NotFound, "You have no part in such a team.")
+            }
+            SessionError::Refused(SessionRefusal::Exists | SessionRefusal::TooManyTeams)
+            | SessionError::NoRandomness
+            | SessionError::Json(_) => Self::internal(error.to_string()),
+        }
+    }
+}
+
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error {
@@ -354,6 +381,8 @@ impl From<ServiceError> for Problem {
                 Self::no_such_task()
             }
             ServiceError::NoSuchCampaign => Self::no_such_campaign(),
+            ServiceError::NoSuchWebhook => Self::no_such_webhook(),
+            ServiceError::WebhookRefused(refusal) => Self::new(Code::Conflict, format!("Nothing was done: {refusal}.")),
             ServiceError::CampaignRefused(refusal) => {
                 Self::new(Code::Conflict, format!("Nothing was done: {refusal}."))
             }

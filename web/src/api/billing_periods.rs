@@ -2,16 +2,19 @@
 
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
-use orchestra_events::billing::event::NumberedLine;
+use orchestra_events::WebhookId;
+use orchestra_events::billing::event::{NumberedLine, Pushed};
 use orchestra_events::billing::{Billing, Invoice, Month, Quantities, Totals};
 use orchestra_events::projections::PeriodSums;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::billing::team_of;
+use super::fields::{Faults, Object};
 use super::query::Parameters;
 use super::resource::Usd;
 use super::usage::field;
+use super::{body, webhooks};
 use crate::App;
 use crate::auth::Caller;
 use crate::problem::{Code, Problem, ProblemBody};
@@ -439,10 +442,71 @@ pub async fn close(
     query.finish()?;
     let team = team_of(&caller, asked)?;
     app.billing.close_period(&team, period, caller.actor_for(&team)).await?;
+    Ok(HttpResponse::Ok().json(summary(&app, &team, period).await?))
+}
+
+/// Sends a closed month's bill to a webhook: its lines in their order, as the events `billing.invoice-ready`, and what they
+/// come to, as `billing.period-closed`.
+///
+/// Every message goes out under the id that it has for this webhook, and every line has an `idempotencyKey`
+/// (`team/2026-10/17`), both the same however often this is asked: a receiver that knows them counts nothing twice. The
+/// webhook has to want these events; it is told of them by itself when the month is closed, too.
+#[utoipa::path(post, path = "/v1/billing/periods/{period}/push", tag = "billing", operation_id = "pushBill",
+    params(("period" = String, Path, description = "A month such as 2026-11"),
+        ("team" = Option<String>, Query, description = "The key's own team when absent; an operator names one")),
+    request_body(content = super::openapi::BillPushRequest),
+    responses((status = 202, description = "It is being sent", body = PeriodView),
+        (status = 400, description = "Parameters or a body that do not do", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "No such month or webhook, or another team's", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 409, description = "The month is not closed, or the webhook is disabled or busy with replays", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "Fields that do not do", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn push(
+    app: web::Data<App>,
+    caller: Caller,
+    period: web::Path<String>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    let period = month(&period)?;
+    let mut query = Parameters::of(&request)?;
+    let asked = query.text("team");
+    query.finish()?;
+    let team = team_of(&caller, asked)?;
+    let raw = body::json(&request, payload).await?;
+    let mut faults = Faults::default();
+    let is_id = |text: &str| text.parse::<WebhookId>().map(drop).map_err(|error| error.to_string());
+    let named = Object::read(&raw, "", &mut faults).and_then(|mut object| {
+        let before = faults.count();
+        let webhook = object.text("webhook", is_id, &mut faults);
+        if webhook.is_none() && faults.count() == before {
+            faults.add("/webhook", "is required: to whom?");
+        }
+        object.finish(&mut faults);
+        webhook
+    });
+    faults.none()?;
+    let webhook = webhooks::visible(&app, &caller, &named.unwrap_or_default()).await?;
+    // A bill goes to the team's own webhooks, and to those of the operators, who see every team.
+    if webhook.spec.team.as_ref().is_some_and(|own| *own != team) {
+        return Err(Problem::no_such_webhook());
+    }
+    let Some((from, through)) = app.billing.written_at(&team, period).await? else {
+        let refusal = orchestra_events::billing::Refusal::NotClosed(period);
+        return Err(orchestra_actors::BillingError::from(refusal).into());
+    };
+    let actor = caller.actor_for(&team);
+    app.webhooks()?.replay_webhook(webhook.id, from, through, actor.clone()).await?;
+    let pushed = Pushed { period, endpoint: webhook.id, from, through };
+    app.billing.record_push(&team, pushed, actor).await?;
+    Ok(HttpResponse::Accepted().json(summary(&app, &team, period).await?))
+}
+
+/// A month in sums, with everything that happened before this was called.
+async fn summary(app: &App, team: &str, period: Month) -> Result<PeriodView, Problem> {
     app.caught_up().await?;
-    let billing = app.read.billing(team.clone()).await?;
-    let periods = app.read.billing_periods(team.clone()).await?;
+    let billing = app.read.billing(team.to_owned()).await?;
+    let periods = app.read.billing_periods(team.to_owned()).await?;
     let sums = periods.iter().find(|sums| sums.period == period);
-    let view = sums.map(|sums| PeriodView::new(&team, &billing, sums));
-    Ok(HttpResponse::Ok().json(view.ok_or_else(|| Problem::internal("a closed month is not in the list"))?))
+    let view = sums.map(|sums| PeriodView::new(team, &billing, sums));
+    view.ok_or_else(|| Problem::internal("a closed month is not in the list"))
 }

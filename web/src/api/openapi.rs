@@ -350,6 +350,15 @@ pub struct BillingPlanRequest {
     overrides: Option<Vec<BillingOverrideRequest>>,
 }
 
+/// To whom a bill is sent.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, never built")]
+pub struct BillPushRequest {
+    /// A webhook of the team that wants `billing.invoice-ready`, or all of `billing.*`.
+    #[schema(example = "webhook_00000000000000000000000000")]
+    webhook: String,
+}
+
 /// Other terms for a customer, a project, or a project of a customer.
 #[derive(ToSchema)]
 #[schema(rename_all = "camelCase")]
@@ -425,6 +434,7 @@ impl Modify for Bearer {
         super::events::of_task,
         super::events::of_log,
         super::task_actions::cancel,
+        super::task_actions::erase,
         super::task_actions::retry,
         super::task_actions::message,
         super::task_actions::credentials,
@@ -433,6 +443,7 @@ impl Modify for Bearer {
         super::campaigns::list,
         super::campaigns::get,
         super::campaigns::cancel,
+        super::campaigns::erase,
         super::campaigns::retry,
         super::campaigns::credentials,
         super::budgets::list,
@@ -444,11 +455,21 @@ impl Modify for Bearer {
         super::billing_periods::list,
         super::billing_periods::get,
         super::billing_periods::close,
+        super::billing_periods::push,
         super::keys::create,
         super::keys::list,
         super::keys::get,
         super::keys::revoke,
         super::keys::rotate,
+        super::webhooks::list,
+        super::webhooks::create,
+        super::webhooks::get,
+        super::webhooks::change,
+        super::webhooks::remove,
+        super::webhooks::rotate,
+        super::webhooks::test,
+        super::webhooks::replay,
+        super::webhooks::deliveries,
         super::health::healthz,
         super::health::readyz,
         super::health::metrics,

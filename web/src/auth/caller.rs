@@ -10,11 +10,12 @@ use actix_web::http::header::{self, HeaderMap};
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
 use jiff::Timestamp;
 use orchestra_events::key::{Bounds, KeyLimits, Scope};
-use orchestra_events::{Actor, ActorKind, EventId, KeyId, Origin};
+use orchestra_events::session::Session;
+use orchestra_events::{Actor, ActorKind, EventId, KeyId, Origin, SessionId};
 use sha2::{Digest as _, Sha256};
 
 use super::limits::Verdict;
-use super::{address, session};
+use super::{address, transport};
 use crate::App;
 use crate::problem::Problem;
 
@@ -23,8 +24,8 @@ use crate::problem::Problem;
 pub enum Via {
     /// `Authorization: Bearer orc_…`.
     Key,
-    /// The dashboard's cookie.
-    Session,
+    /// The cookie of a session at the dashboard.
+    Session(SessionId),
 }
 
 /// Whose rights a caller has.
@@ -32,12 +33,20 @@ pub enum Via {
 pub enum Who {
     /// Those of a key they hold or signed in with.
     Key(KeyId),
+    /// Those of a person whom an identity provider vouched for, as long as the session lasts.
+    Person {
+        /// The session.
+        session: SessionId,
+        /// The person, by a name that is the same in every session.
+        id: Arc<str>,
+    },
 }
 
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Key(id) => id.fmt(f),
+            Self::Person { id, .. } => f.write_str(id),
         }
     }
 }
@@ -90,6 +99,18 @@ impl Caller {
         }
     }
 
+    /// A person in their session, with the rights of the team that they have chosen. `None`: a key decides.
+    pub fn person(id: SessionId, session: &Session) -> Option<Self> {
+        let membership = session.membership()?;
+        let who = Who::Person { session: id, id: session.grant.holder.id().into() };
+        Some(Self {
+            team: membership.team.clone(),
+            scopes: membership.scopes(),
+            via: Via::Session(id),
+            ..Self::named(who, session.grant.name.clone())
+        })
+    }
+
     /// Whether they may do everything, for every team.
     pub fn is_admin(&self) -> bool {
         self.scopes.contains(&Scope::Admin)
@@ -134,7 +155,7 @@ impl Caller {
     pub fn actor(&self) -> Actor {
         let kind = match self.via {
             Via::Key => ActorKind::ApiKey,
-            Via::Session => ActorKind::Person,
+            Via::Session(_) => ActorKind::Person,
         };
         let origin = Origin {
             name: address::kept(&self.name),
@@ -171,13 +192,12 @@ fn recognise(app: &App, request: &HttpRequest) -> Result<Caller, Problem> {
     if request.headers().contains_key(header::AUTHORIZATION) {
         return bearer(request.headers()).and_then(|key| app.keys.authenticate(key)).ok_or_else(Problem::unknown_key);
     }
-    let cookie = request.cookie(session::COOKIE).ok_or_else(Problem::unauthenticated)?;
+    let cookie = transport::session_cookie(app, request).ok_or_else(Problem::unauthenticated)?;
     let caller = app
         .sessions
-        .find(cookie.value())
-        // What the key may do is asked again: one that was revoked or rotated away ends its sessions too.
-        .and_then(|caller| app.standing(&caller))
-        .map(|caller| Caller { via: Via::Session, ..caller })
+        .find(&cookie)
+        // What a key may do is asked again: one that was revoked or rotated away ends its sessions too.
+        .and_then(|open| app.signed_in(open.id, &open.session))
         .ok_or_else(Problem::unauthenticated)?;
     if same_origin(request) { Ok(caller) } else { Err(Problem::cross_site()) }
 }

@@ -12,9 +12,11 @@ pub mod docs;
 pub mod error;
 pub mod format;
 pub mod html;
+pub mod keys;
 pub mod live;
 pub mod machine;
 pub mod panels;
+pub mod people;
 pub mod prose;
 pub mod routes;
 pub mod sample;
@@ -24,6 +26,7 @@ pub mod task;
 pub mod tasks;
 pub mod timeline;
 pub mod usage;
+pub mod webhooks;
 
 use std::sync::Arc;
 

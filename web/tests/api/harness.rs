@@ -4,6 +4,8 @@
 mod budgets;
 #[path = "../support/campaigns.rs"]
 mod campaigns;
+#[path = "../support/webhooks.rs"]
+mod webhooks;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -25,18 +27,22 @@ use orchestra_actors::{Credentials, Delta, Erased, NewTask, Submitted, TaskServi
 use orchestra_events::key::Scope;
 use orchestra_events::projections::{ReadModels, project};
 use orchestra_events::repo::RepoRef;
+use orchestra_events::session::{Holder, Membership, Role, Way};
 use orchestra_events::store::memory::MemoryStore;
 use orchestra_events::store::{Direction, MAX_PAGE};
 use orchestra_events::task::event::{CredentialKind, ErasureReason, SCHEMA};
 use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
 use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, NewEvent, Revision, StreamName, TaskId};
-use orchestra_web::auth::{KeyRing, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
+use orchestra_web::auth::{
+    KeyRing, NewSession, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses,
+};
 use orchestra_web::{App, configure};
 use secrecy::ExposeSecret;
 use serde_json::Value;
 use tokio::sync::broadcast;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
+use webhooks::Webhooks;
 
 /// The longest that a test waits for what must come.
 pub const SOON: Duration = Duration::from_secs(10);
@@ -221,6 +227,7 @@ pub struct Server {
     pub store: Arc<MemoryStore>,
     pub service: Arc<Service>,
     pub campaigns: Arc<Campaigns>,
+    pub webhooks: Arc<Webhooks>,
     pub admin: String,
     stop: DropGuard,
     _folder: tempfile::TempDir,
@@ -287,10 +294,11 @@ impl Server {
         actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&log), cancel.clone().cancelled_owned()));
         let campaigns = Arc::new(Campaigns::new(Arc::clone(&store)));
         let budgets = Arc::new(Budgets::default());
+        let webhooks = Arc::new(Webhooks(Arc::clone(&store)));
         let app = change(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys));
-        let app = web::Data::new(app);
+        let app = web::Data::new(app.with_webhooks(webhooks.clone()));
         let admin = admin.expose_secret().to_owned();
-        Self { app, store, service, campaigns, admin, stop: cancel.drop_guard(), _folder: folder }
+        Self { app, store, service, campaigns, webhooks, admin, stop: cancel.drop_guard(), _folder: folder }
     }
 
     /// Has uses of keys and refusals written down from now on.
@@ -312,9 +320,41 @@ impl Server {
 
     /// Takes a key back, and waits until the ring knows.
     pub async fn revoke(&self, who: &Who) {
-        let Who::Key(id) = who;
+        let Who::Key(id) = who else { panic!("{who} is no key") };
         revoke_key(&*self.store, *id, &Actor::system("test")).await.expect("an append");
         self.keys_caught_up().await;
+    }
+
+    /// Signs in with a key; the cookie's value.
+    pub async fn session(&self, key: &str) -> String {
+        let caller = self.app.keys.authenticate(key).expect("a key that is known");
+        let Who::Key(id) = caller.who else { panic!("{} is no key", caller.who) };
+        let new = NewSession {
+            holder: Holder::Key { key: id },
+            way: Way::Key,
+            name: caller.name.clone(),
+            memberships: Vec::new(),
+            generation: caller.generation,
+        };
+        let begun = self.app.sessions.start(&*self.store, new, None, &caller.actor()).await;
+        begun.expect("a session").1.expose_secret().to_owned()
+    }
+
+    /// Sessions of people in the team `platform`, by id.
+    pub async fn disposable_sessions(&self, count: usize) -> Vec<String> {
+        let mut ids = Vec::new();
+        for number in 0..count {
+            let new = NewSession {
+                holder: Holder::Person { issuer: "https://a.example".to_owned(), subject: number.to_string() },
+                way: Way::Oidc,
+                name: "canary".to_owned(),
+                memberships: vec![Membership { team: Some("platform".to_owned()), role: Role::Viewer }],
+                generation: 0,
+            };
+            let begun = self.app.sessions.start(&*self.store, new, None, &Actor::system("test")).await;
+            ids.push(begun.expect("a session").0.to_string());
+        }
+        ids
     }
 
     pub async fn keys_caught_up(&self) {
