@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::harness::{House, PATIENCE, Setup, bash, count, done, nano_usd, program};
+use crate::webhooks::receiver::{Answer, Receiver};
 
 /// The task of last month, and what its call cost.
 const OLD_NANOS: i64 = 1_234_567_891;
@@ -151,10 +152,13 @@ async fn a_closed_bill_stays_and_the_report_the_bills_and_the_ledger_are_the_sam
     let slow = json!([{ "text": "Wait for it, it takes a while.", "tools": [], "fault": { "kind": "stall", "times": 1 } }, done()]);
     let script = json!([
         conversation("well", json!([bash("echo once >> log.txt"), done()])),
-        conversation("badly", json!([bash("echo once >> log.txt"), {"text": "cut off in the middle of these words", "fault": { "kind": "truncate" }}])),
+        conversation(
+            "badly",
+            json!([bash("echo once >> log.txt"), {"text": "cut off in the middle of these words", "fault": { "kind": "truncate" }}])
+        ),
         conversation("killed", slow),
     ]);
-    let more = "[retry]\nmost_failures = 2\nfirst_wait = \"20ms\"";
+    let more = "[retry]\nmost_failures = 2\nfirst_wait = \"20ms\"\n[webhooks]\nnetworks = [\"127.0.0.0/8\"]";
     let mut house = Setup::new(script).without_retry().config(more).open().await;
     let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
     let this_month = today.strftime("%Y-%m").to_string();
@@ -176,11 +180,47 @@ async fn a_closed_bill_stays_and_the_report_the_bills_and_the_ledger_are_the_sam
     assert_eq!(house.api.post(&close, &json!({})).await, (200, closed));
     let running = format!("/v1/billing/periods/{this_month}/close?team=platform");
     assert_eq!(house.api.post(&running, &json!({})).await.0, 409, "this month is not over");
-    assert_eq!(house.api.put("/v1/billing/plans/platform", &json!({
-        "effectiveFrom": old_day.to_string(), "perTaskUsd": 1 })).await.0, 422, "it reaches back");
+    assert_eq!(
+        house
+            .api
+            .put(
+                "/v1/billing/plans/platform",
+                &json!({
+        "effectiveFrom": old_day.to_string(), "perTaskUsd": 1 })
+            )
+            .await
+            .0,
+        422,
+        "it reaches back"
+    );
     let bill_of = |month: &str| format!("/v1/billing/periods/{month}?team=platform");
-    let bill = house.api.text(&bill_of(&last_month)).await;
     let csv = house.api.text(&format!("{}&format=csv", bill_of(&last_month))).await;
+
+    // Pushed to a metering endpoint, twice: the same messages under the same ids, each line with its own key.
+    let meter = Receiver::start(|_, _| Answer::Status(200)).await;
+    let hook =
+        json!({ "url": meter.url(), "events": ["billing.invoice-ready", "billing.period-closed"], "team": "platform" });
+    let (status, hook) = house.api.post("/v1/webhooks", &hook).await;
+    assert_eq!(status, 201, "{hook}");
+    let push = json!({ "webhook": hook["id"] });
+    let push_to = |month: &str| format!("/v1/billing/periods/{month}/push?team=platform");
+    assert_eq!(house.api.post(&push_to(&this_month), &push).await.0, 409, "there is no bill yet");
+    for _ in 0..2 {
+        let (status, pushed) = house.api.post(&push_to(&last_month), &push).await;
+        assert_eq!((status, &pushed["pushedTo"]), (202, &json!([hook["id"]])), "{pushed}");
+    }
+    let got = meter.until("both have arrived", |got| got.len() >= 4).await;
+    let mut bodies: BTreeMap<&str, &Value> = BTreeMap::new();
+    for got in &got {
+        assert!(got.is_signed_with(hook["secret"].as_str().unwrap()));
+        assert_eq!(*bodies.entry(&got.id).or_insert(&got.body), &got.body);
+    }
+    let kinds: Vec<_> = got[..2].iter().map(|got| got.body["type"].as_str().unwrap()).collect();
+    assert_eq!((kinds, bodies.len()), (vec!["billing.invoice-ready", "billing.period-closed"], 2));
+    let line = &got[0].body["data"]["data"]["lines"][0];
+    assert_eq!(line["idempotencyKey"], json!(format!("platform/{last_month}/1")));
+    assert_eq!(line["billableNanoUsd"], json!(1_419_753_075));
+    let bill = house.api.text(&bill_of(&last_month)).await;
 
     // Work that succeeds, work that is refunded, and work whose server is killed while the model speaks.
     let well = house.submit(json!({ "task": "Do <well>.", "customer": "Acme, Inc" })).await;
@@ -232,7 +272,8 @@ async fn a_closed_bill_stays_and_the_report_the_bills_and_the_ledger_are_the_sam
     assert_eq!((nano_usd(&report["costUsd"]), nano_usd(&report["refundedUsd"])), (charged, refunded));
     assert!(refunded > u64::try_from(OLD_NANOS).unwrap(), "the failed attempt was refunded too");
     let (_, months) = house.api.get("/v1/billing/periods?team=platform").await;
-    let of_months = |name: &str| months["data"].as_array().unwrap().iter().map(|month| nano_usd(&month[name])).sum::<u64>();
+    let of_months =
+        |name: &str| months["data"].as_array().unwrap().iter().map(|month| nano_usd(&month[name])).sum::<u64>();
     assert_eq!((of_months("costUsd"), of_months("refundedUsd")), (charged, refunded));
     for id in [&well, &badly, &killed] {
         let task = house.task(id).await;

@@ -43,6 +43,18 @@ pub enum Billing {
         #[command(flatten)]
         server: ServerArguments,
     },
+    /// Send the bill of a closed month to a webhook
+    Push {
+        /// The month, such as 2026-11
+        period: String,
+        /// The webhook's id
+        webhook: String,
+        /// The team; the key's own when absent
+        #[arg(long)]
+        team: Option<String>,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
     /// The bill of a month: what it comes to for each customer, or its lines
     Invoice {
         /// The month, such as 2026-11
@@ -115,6 +127,12 @@ impl Billing {
                 let closed = server.client()?.post(&path, &json!({})).await?;
                 let (lines, billable) = (&closed["lines"], dollars(&closed, "billableUsd"));
                 say(format!("{period} is closed: {lines} lines, {billable}, SHA-256 {}", text(&closed, "/digest")));
+            }
+            Self::Push { period, webhook, team, server } => {
+                let query = query(&[("team", team)]);
+                let path = format!("/v1/billing/periods/{period}/push?{query}");
+                server.client()?.post(&path, &json!({ "webhook": webhook })).await?;
+                say(format!("the bill of {period} is being sent to {webhook}"));
             }
             Self::Invoice { period, team, customer, csv, json, server } => {
                 let format = csv.then(|| "csv".to_owned());

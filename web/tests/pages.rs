@@ -146,13 +146,19 @@ async fn a_webhooks_secret_is_on_the_page_that_made_it_and_on_no_other() {
     assert_harmless(&page);
     assert!(!page.contains("whsec_") && !list.contains("whsec_"));
     let rotated = text(call_service(&server, send(&format!("{path}/secret"), csrf(&page))).await).await;
-    assert!(rotated.contains("whsec_") && !made.contains(rotated.split("whsec_").nth(1).expect("a secret").split('<').next().expect("its end")));
+    assert!(
+        rotated.contains("whsec_")
+            && !made.contains(rotated.split("whsec_").nth(1).expect("a secret").split('<').next().expect("its end"))
+    );
     for (action, shows_words) in [("disable", "Disabled"), ("enable", "Enabled")] {
         let done = call_service(&server, send(&format!("{path}/{action}"), csrf(&page))).await;
         assert_eq!(done.status(), StatusCode::SEE_OTHER, "{action}");
         assert!(shows(&text(call_service(&server, get(&path)).await).await, shows_words), "{action}");
     }
-    assert!(shows(&text(call_service(&server, send(&format!("{path}/test"), csrf(&page))).await).await, "answered 500"));
+    assert!(shows(
+        &text(call_service(&server, send(&format!("{path}/test"), csrf(&page))).await).await,
+        "answered 500"
+    ));
     assert_eq!(location(&call_service(&server, send(&format!("{path}/remove"), csrf(&page))).await), "/webhooks");
     assert_eq!(call_service(&server, get(&path)).await.status(), StatusCode::NOT_FOUND);
 }

@@ -54,7 +54,8 @@ fn key_of(group: &UsageGroup) -> Vec<String> {
 async fn reports_are_the_ledgers(world: &World, counted: &Counted) -> NanoUsd {
     let mut billable = None;
     for group_by in groupings() {
-        let report = world.read.usage(UsageQuery { group_by: group_by.clone(), ..UsageQuery::default() }).await.unwrap();
+        let report =
+            world.read.usage(UsageQuery { group_by: group_by.clone(), ..UsageQuery::default() }).await.unwrap();
         let reported: BTreeMap<_, _> = report.groups.iter().map(|group| (key_of(group), sums_of(group))).collect();
         assert_eq!(reported, counted.by_ledger(&group_by), "{group_by:?}");
         let sum: NanoUsd = report.groups.iter().map(|group| group.billable).sum();

@@ -26,8 +26,8 @@ use orchestra_events::task::event::{Attempts, Budget, ErasureReason, Harness, Pu
 use orchestra_events::task::state::{Ending, OpenCall, Phase};
 use orchestra_events::task::{self, Step, Task, TaskEvent, TaskSpec, next_step};
 use orchestra_events::{
-    Actor, CallId, CommitId, EventId, EventStore as _, Expected, Failure, FailureCode, NanoUsd, NewEvent, Private, SandboxId,
-    StreamName, TaskId,
+    Actor, CallId, CommitId, EventId, EventStore as _, Expected, Failure, FailureCode, NanoUsd, NewEvent, Private,
+    SandboxId, StreamName, TaskId,
 };
 use serde_json::value::RawValue;
 use tempfile::TempDir;
@@ -417,8 +417,7 @@ impl World {
         match ending {
             Ending::Failed(failure) if to > known && self.policy.refunds(failure.code) => {
                 let (whose, reason) = (team.to_owned(), failure.code);
-                let refund =
-                    ledger::Command::Refund { task: id, from: known, to, usage, reason, team: whose, now };
+                let refund = ledger::Command::Refund { task: id, from: known, to, usage, reason, team: whose, now };
                 let events = self.ask_ledger(team, refund).await.unwrap();
                 seen.refunds += events.len() as u64;
                 cost
@@ -485,7 +484,10 @@ impl World {
         let taken_up = self.ends.contains_key(&call);
         if !taken_up {
             if self.dice.one_in(3) {
-                let half = Amount { nano_usd: NanoUsd::from_nanos(open.reserved.nanos() / 2 + 1), tokens: open.reserved_tokens / 2 + 4 };
+                let half = Amount {
+                    nano_usd: NanoUsd::from_nanos(open.reserved.nanos() / 2 + 1),
+                    tokens: open.reserved_tokens / 2 + 4,
+                };
                 self.ask_ledger(team, ledger::Command::Trim { call, to: half }).await.unwrap();
             }
             let bound = self.ledgers[team].open_call(call).unwrap().amount();

@@ -54,10 +54,14 @@ pub enum Refusal {
     #[error("the plan has neither a mark-up nor a price: a mark-up of 0 passes the cost on as it is")]
     NoPrice,
     /// A price is negative or larger than a million dollars, or the mark-up is above [`HIGHEST_MARK_UP`].
-    #[error("a price lies between 0 and {HIGHEST_PRICE} dollars, a mark-up between 0 and {HIGHEST_MARK_UP} basis points")]
+    #[error(
+        "a price lies between 0 and {HIGHEST_PRICE} dollars, a mark-up between 0 and {HIGHEST_MARK_UP} basis points"
+    )]
     PriceOutOfRange,
     /// An exception that is for nobody, or twice for the same.
-    #[error("an exception names a customer, a project or both, each at most {LONGEST_NAME} bytes long, and no two the same")]
+    #[error(
+        "an exception names a customer, a project or both, each at most {LONGEST_NAME} bytes long, and no two the same"
+    )]
     BadOverride,
     /// Too many exceptions.
     #[error("a plan has at most {MOST_OVERRIDES} exceptions")]

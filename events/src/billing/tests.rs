@@ -99,7 +99,8 @@ fn a_line_is_rounded_once_to_the_nearest_and_to_the_even_of_two() {
         ..Quantities::default()
     };
     assert_eq!(terms.price(&third), usd(1));
-    let dear = Terms { mark_up_basis_points: Some(plan::HIGHEST_MARK_UP), per_minute: HIGHEST_PRICE, ..Terms::default() };
+    let dear =
+        Terms { mark_up_basis_points: Some(plan::HIGHEST_MARK_UP), per_minute: HIGHEST_PRICE, ..Terms::default() };
     let huge = Quantities { cost_nano_usd: NanoUsd::MAX, sandbox_ms: u64::MAX, ..Quantities::default() };
     assert_eq!(dear.price(&huge), NanoUsd::MAX, "it ends, and does not wrap");
 }
@@ -157,11 +158,8 @@ fn the_narrowest_exception_goes_and_the_day_decides_on_the_plan() {
         project: project.map(str::to_owned),
         terms: marked_up(mark_up),
     };
-    let overrides = vec![
-        other(None, Some("infra"), 3),
-        other(Some("Acme"), None, 2),
-        other(Some("Acme"), Some("infra"), 1),
-    ];
+    let overrides =
+        vec![other(None, Some("infra"), 3), other(Some("Acme"), None, 2), other(Some("Acme"), Some("infra"), 1)];
     let mut bills = Bills::default();
     let at_cost = |bills: &Bills, day| *bills.billing.terms(day, None, None).0 == Terms::AT_COST;
     assert!(at_cost(&bills, date(2026, 10, 1)));
@@ -196,7 +194,8 @@ fn the_narrowest_exception_goes_and_the_day_decides_on_the_plan() {
 fn what_is_no_plan_is_refused() {
     let day = date(2026, 10, 1);
     let with = |overrides| Plan { overrides, ..plan(day, marked_up(1)) };
-    let other = |customer: Option<&str>, terms| Override { customer: customer.map(str::to_owned), project: None, terms };
+    let other =
+        |customer: Option<&str>, terms| Override { customer: customer.map(str::to_owned), project: None, terms };
     let negative = Terms { per_task: usd(-1), ..marked_up(0) };
     for (plan, refusal) in [
         (plan(day, Terms::default()), Refusal::NoPrice),
@@ -285,10 +284,7 @@ fn a_bill_adds_what_is_missing_to_the_least_and_sums_by_customer() {
         .map(|sum| (sum.customer.as_deref(), sum.totals.minimum_nano_usd.nanos(), sum.totals.billable_nano_usd.nanos()))
         .collect();
     // Only adjustments: nothing was done for them in this month, and no least is owed.
-    assert_eq!(
-        sums,
-        [(None, 70, 100), (Some("Acme"), 0, 10), (Some("Big"), 0, 110), (Some("Late"), 0, -40)]
-    );
+    assert_eq!(sums, [(None, 70, 100), (Some("Acme"), 0, 10), (Some("Big"), 0, 110), (Some("Late"), 0, -40)]);
     assert_eq!(bill.lines.len(), 6);
     assert_eq!((bill.totals.lines, bill.totals.quantities.tasks), (6, 5));
     assert_eq!((bill.totals.usage_nano_usd, bill.totals.adjustments_nano_usd), (usd(150), usd(-40)));

@@ -20,8 +20,8 @@ use super::{Folded, Odd, ReadModelError};
 use crate::billing::{self, Billing, BillingEvent, Month, Quantities, Tokens};
 use crate::envelope::Envelope;
 use crate::id::{CallId, SandboxId, TaskId};
-use crate::ledger::event::{Refunded, Reserved, Settled};
 use crate::ledger::LedgerEvent;
+use crate::ledger::event::{Refunded, Reserved, Settled};
 use crate::money::NanoUsd;
 use crate::task::TaskEvent;
 use crate::task::event::{MAX_TIMEOUT, TaskSpec};
@@ -242,16 +242,8 @@ impl Books {
         let customer = text(task.and_then(|task| task.spec.customer.as_ref()));
         let OpenCall { day, project, environment, task_type, model } = call;
         let (tokens, cost_nano_usd) = (settled.usage.into(), settled.cost_nano_usd);
-        let place = |period| Place {
-            team: team.to_owned(),
-            period,
-            day,
-            customer,
-            project,
-            environment,
-            task_type,
-            model,
-        };
+        let place =
+            |period| Place { team: team.to_owned(), period, day, customer, project, environment, task_type, model };
         self.book(transaction, team, day, place, Quantities { tokens, cost_nano_usd, ..Quantities::default() })
     }
 
@@ -430,8 +422,7 @@ impl Books {
         }
         self.save_calls(transaction)?;
         let mut keep = transaction.prepare_cached("INSERT OR REPLACE INTO usage_sandboxes VALUES (?1, ?2, ?3)")?;
-        let mut forget =
-            transaction.prepare_cached("DELETE FROM usage_sandboxes WHERE task = ?1 AND sandbox = ?2")?;
+        let mut forget = transaction.prepare_cached("DELETE FROM usage_sandboxes WHERE task = ?1 AND sandbox = ?2")?;
         for ((task, sandbox), started) in &self.sandboxes {
             let (task, sandbox) = (task.uuid(), sandbox.uuid());
             match started {

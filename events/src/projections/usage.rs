@@ -39,8 +39,16 @@ pub enum Dimension {
 
 impl Dimension {
     /// Every dimension.
-    pub const ALL: [Self; 8] =
-        [Self::Day, Self::Month, Self::Team, Self::Project, Self::Environment, Self::TaskType, Self::Model, Self::Customer];
+    pub const ALL: [Self; 8] = [
+        Self::Day,
+        Self::Month,
+        Self::Team,
+        Self::Project,
+        Self::Environment,
+        Self::TaskType,
+        Self::Model,
+        Self::Customer,
+    ];
 
     /// The name in queries and answers.
     pub const fn as_str(self) -> &'static str {

@@ -160,7 +160,8 @@ pub fn visible(caller: &Caller, team: &str) -> Result<(), Problem> {
         return Err(Problem::no_such_team());
     }
     if is_bound(caller) {
-        let detail = "The key is bound to a part of its team, and bills are the whole team's. Use a key without bounds.";
+        let detail =
+            "The key is bound to a part of its team, and bills are the whole team's. Use a key without bounds.";
         return Err(Problem::new(Code::Forbidden, detail));
     }
     Ok(())
@@ -256,12 +257,8 @@ fn overrides(raw: Option<&RawValue>, faults: &mut Faults) -> Vec<Override> {
 fn plan(raw: &RawValue) -> Result<Plan, Problem> {
     let mut faults = Faults::default();
     let mut effective_from = None;
-    let mut plan = Plan {
-        effective_from: Date::ZERO,
-        currency: Currency::Usd,
-        terms: Terms::default(),
-        overrides: Vec::new(),
-    };
+    let mut plan =
+        Plan { effective_from: Date::ZERO, currency: Currency::Usd, terms: Terms::default(), overrides: Vec::new() };
     if let Some(mut object) = Object::read(raw, "", &mut faults) {
         let is_day = |text: &str| match text.parse::<Date>() {
             Ok(_) => Ok(()),

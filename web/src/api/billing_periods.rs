@@ -299,14 +299,8 @@ pub fn csv(lines: impl Iterator<Item = NumberedLine>) -> String {
     for NumberedLine { number, idempotency_key, line } in lines {
         let of = &line.quantities;
         let names = [&line.customer, &line.project, &line.environment, &line.task_type, &line.model];
-        let counts = [
-            of.tasks,
-            of.tokens.input,
-            of.tokens.output,
-            of.tokens.cache_read,
-            of.tokens.cache_write,
-            of.sandbox_ms,
-        ];
+        let counts =
+            [of.tasks, of.tokens.input, of.tokens.output, of.tokens.cache_read, of.tokens.cache_write, of.sandbox_ms];
         let mut cells = vec![number.to_string(), field(&idempotency_key), line.kind.as_str().to_owned()];
         cells.push(line.day.to_string());
         cells.push(line.corrects.map_or_else(String::new, |month| month.to_string()));

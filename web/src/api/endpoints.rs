@@ -5,7 +5,10 @@ use actix_web::http::Method;
 use actix_web::{Route, web};
 use orchestra_events::key::Scope;
 
-use super::{billing, billing_periods, budgets, campaigns, docs, events, health, keys, openapi, task_actions, tasks, usage, webhooks};
+use super::{
+    billing, billing_periods, budgets, campaigns, docs, events, health, keys, openapi, task_actions, tasks, usage,
+    webhooks,
+};
 use crate::pages;
 use crate::routes::Surface;
 pub use crate::routes::{Access, Endpoint};
@@ -79,24 +82,14 @@ pub fn endpoints() -> Vec<Endpoint> {
     add(Method::GET, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsRead), web::route().to(budgets::get));
     add(Method::PUT, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsWrite), web::route().to(budgets::put));
     add(Method::GET, "/v1/usage", Access::Scope(Scope::UsageRead), web::route().to(usage::report));
-    add(
-        Method::GET,
-        "/v1/billing/plans/{team}",
-        Access::Scope(Scope::BillingRead),
-        web::route().to(billing::plans),
-    );
+    add(Method::GET, "/v1/billing/plans/{team}", Access::Scope(Scope::BillingRead), web::route().to(billing::plans));
     add(
         Method::PUT,
         "/v1/billing/plans/{team}",
         Access::Scope(Scope::BillingWrite),
         web::route().to(billing::put_plan),
     );
-    add(
-        Method::GET,
-        "/v1/billing/periods",
-        Access::Scope(Scope::BillingRead),
-        web::route().to(billing_periods::list),
-    );
+    add(Method::GET, "/v1/billing/periods", Access::Scope(Scope::BillingRead), web::route().to(billing_periods::list));
     add(
         Method::GET,
         "/v1/billing/periods/{period}",

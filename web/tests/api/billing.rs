@@ -159,7 +159,10 @@ async fn a_closed_month_stays_and_what_comes_late_adjusts_the_next_bill() {
     let february = server.get(&server.admin, "/v1/billing/periods/2026-02?team=platform").await.json();
     let adjustment = &february["lines"][0];
     assert_eq!((&adjustment["kind"], &adjustment["corrects"]), (&json!("adjustment"), &json!("2026-01")));
-    assert_eq!((adjustment["billableUsd"].to_string(), &adjustment["day"]), ("-2.200000001".into(), &json!("2026-01-10")));
+    assert_eq!(
+        (adjustment["billableUsd"].to_string(), &adjustment["day"]),
+        ("-2.200000001".into(), &json!("2026-01-10"))
+    );
     assert_eq!(february["totals"]["adjustmentsUsd"].to_string(), "-2.200000001");
 
     // A plan does not reach back, and no month is closed before its time or out of turn.
@@ -169,7 +172,8 @@ async fn a_closed_month_stays_and_what_comes_late_adjusts_the_next_bill() {
         assert_eq!(close(&server, &server.admin, period).await.status, status, "{period}");
     }
     let months = server.get(&server.admin, "/v1/billing/periods?team=platform").await.json();
-    let named = |name: &str| months["data"].as_array().expect("months").iter().find(|month| month["period"] == name).cloned();
+    let named =
+        |name: &str| months["data"].as_array().expect("months").iter().find(|month| month["period"] == name).cloned();
     assert_eq!(named("2026-01").expect("january")["status"], "closed");
     assert_eq!(named("2026-02").expect("february")["status"], "open");
     // All bills together are all that was used; only minima come on top.
@@ -228,7 +232,9 @@ async fn pages_and_csv_have_the_same_lines() {
     assert_eq!(csv.text().lines().count(), 6);
     let other = server.get(&server.admin, &format!("{path}&customer=Nobody")).await.json();
     assert_eq!((&other["lines"], &other["totals"]["lines"]), (&json!([]), &json!(0)));
-    for (query, pointer) in [("limit=0", "?limit"), ("cursor=x", "?cursor"), ("format=xml", "?format"), ("cutsomer=a", "?cutsomer")] {
+    for (query, pointer) in
+        [("limit=0", "?limit"), ("cursor=x", "?cursor"), ("format=xml", "?format"), ("cutsomer=a", "?cutsomer")]
+    {
         assert_eq!(server.get(&server.admin, &format!("{path}&{query}")).await.pointers(), [pointer], "{query}");
     }
 }
@@ -242,7 +248,9 @@ async fn a_team_sees_and_closes_its_own_bills_and_no_other_teams() {
     let other = server.key(Some("mobile"), &[Scope::BillingRead, Scope::BillingWrite]).await;
     let none = server.key(Some("platform"), &[Scope::UsageRead]).await;
     let plan = json!({ "effectiveFrom": "2026-01-01", "markUpBasisPoints": 1 });
-    for path in ["/v1/billing/plans/platform", "/v1/billing/periods?team=platform", "/v1/billing/periods/2026-01?team=platform"] {
+    for path in
+        ["/v1/billing/plans/platform", "/v1/billing/periods?team=platform", "/v1/billing/periods/2026-01?team=platform"]
+    {
         assert_eq!(server.get(&own, path).await.status, 200, "{path}");
         assert_eq!(server.get(&other, path).await.code(), "not-found", "{path}");
         assert_eq!(server.get(&none, path).await.code(), "forbidden", "{path}");

@@ -118,7 +118,13 @@ async fn every_grouping_adds_up_to_the_events() {
         assert_eq!(sum("outputTokens"), usage.output_tokens, "{grouping}");
         assert_eq!(sum("cacheReadTokens"), usage.cache_read_tokens, "{grouping}");
         assert_eq!(sum("cacheWriteTokens"), usage.cache_write_tokens(), "{grouping}");
-        assert!(answer.text().ends_with(&format!(r#""costUsd":{cost},"billableUsd":{cost},"refundedUsd":0.0,"sandboxMs":0}}}}"#)), "{}", answer.text());
+        assert!(
+            answer
+                .text()
+                .ends_with(&format!(r#""costUsd":{cost},"billableUsd":{cost},"refundedUsd":0.0,"sandboxMs":0}}}}"#)),
+            "{}",
+            answer.text()
+        );
     }
     let teams = server.get(&server.admin, "/v1/usage?groupBy=team").await.json();
     assert_eq!(teams["groups"][0]["team"], "mobile");
