@@ -1,6 +1,7 @@
 //! The REST interface as a caller meets it, over a store in memory and a task service that only decides and appends.
 
 mod auth;
+mod billing;
 mod budgets;
 mod campaigns;
 mod documents;
