@@ -4,6 +4,7 @@ mod auth;
 mod budgets;
 mod campaigns;
 mod documents;
+mod erasure;
 mod harness;
 mod keys;
 mod matrix;

@@ -376,7 +376,8 @@ async fn where_it_is_encrypted_only_cookies_bound_to_this_host_count() {
 
 #[actix_web::test]
 async fn a_proxy_that_is_believed_says_whether_it_was_asked_encrypted() {
-    let server = Server::start_with(|app| app.behind(Proxies::new(vec!["10.0.0.0/8".parse().expect("a network")]))).await;
+    let server =
+        Server::start_with(|app| app.behind(Proxies::new(vec!["10.0.0.0/8".parse().expect("a network")]))).await;
     for (peer, said, https) in [
         ("10.0.0.2:443", "https", true),
         ("10.0.0.2:443", "http, https", true),
