@@ -28,3 +28,4 @@ mod repos;
 mod secrets;
 mod setup;
 mod templates;
+mod webhooks;

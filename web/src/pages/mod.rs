@@ -5,6 +5,7 @@
 
 pub mod actions;
 pub mod assets;
+pub mod audit;
 pub mod budgets;
 pub mod campaigns;
 pub mod diff;
@@ -12,6 +13,7 @@ pub mod docs;
 pub mod error;
 pub mod format;
 pub mod html;
+pub mod keys;
 pub mod live;
 pub mod machine;
 pub mod panels;
@@ -24,6 +26,7 @@ pub mod sign_in;
 pub mod task;
 pub mod tasks;
 pub mod timeline;
+pub mod webhooks;
 
 use std::sync::Arc;
 

@@ -14,3 +14,4 @@ mod security;
 mod streams;
 mod tasks;
 mod usage;
+mod webhooks;
