@@ -313,6 +313,8 @@ pub struct Event {
     causation: Option<String>,
     #[schema(value_type = Object)]
     data: (),
+    /// The words in it were erased: placeholders stand where they were. Absent otherwise.
+    erased: Option<bool>,
 }
 
 /// Who caused an event.

@@ -5,6 +5,7 @@ mod billing;
 mod budgets;
 mod campaigns;
 mod documents;
+mod erasure;
 mod harness;
 mod keys;
 mod matrix;

@@ -161,6 +161,8 @@ impl Things {
             (_, "/v1/campaigns/{id}") | ("POST", "/v1/campaigns/{id}/cancel" | "/v1/campaigns/{id}/retry") => {
                 of(campaign, Body::Nothing)
             }
+            ("DELETE", "/v1/tasks/{id}/content") => of(task, Body::Nothing),
+            ("DELETE", "/v1/campaigns/{id}/content") => of(campaign, Body::Nothing),
             (method, "/v1/budgets/{scope}") => {
                 let body = if method == "PUT" { Body::Json(json!({})) } else { Body::Nothing };
                 let at = |project: &str| format!("/v1/budgets/project:platform/{project}");
@@ -243,6 +245,8 @@ impl Things {
             ("POST", "/tasks/{id}/cancel" | "/tasks/{id}/retry" | "/tasks/{id}/credentials") => {
                 of(task, Body::Form(Vec::new()))
             }
+            ("POST", "/tasks/{id}/erase") => of(task, Body::Form(vec![("certain", "yes".to_owned())])),
+            ("POST", "/campaigns/{id}/erase") => of(campaign, Body::Form(vec![("certain", "yes".to_owned())])),
             ("POST", "/tasks/{id}/messages") => of(task, Body::Form(vec![("message", "Go on.".to_owned())])),
             ("GET", "/campaigns/{id}" | "/campaigns/{id}/live") => of(campaign, Body::Nothing),
             ("POST", "/campaigns/{id}/cancel" | "/campaigns/{id}/retry" | "/campaigns/{id}/credentials") => {
