@@ -131,7 +131,7 @@ impl TaskService for Scripted {
 
     async fn erase_content(&self, id: TaskId, who: Actor) -> Result<Erased, ServiceError> {
         let command = Command::EraseContent { reason: ErasureReason::Request, events: 1 };
-        self.command(id, command, &who).await?;
+        self.act(id, &who, command).await?;
         self.store.erase(&[StreamName::task(id)]).await?;
         Ok(Erased::Done)
     }
