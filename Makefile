@@ -25,6 +25,8 @@ IMAGE := $(ORCHESTRA_IMAGES)/default/manifest.json
 # The same with the command line agents in it, which their vendors publish on the npm registry.
 AGENTS ?= codex,opencode,claude-code
 BROWSER := tests/browser
+# Somebody else's reading of the messages that webhooks send.
+PEERS := tests/peers
 
 .PHONY: help
 help: ## This list
@@ -44,10 +46,12 @@ setup: image browser-tools ## Install what builds and tests need, build, and mak
 .PHONY: browser-tools
 browser-tools:
 	@scripts/packages test
-	@if ! cmp -s $(BROWSER)/package-lock.json $(BROWSER)/node_modules/.installed; then \
-		npm ci --prefix $(BROWSER) --silent --no-audit --no-fund; \
-		cp $(BROWSER)/package-lock.json $(BROWSER)/node_modules/.installed; \
-	fi
+	@for folder in $(BROWSER) $(PEERS); do \
+		if ! cmp -s $$folder/package-lock.json $$folder/node_modules/.installed; then \
+			npm ci --prefix $$folder --silent --no-audit --no-fund || exit 1; \
+			cp $$folder/package-lock.json $$folder/node_modules/.installed; \
+		fi; \
+	done
 
 .PHONY: build
 build: build-tools ## Build the program (dev profile)

@@ -10,6 +10,7 @@ mod layers;
 mod limits;
 mod retention;
 mod sign_in;
+mod webhooks;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ pub use images::ImagesSection;
 pub use layers::{Loaded, load};
 pub use limits::{LimitsSection, TeamLimits};
 pub use sign_in::{OidcSection, SessionsSection};
+pub use webhooks::WebhooksSection;
 
 /// Every key. `*` stands for a name of the operator's choosing.
 pub const KEYS: &[&str] = &[
@@ -116,6 +118,7 @@ pub const KEYS: &[&str] = &[
     "gateway.hosted_tools.*",
     "prices_file",
     "billing.refund_failed",
+    "audit.checkpoint_interval",
     "retention.content_days",
     "teams.*.models",
     "teams.*.image",
@@ -149,6 +152,12 @@ pub const KEYS: &[&str] = &[
     "oidc.map",
     "sessions.lifetime",
     "sessions.idle",
+    "webhooks.networks",
+    "webhooks.max",
+    "webhooks.timeout",
+    "webhooks.first_wait",
+    "webhooks.give_up",
+    "webhooks.disable_after",
 ];
 
 /// The effective configuration.
@@ -204,6 +213,8 @@ pub struct Config {
     pub gateway: GatewaySection,
     /// What is billed.
     pub billing: BillingSection,
+    /// How the record is signed.
+    pub audit: AuditSection,
     /// How much callers may ask at once.
     pub limits: LimitsSection,
     /// How long words are kept.
@@ -219,6 +230,8 @@ pub struct Config {
     /// How long people stay signed in.
     #[serde(default)]
     pub sessions: SessionsSection,
+    /// Who outside is told what happens.
+    pub webhooks: WebhooksSection,
 }
 
 /// `models.NAME`.
@@ -373,6 +386,14 @@ pub struct BillingSection {
     pub refund_failed: bool,
 }
 
+/// `audit`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditSection {
+    /// How often the log is signed, if it has grown.
+    pub checkpoint_interval: String,
+}
+
 /// `teams.NAME`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -480,12 +501,14 @@ impl Default for Config {
                 hosted_tools: BTreeMap::new(),
             },
             billing: BillingSection { refund_failed: true },
+            audit: AuditSection { checkpoint_interval: "10m".to_owned() },
             limits: LimitsSection::default(),
             retention: RetentionSection::default(),
             teams: BTreeMap::new(),
             egress: EgressSection::default(),
             oidc: OidcSection::default(),
             sessions: SessionsSection::default(),
+            webhooks: WebhooksSection::default(),
         }
     }
 }
@@ -539,6 +562,8 @@ impl Config {
         parse_bytes(&self.cache.setups_max_size).with_context(within("cache.setups_max_size"))?;
         parse_duration(&self.cache.setups_max_age).with_context(within("cache.setups_max_age"))?;
         let setup = parse_duration(&self.sandbox.setup_timeout).with_context(within("sandbox.setup_timeout"))?;
+        let signed =
+            parse_duration(&self.audit.checkpoint_interval).with_context(within("audit.checkpoint_interval"))?;
         self.proxies()?;
         self.allowed_models()?;
         self.commits.rules()?;
@@ -547,6 +572,7 @@ impl Config {
         self.check_images()?;
         self.egress.rules(&self.teams, &self.images_dir())?;
         self.check_sign_in()?;
+        self.webhooks.rules()?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
         refuse(self.cache.lowers == 0, "cache.lowers is at least 1")?;
@@ -557,6 +583,7 @@ impl Config {
         )?;
         refuse(disk < 64 << 20, "sandbox.disk is at least 64MiB")?;
         refuse(timeout.as_secs() == 0, "sandbox.timeout is at least 1s")?;
+        refuse(signed.as_secs() == 0, "audit.checkpoint_interval is at least 1s")?;
         refuse(setup.as_secs() == 0, "sandbox.setup_timeout is at least 1s")?;
         refuse(!(self.sandbox.cpus > 0.0 && self.sandbox.cpus <= 1024.0), "sandbox.cpus is above 0 and at most 1024")?;
         refuse(self.sandbox.pids < 16, "sandbox.pids is at least 16")?;

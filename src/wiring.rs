@@ -17,18 +17,20 @@ use orchestra_actors::speech::Speech;
 use orchestra_actors::usage::Totals;
 use orchestra_actors::workshop::egress::EgressDesk;
 use orchestra_actors::workshop::{SetupRules, Setups, Workshop};
-use orchestra_actors::{Capacity, Defaults, ErasureMarks, Orchestra};
+use orchestra_actors::{AuditService as _, Capacity, Defaults, ErasureMarks, Notary, Orchestra, Webhooks};
 use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
 use orchestra_events::projections::ReadModels;
 use orchestra_events::store::sqlite::SqliteStore;
 use orchestra_events::task::event::Attempts;
 use orchestra_events::{Actor, EventStore, KeyId, SandboxId};
+use orchestra_runtime::egress::SystemResolver;
 use orchestra_runtime::forge::Forges;
 use orchestra_runtime::gateway::Gateway;
 use orchestra_runtime::git::{CacheLimits, Git, GitConfig};
 use orchestra_runtime::model::Models;
 use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, SandboxSpec, Sandboxes, SetupLimits};
+use orchestra_runtime::server_key::ServerKey;
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
@@ -44,6 +46,8 @@ use crate::config::{Config, parse_bytes, parse_duration};
 
 /// Threads that serve HTTP. The work is elsewhere: two keep a busy dashboard from delaying a submission.
 const WEB_WORKERS: usize = 2;
+/// The folder of signed checkpoints in the data folder.
+pub const CHECKPOINTS: &str = "checkpoints";
 /// How long a new key may take to be known.
 const KEY_WAIT: Duration = Duration::from_secs(5);
 /// How long open connections may take to end when the server stops.
@@ -55,10 +59,12 @@ pub struct Server {
     pub address: SocketAddr,
     /// The actors.
     pub orchestra: Arc<Orchestra>,
+    webhooks: Arc<Webhooks>,
     /// What the handlers share.
     pub app: web::Data<App>,
     /// The admin key, when this was the first start.
     pub admin_key: Option<SecretString>,
+    notary: Arc<Notary>,
     public_url: String,
     handle: ServerHandle,
     serving: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -79,10 +85,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         .mode(0o700)
         .create(data)
         .with_context(|| format!("cannot create the data folder {}", data.display()))?;
-    let store: Arc<dyn EventStore> = Arc::new(
+    let log = Arc::new(
         SqliteStore::open(data.join("events.db"))
             .with_context(|| format!("cannot open the event store in {}", data.display()))?,
     );
+    let store: Arc<dyn EventStore> = Arc::clone(&log) as _;
+    let signing = ServerKey::open(data)?.checkpoint_key();
+    let notary = Arc::new(Notary::new(log, signing, &config.node, Some(data.join(CHECKPOINTS)))?);
     let read = Arc::new(ReadModels::open(&data.join("read.db")).context("cannot open the read models")?);
     let keys = Arc::new(KeyRing::load(&*store).await.context("cannot read the API keys")?);
     let admin_key = ensure_admin_key(&*store, &keys).await.context("cannot issue the first key")?;
@@ -113,6 +122,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         },
     );
     orchestra.limit_tasks(Arc::new(config.open_tasks(Arc::clone(&keys))));
+    let server_key = Arc::new(ServerKey::open(data).context("cannot use the server's key")?);
+    let rules = config.webhooks.rules()?;
+    let webhooks = Webhooks::start(Arc::clone(&store), Arc::clone(&server_key), Arc::new(SystemResolver), rules);
     let listener = TcpListener::bind(&config.listen)
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
@@ -120,8 +132,10 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
     let app = App::new(tasks, campaigns, budgets, store, read, keys)
         .with_dashboard(dashboard)
+        .with_audit(Arc::clone(&notary) as _)
         .with_people(sessions, config.people(&public_url)?)
         .reached(Transport::of(&public_url))
+        .with_webhooks(Arc::clone(&webhooks) as _)
         .behind(config.proxies()?)
         .limited(auth::Limits::new(config.rates()));
     let refusals = Arc::clone(&app.refusals);
@@ -146,10 +160,14 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     // Beside everything else: a task that needs one of them before waits for its pull.
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { images.pull_all().await }));
     let resumed = orchestra.resume().await.context("cannot take up the open tasks")?;
+    webhooks.resume().await.context("cannot take up the webhooks")?;
     let forgetting = Arc::clone(&orchestra);
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { forgetting.keep_forgetting().await }));
     tracing::info!(%address, resumed, "serving");
-    Ok(Server { address, orchestra, app, admin_key, public_url, handle, serving, cancel })
+    // The first turn comes at once: what was signed last is looked at before anything goes on.
+    let interval = parse_duration(&config.audit.checkpoint_interval)?;
+    actix_web::rt::spawn(Arc::clone(&notary).at_intervals(interval, cancel.clone().cancelled_owned()));
+    Ok(Server { address, orchestra, webhooks, app, admin_key, notary, public_url, handle, serving, cancel })
 }
 
 async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Workshop> {
@@ -265,6 +283,11 @@ impl Server {
         Ok(revoke_key(&*self.app.store, id, &Actor::system("command-line")).await?)
     }
 
+    /// The name of the key that signs the log.
+    pub fn signing_key(&self) -> String {
+        orchestra_events::audit::key_id(&self.notary.public_key()).to_string()
+    }
+
     /// Serves until the process is asked to end.
     pub async fn until_asked_to_end(self) -> anyhow::Result<()> {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -282,6 +305,8 @@ impl Server {
         self.handle.stop(true).await;
         self.serving.await.context("the web server died")??;
         self.orchestra.stop().await;
+        // Last: what the others wrote on their way out is told too, or at the next start.
+        self.webhooks.stop().await;
         Ok(())
     }
 }

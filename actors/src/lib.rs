@@ -16,6 +16,7 @@ mod intake;
 pub mod journal;
 pub mod ledger;
 pub mod mirror;
+pub mod notary;
 pub mod orchestra;
 pub mod policy;
 pub mod projector;
@@ -27,14 +28,17 @@ pub mod speech;
 pub mod supervisor;
 pub mod task;
 pub mod usage;
+pub mod webhook;
 pub mod workshop;
 
 pub use campaign::service::CampaignService;
 pub use erasure::{ErasureMarks, Retention};
 pub use ledger::{LedgerError, Ledgers, Settlement};
+pub use notary::{AuditService, Notary, NotaryError};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;
 pub use service::{
     Attempt, BudgetService, Credentials, Delta, Erased, FieldError, Identity, IdentityError, IdentityProvider, NewRepo,
     NewTask, Submitted, TaskService,
 };
+pub use webhook::service::{MadeWebhook, NewWebhook, WebhookRules, WebhookService, Webhooks};

@@ -99,6 +99,7 @@ mod tests {
             correlation: None,
             causation: None,
             data: data.clone().into(),
+            erased: false,
         };
         assert_eq!(AccessDenied::decode(&envelope(ACCESS_DENIED)).expect("it reads"), Some(denied));
         assert_eq!(AccessDenied::decode(&envelope("other")).expect("it is not ours"), None);

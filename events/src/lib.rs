@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
 
 pub mod access;
+pub mod audit;
 pub mod blob;
 pub mod campaign;
 pub mod envelope;
@@ -25,6 +26,7 @@ pub mod session;
 pub mod store;
 pub mod subscription;
 pub mod task;
+pub mod webhook;
 
 pub use envelope::{Actor, ActorKind, Envelope, NewEvent, Origin, Position, Private, Revision, StreamName};
 pub use failure::{Failure, FailureCode};

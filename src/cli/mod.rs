@@ -1,5 +1,7 @@
 //! The command line: one file per sub-command.
 
+mod audit;
+mod bench;
 mod campaigns;
 mod demo;
 mod doctor;
@@ -13,6 +15,7 @@ mod scripted_model;
 mod serve;
 mod tasks;
 mod templates;
+mod webhooks;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,9 +56,15 @@ enum Verb {
     /// Start, list, show, cancel and retry campaigns
     #[command(subcommand)]
     Campaigns(campaigns::Campaigns),
+    /// Who did what; export the log, verify it, sign it
+    #[command(subcommand)]
+    Audit(Box<audit::Audit>),
     /// Issue, list, rotate and revoke API keys
     #[command(subcommand)]
     Keys(keys::Keys),
+    /// Make, list, show, change, test, rotate, replay and remove webhooks
+    #[command(subcommand)]
+    Webhooks(webhooks::Webhooks),
     /// Check this machine and say how to mend what is missing
     Doctor(doctor::Doctor),
     /// One whole task on this machine, with a scripted model
@@ -63,6 +72,9 @@ enum Verb {
     /// Work on the read models
     #[command(subcommand)]
     Projections(projections::Projections),
+    /// Measure this machine with as many tasks as a company has
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// A model provider that says what a script says, for demos and tests
     ScriptedModel(scripted_model::ScriptedModel),
 }
@@ -114,10 +126,13 @@ pub fn main() -> ExitCode {
             Verb::Tasks(tasks) => tasks.run().await,
             Verb::Templates(templates) => templates.run().await,
             Verb::Campaigns(campaigns) => campaigns.run().await,
+            Verb::Audit(audit) => audit.run().await,
             Verb::Keys(keys) => keys.run().await,
+            Verb::Webhooks(webhooks) => webhooks.run().await,
             Verb::Doctor(doctor) => doctor.run(),
             Verb::Demo(demo) => demo.run().await,
             Verb::Projections(projections) => projections.run().await,
+            Verb::Bench(bench) => bench.run().await,
             Verb::ScriptedModel(model) => model.run().await,
         }
     });

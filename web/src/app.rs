@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
-use orchestra_actors::{BudgetService, CampaignService, TaskService};
+use orchestra_actors::{AuditService, BudgetService, CampaignService, TaskService, WebhookService};
 use orchestra_events::projections::ReadModels;
 use orchestra_events::session::{Holder, Session};
 use orchestra_events::{EventStore, SessionId};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use crate::auth::caller::Via;
 use crate::auth::{Caller, KeyRing, Limits, People, Proxies, Refusals, Sessions, Transport, Who};
@@ -30,6 +30,10 @@ pub struct App {
     pub campaigns: Arc<dyn CampaignService>,
     /// What can be asked of budgets.
     pub budgets: Arc<dyn BudgetService>,
+    /// What can be asked of webhooks, where there are any.
+    pub webhooks: Option<Arc<dyn WebhookService>>,
+    /// The record itself: who signs it and gives it out. Absent only where a test needs none.
+    pub audit: Option<Arc<dyn AuditService>>,
     /// The log.
     pub store: Arc<dyn EventStore>,
     /// What is folded from it.
@@ -70,6 +74,8 @@ impl App {
             tasks,
             campaigns,
             budgets,
+            webhooks: None,
+            audit: None,
             store,
             read,
             keys,
@@ -83,6 +89,13 @@ impl App {
             metrics: None,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         }
+    }
+
+    /// The same application, with somebody who signs the log.
+    #[must_use]
+    pub fn with_audit(mut self, audit: Arc<dyn AuditService>) -> Self {
+        self.audit = Some(audit);
+        self
     }
 
     /// The same application, with a dashboard of its own.
@@ -104,6 +117,18 @@ impl App {
     pub fn reached(mut self, transport: Transport) -> Self {
         self.transport = transport;
         self
+    }
+
+    /// The same application, with webhooks.
+    #[must_use]
+    pub fn with_webhooks(mut self, webhooks: Arc<dyn WebhookService>) -> Self {
+        self.webhooks = Some(webhooks);
+        self
+    }
+
+    /// What can be asked of webhooks.
+    pub fn webhooks(&self) -> Result<&dyn WebhookService, Problem> {
+        self.webhooks.as_deref().ok_or_else(Problem::no_webhooks)
     }
 
     /// The same application, behind these proxies.
@@ -144,6 +169,14 @@ impl App {
             }
             Holder::Person { .. } => Caller::person(id, session),
         }
+    }
+
+    /// A place among the live streams and the long answers, or the problem that says that all are taken.
+    pub fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.streams).try_acquire_owned().map_err(|error| match error {
+            TryAcquireError::NoPermits => Problem::overloaded("Too many live streams are open."),
+            TryAcquireError::Closed => Problem::overloaded("The server is shutting down."),
+        })
     }
 
     /// The rights that this caller showed, as they stand now. Unlike those of [`current`](Self::current), they end when

@@ -1,14 +1,17 @@
-//! Read models folded from the log: task and campaign lists and details, and usage. Thrown away and folded again at will.
+//! Read models folded from the log: task and campaign lists and details, usage, and the audit. Thrown away and folded again at will.
 //!
 //! Each projection's checkpoint is written in the transaction that writes its rows, so that every event counts once,
 //! whatever is delivered twice and wherever the process dies. An event that does not fold is skipped, counted and
 //! logged: one odd event must not stop what everybody looks at.
 
+pub mod audit;
+mod bounds;
 pub mod campaigns;
 mod database;
 mod forgetting;
 pub mod tasks;
 pub mod usage;
+pub mod webhooks;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,15 +23,18 @@ use tokio::sync::watch;
 
 use crate::campaign::CampaignEvent;
 use crate::envelope::{Envelope, Position};
-use crate::id::{CampaignId, TaskId};
+use crate::id::{CampaignId, TaskId, WebhookId};
 use crate::store::{EventStore, StoreError};
 use crate::task::{TaskEvent, TaskResource};
+use crate::webhook::{MessageId, WebhookEvent};
 
+pub use audit::{AuditFilter, AuditPage, AuditRow};
 pub use campaigns::{CampaignFilter, CampaignPage, CampaignRow};
 pub use database::{READ_QUEUE_WAIT, READERS};
 pub use forgetting::{Ended, EndedAt};
 pub use tasks::{Cursor, CursorError, TaskFilter, TaskPage};
 pub use usage::{Dimension, UsageGroup, UsageQuery, UsageReport};
+pub use webhooks::{DeliveryOutcome, DeliveryPage, DeliveryRow, WebhookPage, WebhookRow};
 
 use database::Database;
 
@@ -82,10 +88,14 @@ enum Odd {
 type Folded = Result<Result<(), Odd>, rusqlite::Error>;
 
 /// The projections, in the order in which an event passes through them.
-const PROJECTIONS: [&str; 3] = ["tasks", "usage", "campaigns"];
+const PROJECTIONS: [&str; 5] = ["tasks", "usage", "campaigns", "webhooks", "audit"];
 
-/// The place of the campaigns among them: theirs are the only events that are not a task's.
+/// The place of the campaigns among them: theirs are events that are not a task's.
 const CAMPAIGNS: usize = 2;
+/// That of the webhooks.
+const WEBHOOKS: usize = 3;
+/// That of the audit, which reads everybody's.
+const AUDIT: usize = 4;
 
 /// The read models of one node.
 pub struct ReadModels {
@@ -183,7 +193,9 @@ impl ReadModels {
             .write(|connection| {
                 let transaction = connection.transaction()?;
                 transaction.execute_batch(
-                    "DELETE FROM tasks; DELETE FROM usage; DELETE FROM campaigns; UPDATE checkpoints SET position = 0, skipped = 0;",
+                    "DELETE FROM tasks; DELETE FROM usage; DELETE FROM campaigns; DELETE FROM webhooks; DELETE FROM deliveries;
+                     DELETE FROM audit; DELETE FROM audit_repos; DELETE FROM audit_actors;
+                     UPDATE checkpoints SET position = 0, skipped = 0;",
                 )?;
                 Ok(transaction.commit()?)
             })
@@ -243,6 +255,16 @@ impl ReadModels {
         self.database.read(move |connection| campaigns::page(connection, &filter, after, limit)).await
     }
 
+    /// The audit, newest first. `limit` is held to [`audit::MAX_PAGE`].
+    pub async fn audit(
+        &self,
+        filter: AuditFilter,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<AuditPage, ReadModelError> {
+        self.database.read(move |connection| audit::page(connection, &filter, after, limit)).await
+    }
+
     /// Tasks that have ended so long ago and still have their words, the oldest first, after this one.
     pub async fn ended_tasks(
         &self,
@@ -274,6 +296,39 @@ impl ReadModels {
         self.database.write(|connection| forgetting::tidy(connection)).await
     }
 
+    /// One webhook.
+    pub async fn webhook(&self, id: WebhookId) -> Result<Option<WebhookRow>, ReadModelError> {
+        self.database.read(move |connection| webhooks::find(connection, id)).await
+    }
+
+    /// Webhooks, newest first: of one team (`Some(None)`: of the operators), or all; pages as those of
+    /// [`tasks`](Self::tasks).
+    pub async fn webhooks(
+        &self,
+        team: Option<Option<String>>,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<WebhookPage, ReadModelError> {
+        self.database.read(move |connection| webhooks::page(connection, team, after, limit)).await
+    }
+
+    /// What became of a webhook's messages, those that were first tried last first. `after` is where the page before
+    /// ended.
+    pub async fn deliveries(
+        &self,
+        webhook: WebhookId,
+        outcome: Option<DeliveryOutcome>,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<DeliveryPage, ReadModelError> {
+        self.database.read(move |connection| webhooks::deliveries(connection, webhook, outcome, after, limit)).await
+    }
+
+    /// What became of one message; `None` when it is not among the newest.
+    pub async fn delivery(&self, webhook: WebhookId, id: MessageId) -> Result<Option<DeliveryRow>, ReadModelError> {
+        self.database.read(move |connection| webhooks::delivery(connection, webhook, id)).await
+    }
+
     /// What was used.
     pub async fn usage(&self, query: UsageQuery) -> Result<UsageReport, ReadModelError> {
         self.database.read(move |connection| usage::report(connection, &query)).await
@@ -301,6 +356,20 @@ fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Posi
                 }
                 continue;
             }
+            if index == WEBHOOKS {
+                if let Err(odd) = fold_webhook(transaction, envelope)? {
+                    skip(name, envelope, &odd, &mut skipped[index]);
+                }
+                continue;
+            }
+            if index == AUDIT {
+                // An event of a task that does not read is an act all the same, if somebody did it.
+                let event = decoded.as_ref().ok().and_then(Option::as_ref);
+                if let Err(odd) = audit::apply(transaction, &mut open, envelope, event)? {
+                    skip(name, envelope, &odd, &mut skipped[index]);
+                }
+                continue;
+            }
             let folded = match &decoded {
                 Ok(Some(event)) if index == 0 => open.apply(transaction, envelope, event)?,
                 Ok(Some(event)) => usage::apply(transaction, &mut open, envelope, event)?,
@@ -315,6 +384,7 @@ fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Posi
             }
         }
     }
+    audit::save(transaction, &open)?;
     open.save(transaction)?;
     open_campaigns.save(transaction)?;
     let mut statement = transaction.prepare_cached(
@@ -333,6 +403,17 @@ fn fold_campaign(transaction: &Transaction<'_>, open: &mut campaigns::OpenCampai
     }
     match CampaignEvent::decode(envelope) {
         Ok(Some(event)) => open.apply(transaction, envelope, &event),
+        Ok(None) => Ok(Ok(())),
+        Err(error) => Ok(Err(error.into())),
+    }
+}
+
+fn fold_webhook(transaction: &Transaction<'_>, envelope: &Envelope) -> Folded {
+    if envelope.stream.webhook_id().is_none() {
+        return Ok(Ok(()));
+    }
+    match WebhookEvent::decode(envelope) {
+        Ok(Some(event)) => webhooks::apply(transaction, envelope, &event),
         Ok(None) => Ok(Ok(())),
         Err(error) => Ok(Err(error.into())),
     }

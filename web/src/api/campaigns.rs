@@ -2,7 +2,7 @@
 
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
-use orchestra_actors::service::Idempotency;
+use orchestra_actors::service::{Erased, Idempotency};
 use orchestra_events::campaign::CampaignStatus;
 use orchestra_events::projections::tasks::MAX_PAGE;
 use orchestra_events::projections::{CampaignFilter, CampaignRow, Cursor};
@@ -20,7 +20,7 @@ pub async fn visible(app: &App, caller: &Caller, id: &str) -> Result<CampaignRow
     let id = id.parse().map_err(|_| Problem::no_such_campaign())?;
     app.caught_up().await?;
     let row = app.read.campaign(id).await?.ok_or_else(Problem::no_such_campaign)?;
-    if caller.sees(&row.spec.template.team) { Ok(row) } else { Err(Problem::no_such_campaign()) }
+    if caller.sees_campaign(&row.spec) { Ok(row) } else { Err(Problem::no_such_campaign()) }
 }
 
 async fn whole(app: &App, row: CampaignRow) -> Result<CampaignView, Problem> {
@@ -94,7 +94,8 @@ pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> 
         return Ok(HttpResponse::Ok().json(CampaignList { data: Vec::new(), next_cursor: None }));
     };
     app.caught_up().await?;
-    let page = app.read.campaigns(CampaignFilter { team, status }, cursor, limit).await?;
+    let page =
+        app.read.campaigns(CampaignFilter { team, status, bounds: (*caller.bounds).clone() }, cursor, limit).await?;
     Ok(HttpResponse::Ok().json(CampaignList {
         data: page.campaigns.into_iter().map(CampaignView::from).collect(),
         next_cursor: page.next.map(|cursor| cursor.to_string()),
@@ -134,6 +135,22 @@ pub async fn cancel(
     let actor = caller.actor_for(&row.spec.template.team);
     app.campaigns.cancel_campaign(row.campaign.id, reason, actor).await?;
     as_it_stands(&app, &caller, &id).await
+}
+
+/// Erases what was asked for, said and written in a campaign and all its tasks, which must have ended. It cannot be
+/// undone, and a repeat is harmless.
+#[utoipa::path(delete, path = "/v1/campaigns/{id}/content", tag = "campaigns", operation_id = "eraseCampaignContent",
+    params(("id" = String, Path)),
+    responses((status = 202, description = "It is promised, and goes on by itself", body = CampaignView),
+        (status = 204, description = "It is gone"),
+        (status = 409, description = "The campaign or one of its tasks is still going on", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn erase(app: web::Data<App>, caller: Caller, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+    let row = visible(&app, &caller, &id).await?;
+    let actor = caller.actor_for(&row.spec.template.team);
+    match app.campaigns.erase_campaign_content(row.campaign.id, actor).await? {
+        Erased::Done => Ok(HttpResponse::NoContent().finish()),
+        Erased::UnderWay => as_it_stands(&app, &caller, &id).await,
+    }
 }
 
 /// Does again what failed, and nothing else; a paused campaign goes on. New credentials may come along.

@@ -1,10 +1,13 @@
 //! The REST interface, one file per resource.
 
+pub mod audit;
+pub mod audit_record;
 pub mod body;
 pub mod budgets;
 pub mod campaign_payload;
 pub mod campaign_resource;
 pub mod campaigns;
+pub mod csv;
 pub mod docs;
 pub mod endpoints;
 pub mod error_pages;
@@ -21,3 +24,5 @@ pub mod sandbox_usage;
 pub mod task_actions;
 pub mod tasks;
 pub mod usage;
+pub mod webhook_resource;
+pub mod webhooks;

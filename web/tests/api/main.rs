@@ -13,3 +13,4 @@ mod security;
 mod streams;
 mod tasks;
 mod usage;
+mod webhooks;
