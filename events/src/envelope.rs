@@ -63,6 +63,11 @@ impl StreamName {
         Self(format!("session-{}", id.uuid()).into())
     }
 
+    /// The stream of a request that its caller gave a name, by the hash of both.
+    pub fn request(id: Uuid) -> Self {
+        Self(format!("request-{id}").into())
+    }
+
     /// What a team is billed. Refuses what cannot be a team's name.
     pub fn billing(team: &str) -> Result<Self, StreamNameError> {
         format!("billing-{team}").parse()

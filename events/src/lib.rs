@@ -19,6 +19,7 @@ pub mod ledger;
 pub mod money;
 pub mod projections;
 pub mod repo;
+pub mod request;
 pub mod store;
 pub mod subscription;
 pub mod task;

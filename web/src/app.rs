@@ -9,6 +9,7 @@ use orchestra_events::EventStore;
 use orchestra_events::projections::ReadModels;
 use tokio::sync::Semaphore;
 
+use crate::api::once::Claims;
 use crate::auth::{Caller, KeyRing, Sessions, Who};
 use crate::pages::Dashboard;
 use crate::problem::Problem;
@@ -41,6 +42,8 @@ pub struct App {
     pub metrics: Option<PrometheusHandle>,
     /// One permit per live stream.
     pub streams: Arc<Semaphore>,
+    /// The named requests that are being worked on.
+    pub claims: Claims,
 }
 
 impl App {
@@ -64,6 +67,7 @@ impl App {
             dashboard: Dashboard::default(),
             metrics: None,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            claims: Claims::default(),
         }
     }
 

@@ -77,6 +77,8 @@ codes! {
     Conflict = "conflict", CONFLICT, "Its state does not allow that";
     /// The same idempotency key with another body.
     IdempotencyKeyReused = "idempotency-key-reused", UNPROCESSABLE_ENTITY, "This Idempotency-Key was used for another request";
+    /// The same request is being worked on.
+    RequestInProgress = "request-in-progress", CONFLICT, "The same request is being worked on";
     /// Something is full.
     Overloaded = "overloaded", SERVICE_UNAVAILABLE, "The server is busy";
     /// The read models do not keep up.
@@ -157,7 +159,7 @@ impl Problem {
             Code::Unauthenticated => {
                 response.insert_header((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
             }
-            Code::Overloaded | Code::Lagging => {
+            Code::Overloaded | Code::Lagging | Code::RequestInProgress => {
                 response.insert_header((header::RETRY_AFTER, RETRY_AFTER_SECONDS.to_string()));
             }
             _ => {}
@@ -249,6 +251,11 @@ impl Problem {
     /// The read models do not keep up.
     pub fn lagging(detail: impl Into<String>) -> Self {
         Self::new(Code::Lagging, format!("{} Try again in a moment.", detail.into()))
+    }
+
+    /// A copy of the request is not done yet.
+    pub fn in_progress() -> Self {
+        Self::new(Code::RequestInProgress, "A request with this Idempotency-Key is not done yet. Repeat it in a moment.")
     }
 
     /// Something is full.

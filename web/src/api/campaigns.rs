@@ -2,6 +2,7 @@
 
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::future::LocalBoxFuture;
 use orchestra_actors::service::Idempotency;
 use orchestra_events::campaign::CampaignStatus;
 use orchestra_events::key::Scope;
@@ -29,6 +30,14 @@ async fn whole(app: &App, row: CampaignRow) -> Result<CampaignView, Problem> {
     let tasks = app.read.children(id).await?;
     let account = app.campaigns.account(&row.spec.template.team, id).await?;
     Ok(CampaignView::whole(row, tasks, account))
+}
+
+/// The campaign as a repeat of a request about it sees it.
+pub fn show(app: web::Data<App>, caller: Caller, id: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move {
+        let row = visible(&app, &caller, &id).await?;
+        Ok(HttpResponse::Ok().json(whole(&app, row).await?))
+    })
 }
 
 async fn as_it_stands(app: &App, caller: &Caller, id: &str) -> Result<HttpResponse, Problem> {

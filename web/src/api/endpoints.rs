@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 
 use actix_web::http::Method;
 use actix_web::http::header::{self, HeaderValue};
+use actix_web::middleware::from_fn;
 use actix_web::{HttpResponse, Route, web};
 use orchestra_events::key::Scope;
 
 use super::{budgets, campaigns, docs, events, health, openapi, task_actions, tasks, usage};
+use super::once::{Post, at_most_once};
+use super::repeat::{Repeat, repeat};
+use crate::auth::Caller;
 use crate::problem::Problem;
 
 /// Who may ask.
@@ -20,6 +24,16 @@ pub enum Access {
     Scope(Scope),
 }
 
+impl Access {
+    /// Whether this caller may ask at all.
+    pub fn admits(self, caller: &Caller) -> bool {
+        match self {
+            Self::Anyone => true,
+            Self::Scope(scope) => caller.may(scope),
+        }
+    }
+}
+
 /// One method of one path.
 pub struct Endpoint {
     /// The method.
@@ -28,6 +42,8 @@ pub struct Endpoint {
     pub path: &'static str,
     /// Who may ask.
     pub access: Access,
+    /// What becomes of a repeat; `None` fails a test.
+    pub repeat: Option<Repeat>,
     /// What answers.
     pub route: Route,
 }
@@ -36,7 +52,16 @@ pub struct Endpoint {
 pub fn endpoints() -> Vec<Endpoint> {
     let mut table = Vec::new();
     let mut add = |method: Method, path: &'static str, access: Access, route: Route| {
-        table.push(Endpoint { method: method.clone(), path, access, route: route.method(method) });
+        let repeat = repeat(&method, path);
+        let route = route.method(method.clone());
+        let route = match repeat {
+            Some(Repeat::Claimed { done, show }) => {
+                let post = Post { path, access, done, show };
+                route.wrap(from_fn(move |request, next| at_most_once(post, request, next)))
+            }
+            Some(Repeat::Idempotent | Repeat::NamesWhatIsMade) | None => route,
+        };
+        table.push(Endpoint { method, path, access, repeat, route });
     };
     add(Method::POST, "/v1/tasks", Access::Scope(Scope::TasksCreate), web::route().to(tasks::create));
     add(Method::GET, "/v1/tasks", Access::Scope(Scope::TasksRead), web::route().to(tasks::list));

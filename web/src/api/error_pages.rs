@@ -44,6 +44,7 @@ pages! {
     "push-conflict",
     "push-rejected",
     "repo-not-found",
+    "request-in-progress",
     "sandbox-disk-full",
     "sandbox-out-of-memory",
     "sandbox-start-failed",

@@ -2,6 +2,7 @@
 
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::future::LocalBoxFuture;
 use jiff::Timestamp;
 use orchestra_actors::service::Idempotency;
 use orchestra_events::TaskId;
@@ -34,6 +35,11 @@ pub async fn visible(app: &App, caller: &Caller, id: &str) -> Result<TaskResourc
     app.caught_up().await?;
     let task = app.read.task(id).await?.ok_or_else(Problem::no_such_task)?;
     if caller.sees(&task.spec.team) { Ok(task) } else { Err(Problem::no_such_task()) }
+}
+
+/// The task as a repeat of a request about it sees it.
+pub fn show(app: web::Data<App>, caller: Caller, id: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move { Ok(HttpResponse::Ok().json(TaskView::from(visible(&app, &caller, &id).await?))) })
 }
 
 pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {

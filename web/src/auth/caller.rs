@@ -5,12 +5,13 @@ use std::future::{Ready, ready};
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{self, HeaderMap};
-use actix_web::{FromRequest, HttpRequest, web};
+use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
 use orchestra_events::key::{KeyGrant, Scope};
-use orchestra_events::{Actor, ActorKind, KeyId};
+use orchestra_events::{Actor, ActorKind, EventId, KeyId, Origin};
 
 use super::session;
 use crate::App;
+use crate::api::once::ClaimedAs;
 use crate::problem::Problem;
 
 /// How the caller showed who they are.
@@ -50,6 +51,8 @@ pub struct Caller {
     pub scopes: Vec<Scope>,
     /// How they showed it.
     pub via: Via,
+    /// The claim that their request was let in under, where they gave it a name (`Idempotency-Key`).
+    pub request: Option<EventId>,
 }
 
 impl Caller {
@@ -61,6 +64,7 @@ impl Caller {
             team: grant.team.clone(),
             scopes: grant.scopes.clone(),
             via: Via::Key,
+            request: None,
         }
     }
 
@@ -110,7 +114,8 @@ impl Caller {
             Via::Key => ActorKind::ApiKey,
             Via::Session => ActorKind::Person,
         };
-        Actor { kind, id: self.who.to_string(), team: self.team.clone(), origin: None }
+        let origin = Origin { request: self.request, ..Origin::default() }.known();
+        Actor { kind, id: self.who.to_string(), team: self.team.clone(), origin }
     }
 }
 
@@ -157,6 +162,7 @@ impl FromRequest for Caller {
     type Future = Ready<Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        ready(identify(request))
+        let claim = request.extensions().get::<ClaimedAs>().map(|claim| claim.0);
+        ready(identify(request).map(|caller| Self { request: claim, ..caller }))
     }
 }

@@ -108,6 +108,7 @@ impl Visitor {
             team: Some("platform".to_owned()),
             scopes: Vec::new(),
             via: Via::Session,
+            request: None,
         };
         Self::new(caller, Some("cookie".to_owned()))
     }

@@ -257,11 +257,16 @@ impl Answer {
 
 impl Server {
     pub async fn start() -> Self {
+        Self::start_on(Arc::new(MemoryStore::new()), None).await
+    }
+
+    /// The same over a log that there is already, of which this is the admin key.
+    pub async fn start_on(store: Arc<MemoryStore>, admin: Option<String>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let store = Arc::new(MemoryStore::new());
         let read = Arc::new(ReadModels::open(&folder.path().join("read.db")).expect("read models"));
         let keys = Arc::new(KeyRing::load(&*store).await.expect("keys"));
-        let admin = ensure_admin_key(&*store, &keys).await.expect("an append").expect("the first key");
+        let issued = ensure_admin_key(&*store, &keys).await.expect("an append");
+        let admin = admin.or(issued.map(|key| key.expose_secret().to_owned())).expect("the first key");
         let service = Arc::new(Service {
             store: Arc::clone(&store),
             submitted: Mutex::default(),
@@ -275,7 +280,6 @@ impl Server {
         let campaigns = Arc::new(Campaigns::new(Arc::clone(&store)));
         let budgets = Arc::new(Budgets::default());
         let app = web::Data::new(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys));
-        let admin = admin.expose_secret().to_owned();
         Self { app, store, service, campaigns, admin, _stop: cancel.drop_guard(), _folder: folder }
     }
 

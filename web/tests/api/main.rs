@@ -6,6 +6,7 @@ mod campaigns;
 mod documents;
 mod harness;
 mod payload;
+mod repeats;
 mod streams;
 mod tasks;
 mod usage;
