@@ -87,6 +87,13 @@ codes! {
     InternalError = "internal-error", INTERNAL_SERVER_ERROR, "Something went wrong on our side";
 }
 
+impl Code {
+    /// Whether trying again helps, and the answer says when.
+    pub const fn retry_after(self) -> bool {
+        matches!(self, Self::Overloaded | Self::Lagging | Self::RequestInProgress)
+    }
+}
+
 /// Seconds after which a caller who was told to come back should.
 pub const RETRY_AFTER_SECONDS: u32 = 2;
 
@@ -155,14 +162,11 @@ impl Problem {
         let json = serde_json::to_string(&body).unwrap_or_default();
         let mut response = HttpResponse::build(self.code.status());
         response.insert_header((header::CONTENT_TYPE, "application/problem+json"));
-        match self.code {
-            Code::Unauthenticated => {
-                response.insert_header((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
-            }
-            Code::Overloaded | Code::Lagging | Code::RequestInProgress => {
-                response.insert_header((header::RETRY_AFTER, RETRY_AFTER_SECONDS.to_string()));
-            }
-            _ => {}
+        if self.code == Code::Unauthenticated {
+            response.insert_header((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+        }
+        if self.code.retry_after() {
+            response.insert_header((header::RETRY_AFTER, RETRY_AFTER_SECONDS.to_string()));
         }
         response.body(json)
     }

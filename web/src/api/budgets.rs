@@ -167,7 +167,8 @@ pub async fn put(
 /// A team's budgets: the team's own first, then every scope of it that has caps.
 #[utoipa::path(get, path = "/v1/budgets", tag = "budgets", operation_id = "listBudgets",
     params(("team" = Option<String>, Query, description = "The key's own team when absent; an operator names one")),
-    responses((status = 200, description = "The budgets", body = BudgetList)))]
+    responses((status = 200, description = "The budgets", body = BudgetList),
+        (status = 404, description = "No such team, or another one", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
     caller.require(KeyScope::BudgetsRead)?;
     let mut query = Parameters::of(&request)?;

@@ -91,13 +91,14 @@ pub struct LinksView {
 pub struct CampaignView {
     id: String,
     name: String,
-    /// running, paused, finished or cancelled.
+    #[schema(value_type = super::openapi::CampaignStatusName)]
     status: &'static str,
     /// Why it stands there.
     reason: String,
     /// What is to be done, everywhere.
     task: String,
     model: String,
+    #[schema(value_type = super::openapi::HarnessName)]
     harness: &'static str,
     team: String,
     project: Option<String>,

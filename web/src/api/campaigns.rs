@@ -81,7 +81,7 @@ pub async fn create(
 #[utoipa::path(get, path = "/v1/campaigns", tag = "campaigns", operation_id = "listCampaigns",
     params(
         ("team" = Option<String>, Query),
-        ("status" = Option<String>, Query, description = "running, paused, finished or cancelled"),
+        ("status" = Option<super::openapi::CampaignStatusName>, Query),
         ("cursor" = Option<String>, Query, description = "`nextCursor` of the page before"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 200),
     ),

@@ -100,7 +100,8 @@ pub async fn of_task(
         ("team" = Option<String>, Query), ("task" = Option<String>, Query),
         ("Last-Event-ID" = Option<u64>, Header, description = "The same as `after`, as browsers send it")),
     responses((status = 200, description = "Events",
-        content((String = "text/event-stream"), (String = "application/x-ndjson")))))]
+        content((String = "text/event-stream"), (String = "application/x-ndjson"))),
+        (status = 404, description = "No such task or team, or another's", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn of_log(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
     caller.require(Scope::AuditRead)?;
     let format = if accepts(&request, "application/x-ndjson") { Format::Lines } else { Format::LogEvents };

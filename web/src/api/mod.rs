@@ -6,6 +6,7 @@ pub mod campaign_payload;
 pub mod campaign_resource;
 pub mod campaigns;
 pub mod docs;
+pub mod document;
 pub mod endpoints;
 pub mod error_pages;
 pub mod events;

@@ -41,8 +41,8 @@ pub struct TaskRequest {
     /// The branch to push to; made from the task's words when absent.
     #[schema(max_length = 244)]
     branch: Option<String>,
-    /// `builtin`, `claude-code`, `codex`, `opencode` or `command`.
-    harness: Option<String>,
+    /// The agent; `builtin` when absent.
+    harness: Option<HarnessName>,
     /// Program and arguments, with the harness `command`.
     #[schema(min_items = 1, max_items = 64)]
     command: Option<Vec<String>>,
@@ -116,7 +116,7 @@ pub struct AttemptsRequest {
     #[schema(minimum = 1, maximum = 10)]
     attempts: Option<u32>,
     /// `fresh`: the repository, cloned anew. `same`: the sandbox of the attempt before, with its changes.
-    workspace: Option<String>,
+    workspace: Option<WorkspaceName>,
 }
 
 /// What a task may cost.
@@ -223,6 +223,62 @@ pub enum Status {
     Cancelled,
 }
 
+/// Where a campaign stands.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+#[allow(dead_code, reason = "described, never built")]
+pub enum CampaignStatusName {
+    /// Its tasks are begun and worked on.
+    Running,
+    /// It waits for somebody to say that it goes on.
+    Paused,
+    /// Every task has ended.
+    Finished,
+    /// It was stopped.
+    Cancelled,
+}
+
+/// The agents there are.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+#[allow(dead_code, reason = "described, never built")]
+pub enum HarnessName {
+    /// Orchestra's own.
+    Builtin,
+    /// Anthropic's command line agent.
+    ClaudeCode,
+    /// OpenAI's command line agent.
+    Codex,
+    /// The open one.
+    Opencode,
+    /// A program of the caller's.
+    Command,
+}
+
+/// What a further attempt begins with.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+#[allow(dead_code, reason = "described, never built")]
+pub enum WorkspaceName {
+    /// The repository, cloned anew.
+    Fresh,
+    /// The sandbox of the attempt before, with its changes.
+    Same,
+}
+
+/// What kind of being acted.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+#[allow(dead_code, reason = "described, never built")]
+pub enum ActorKindName {
+    /// A caller with an API key.
+    ApiKey,
+    /// A person signed in to the dashboard.
+    Person,
+    /// Orchestra itself.
+    System,
+}
+
 /// One event in its envelope.
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "described, never built")]
@@ -247,7 +303,7 @@ pub struct Event {
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "described, never built")]
 pub struct EventActor {
-    kind: String,
+    kind: ActorKindName,
     id: String,
     team: Option<String>,
 }
@@ -296,7 +352,7 @@ impl Modify for Bearer {
     info(title = "Orchestra", description = "Runs background coding agents for teams: isolated, budgeted, audited."),
     modifiers(&Bearer),
     security(("key" = [])),
-    components(schemas(crate::problem::ProblemBody, crate::problem::Field)),
+    components(schemas(crate::problem::ProblemBody, crate::problem::Field, Status, CampaignStatusName)),
     paths(
         super::tasks::create,
         super::tasks::list,
@@ -331,7 +387,7 @@ pub struct Document;
 
 /// This document.
 #[utoipa::path(get, path = "/openapi.json", tag = "operation", security(()),
-    responses((status = 200, description = "The OpenAPI document")))]
+    responses((status = 200, description = "The OpenAPI document", content_type = "application/json", body = Object)))]
 pub async fn openapi_json() -> HttpResponse {
-    HttpResponse::Ok().json(Document::openapi())
+    HttpResponse::Ok().json(super::document::document())
 }

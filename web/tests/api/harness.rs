@@ -315,10 +315,14 @@ impl Server {
     pub async fn send(&self, request: TestRequest) -> Answer {
         let app = self.app.clone();
         let service = test::init_service(actix_web::App::new().configure(|cfg| configure(cfg, app))).await;
-        let response = test::call_service(&service, request.to_request()).await;
+        let request = request.to_request();
+        let (method, path) = (request.method().clone(), request.path().to_owned());
+        let response = test::call_service(&service, request).await;
         let (status, headers) = (response.status(), response.headers().clone());
         let body = tokio::time::timeout(SOON, test::read_body(response)).await.expect("the body ends");
-        Answer { status, headers, body }
+        let answer = Answer { status, headers, body };
+        crate::conformance::check(&method, &path, &answer);
+        answer
     }
 
     pub async fn stream(&self, request: TestRequest) -> Pieces {

@@ -3,6 +3,7 @@
 mod auth;
 mod budgets;
 mod campaigns;
+mod conformance;
 mod documents;
 mod harness;
 mod payload;
