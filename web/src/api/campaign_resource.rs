@@ -10,7 +10,7 @@ use orchestra_events::task::{TaskResource, TaskStatus};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::openapi::{AttemptsRequest, BudgetRequest, CredentialsRequest, PullRequestRequest};
+use super::openapi::{AttemptsRequest, BudgetRequest, CredentialsRequest, Metadata, PullRequestRequest, RepoRequest};
 use super::resource::{BudgetView, PullRequestView, Usd};
 
 /// How many tasks stand where.
@@ -236,18 +236,6 @@ pub struct CampaignList {
     pub next_cursor: Option<String>,
 }
 
-/// A repository with a base or a branch of its own. A text alone is its name.
-#[derive(ToSchema)]
-#[allow(dead_code, reason = "described, never built")]
-pub struct CampaignRepoRequest {
-    #[schema(max_length = 400, example = "acme/api")]
-    repo: String,
-    #[schema(max_length = 244)]
-    base: Option<String>,
-    #[schema(max_length = 244)]
-    branch: Option<String>,
-}
-
 /// What a caller asks for: a task, on many repositories.
 #[derive(ToSchema)]
 #[schema(rename_all = "camelCase")]
@@ -258,7 +246,7 @@ pub struct CampaignRequest {
     name: String,
     /// In the order in which they are begun. Each is `owner/name`, `forge:owner/name`, a URL, or an object.
     #[schema(min_items = 1, max_items = 1000)]
-    repos: Vec<CampaignRepoRequest>,
+    repos: Vec<RepoRequest>,
     /// Tasks that may run at once.
     #[schema(minimum = 1, maximum = 64, default = 4)]
     concurrency: Option<u32>,
@@ -309,9 +297,7 @@ pub struct CampaignRequest {
     timeout_seconds: Option<u64>,
     retry: Option<AttemptsRequest>,
     pull_request: Option<PullRequestRequest>,
-    /// At most 50 entries: texts, numbers, true, false or null.
-    #[schema(value_type = Option<Object>)]
-    metadata: Option<()>,
+    metadata: Option<Metadata>,
     /// For the tasks of this campaign only. Held in memory, never stored.
     credentials: Option<CredentialsRequest>,
 }

@@ -2,9 +2,12 @@
 
 use actix_web::HttpResponse;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::{Modify, OpenApi, ToSchema};
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::RefOr;
+use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
 use super::resource::Usd;
+use crate::problem::{Field, ProblemBody};
 
 /// What a caller asks for.
 #[derive(ToSchema)]
@@ -56,11 +59,26 @@ pub struct TaskRequest {
     timeout_seconds: Option<u64>,
     retry: Option<AttemptsRequest>,
     pull_request: Option<PullRequestRequest>,
-    /// At most 50 entries: texts, numbers, true, false or null.
-    #[schema(value_type = Option<Object>)]
-    metadata: Option<()>,
+    metadata: Option<Metadata>,
     credentials: Option<CredentialsRequest>,
 }
+
+/// Free pairs: at most 50 entries of texts, numbers, true, false or null.
+pub struct Metadata;
+
+impl PartialSchema for Metadata {
+    fn schema() -> RefOr<Schema> {
+        let value = SchemaType::Array(vec![Type::String, Type::Number, Type::Boolean, Type::Null]);
+        ObjectBuilder::new()
+            .schema_type(SchemaType::new(Type::Object))
+            .additional_properties(Some(Schema::Object(ObjectBuilder::new().schema_type(value).build())))
+            .max_properties(Some(super::payload::MAX_METADATA_ENTRIES))
+            .description(Some("Free pairs: at most 50 entries of texts, numbers, true, false or null"))
+            .into()
+    }
+}
+
+impl ToSchema for Metadata {}
 
 /// A repository of several: its name alone, or an object.
 #[derive(ToSchema)]
@@ -284,6 +302,7 @@ pub enum ActorKindName {
 #[allow(dead_code, reason = "described, never built")]
 pub struct Event {
     id: String,
+    /// What happened, as a stable name.
     #[schema(rename = "type")]
     kind: String,
     schema: u16,
@@ -295,8 +314,8 @@ pub struct Event {
     actor: EventActor,
     correlation: Option<String>,
     causation: Option<String>,
-    #[schema(value_type = Object)]
-    data: (),
+    /// What happened; its shape belongs to the type and the schema.
+    data: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Who caused an event.
@@ -352,7 +371,7 @@ impl Modify for Bearer {
     info(title = "Orchestra", description = "Runs background coding agents for teams: isolated, budgeted, audited."),
     modifiers(&Bearer),
     security(("key" = [])),
-    components(schemas(crate::problem::ProblemBody, crate::problem::Field, Status, CampaignStatusName)),
+    components(schemas(ProblemBody, Field, Status, CampaignStatusName)),
     paths(
         super::tasks::create,
         super::tasks::list,
