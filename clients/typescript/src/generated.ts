@@ -587,13 +587,6 @@ export interface components {
              */
             readonly waiting: number;
         };
-        /** @description A repository with a base or a branch of its own. A text alone is its name. */
-        readonly CampaignRepoRequest: {
-            readonly base?: string | null;
-            readonly branch?: string | null;
-            /** @example acme/api */
-            readonly repo: string;
-        };
         /** @description What a caller asks for: a task, on many repositories. */
         readonly CampaignRequest: {
             /** @description The branch to start from, where a repository has none of its own. */
@@ -620,8 +613,7 @@ export interface components {
             /** @description `builtin`, `claude-code`, `codex`, `opencode` or `command`. */
             readonly harness?: string | null;
             readonly image?: string | null;
-            /** @description At most 50 entries: texts, numbers, true, false or null. */
-            readonly metadata?: Record<string, never> | null;
+            readonly metadata?: components["schemas"]["Metadata"] | null;
             /**
              * @description The model.
              * @example claude-sonnet-4-6
@@ -637,7 +629,7 @@ export interface components {
              */
             readonly pullRequestsPerHour?: number | null;
             /** @description In the order in which they are begun. Each is `owner/name`, `forge:owner/name`, a URL, or an object. */
-            readonly repos: readonly components["schemas"]["CampaignRepoRequest"][];
+            readonly repos: readonly components["schemas"]["RepoRequest"][];
             readonly retry?: components["schemas"]["AttemptsRequest"] | null;
             /**
              * Format: double
@@ -697,7 +689,10 @@ export interface components {
             readonly actor: components["schemas"]["EventActor"];
             readonly causation?: string | null;
             readonly correlation?: string | null;
-            readonly data: Record<string, never>;
+            /** @description What happened; its shape belongs to the type and the schema. */
+            readonly data: {
+                readonly [key: string]: unknown;
+            };
             readonly id: string;
             /** Format: int64 */
             readonly position: number;
@@ -708,6 +703,7 @@ export interface components {
             readonly stream: string;
             /** Format: date-time */
             readonly time: string;
+            /** @description What happened, as a stable name. */
             readonly type: string;
         };
         /** @description Who caused an event. */
@@ -795,6 +791,10 @@ export interface components {
         /** @description Words to the running agent. */
         readonly MessageRequest: {
             readonly message: string;
+        };
+        /** @description Free pairs: at most 50 entries of texts, numbers, true, false or null */
+        readonly Metadata: {
+            readonly [key: string]: string | number | boolean | null;
         };
         /** @description The model provider's key. */
         readonly ModelCredential: {
@@ -1045,8 +1045,7 @@ export interface components {
             readonly environment?: string | null;
             readonly harness?: components["schemas"]["HarnessName"] | null;
             readonly image?: string | null;
-            /** @description At most 50 entries: texts, numbers, true, false or null. */
-            readonly metadata?: Record<string, never> | null;
+            readonly metadata?: components["schemas"]["Metadata"] | null;
             /**
              * @description The model.
              * @example claude-sonnet-4-6

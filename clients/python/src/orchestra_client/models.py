@@ -126,13 +126,6 @@ class CampaignProgress(TypedDict):
     """Not begun, or to be begun again."""
 
 
-class CampaignRepoRequest(TypedDict):
-    """A repository with a base or a branch of its own. A text alone is its name."""
-    base: NotRequired[str | None]
-    branch: NotRequired[str | None]
-    repo: str
-
-
 class CampaignRequest(TypedDict):
     """What a caller asks for: a task, on many repositories."""
     base: NotRequired[str | None]
@@ -152,8 +145,7 @@ class CampaignRequest(TypedDict):
     harness: NotRequired[str | None]
     """`builtin`, `claude-code`, `codex`, `opencode` or `command`."""
     image: NotRequired[str | None]
-    metadata: NotRequired[dict[str, Any] | None]
-    """At most 50 entries: texts, numbers, true, false or null."""
+    metadata: NotRequired[Metadata | None]
     model: str
     """The model."""
     name: str
@@ -162,7 +154,7 @@ class CampaignRequest(TypedDict):
     pullRequest: NotRequired[PullRequestRequest | None]
     pullRequestsPerHour: NotRequired[int | None]
     """Pull requests that may be opened within any sixty minutes."""
-    repos: list[CampaignRepoRequest]
+    repos: list[RepoRequest]
     """In the order in which they are begun. Each is `owner/name`, `forge:owner/name`, a URL, or an object."""
     retry: NotRequired[AttemptsRequest | None]
     stopAfterFailures: NotRequired[float | None]
@@ -220,6 +212,7 @@ class Event(TypedDict):
     causation: NotRequired[str | None]
     correlation: NotRequired[str | None]
     data: dict[str, Any]
+    """What happened; its shape belongs to the type and the schema."""
     id: str
     position: int
     revision: int
@@ -227,6 +220,7 @@ class Event(TypedDict):
     stream: str
     time: str
     type: str
+    """What happened, as a stable name."""
 
 
 class EventActor(TypedDict):
@@ -306,6 +300,10 @@ class Links(TypedDict):
 class MessageRequest(TypedDict):
     """Words to the running agent."""
     message: str
+
+
+Metadata: TypeAlias = 'dict[str, str | float | bool | None]'
+"""Free pairs: at most 50 entries of texts, numbers, true, false or null"""
 
 
 class ModelCredential(TypedDict):
@@ -504,8 +502,7 @@ class TaskRequest(TypedDict):
     environment: NotRequired[str | None]
     harness: NotRequired[HarnessName | None]
     image: NotRequired[str | None]
-    metadata: NotRequired[dict[str, Any] | None]
-    """At most 50 entries: texts, numbers, true, false or null."""
+    metadata: NotRequired[Metadata | None]
     model: str
     """The model."""
     project: NotRequired[str | None]
