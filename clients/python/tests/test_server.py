@@ -170,6 +170,7 @@ def test_the_example_of_the_readme_runs(house: House) -> None:
     readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
     example = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
     assert example
-    env = {**os.environ, "ORCHESTRA_URL": house.url, "ORCHESTRA_API_KEY": house.admin_key}
+    source = str(pathlib.Path(__file__).parents[1] / "src")
+    env = {**os.environ, "PYTHONPATH": source, "ORCHESTRA_URL": house.url, "ORCHESTRA_API_KEY": house.admin_key}
     done = subprocess.run([sys.executable, "-c", example[1]], env=env, capture_output=True, text=True, check=False)
     assert re.match(r"succeeded orchestra/\S+ 0\.\d+\n", done.stdout), done.stderr

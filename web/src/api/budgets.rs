@@ -135,7 +135,9 @@ pub async fn get(app: web::Data<App>, caller: Caller, scope: web::Path<String>) 
 ///
 /// A lower cap stops new model calls; those that are under way keep what was set aside for them.
 #[utoipa::path(put, path = "/v1/budgets/{scope}", tag = "budgets", operation_id = "putBudget",
-    params(("scope" = String, Path)), request_body(content = super::openapi::ScopeBudgetRequest),
+    params(("scope" = String, Path)), request_body(content = super::openapi::ScopeBudgetRequest, example = json!({
+        "perTask": {"maxUsd": 2}, "perMonth": {"maxUsd": 500, "maxTokens": 100000000}, "timeZone": "Europe/Zurich",
+    })),
     responses((status = 200, description = "The budget as it stands now", body = ScopeView),
         (status = 404, description = "No such scope, or another team's", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn put(

@@ -10,7 +10,7 @@ use orchestra_events::task::{TaskResource, TaskStatus};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::openapi::{AttemptsRequest, BudgetRequest, CredentialsRequest, Metadata, PullRequestRequest, RepoRequest};
+use super::openapi::{AttemptsRequest, BudgetRequest, CredentialsRequest, HarnessName, Metadata, PullRequestRequest, RepoRequest};
 use super::resource::{BudgetView, PullRequestView, Usd};
 
 /// How many tasks stand where.
@@ -283,7 +283,7 @@ pub struct CampaignRequest {
     #[schema(max_length = 244)]
     branch: Option<String>,
     /// `builtin`, `claude-code`, `codex`, `opencode` or `command`.
-    harness: Option<String>,
+    harness: Option<HarnessName>,
     /// Program and arguments, with the harness `command`.
     #[schema(min_items = 1, max_items = 64)]
     command: Option<Vec<String>>,

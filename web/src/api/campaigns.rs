@@ -50,7 +50,11 @@ async fn as_it_stands(app: &App, caller: &Caller, id: &str) -> Result<HttpRespon
 /// Answers as soon as it is durable. With an `Idempotency-Key` a repeat of the same request returns the campaign that
 /// the first one made.
 #[utoipa::path(post, path = "/v1/campaigns", tag = "campaigns", operation_id = "createCampaign",
-    request_body(content = CampaignRequest),
+    request_body(content = CampaignRequest, example = json!({
+        "name": "Provider 6", "repos": ["acme/api", {"repo": "acme/infra", "base": "main"}],
+        "task": "Bump terraform-aws-provider from 5.x to 6.x; update breaking calls",
+        "model": "claude-sonnet-4-6", "team": "platform", "budget": {"maxUsd": 20.00}, "concurrency": 4,
+    })),
     params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat of this request do nothing new")),
     responses(
         (status = 202, description = "Accepted", body = CampaignView, headers(("Location" = String, description = "The campaign"))),
@@ -132,7 +136,7 @@ pub async fn get(
 
 /// Stops a campaign: no further task is begun, and those that run are cancelled.
 #[utoipa::path(post, path = "/v1/campaigns/{id}/cancel", tag = "campaigns", operation_id = "cancelCampaign",
-    params(("id" = String, Path)), request_body(content = Option<super::openapi::CancelRequest>),
+    params(("id" = String, Path)), request_body(content = Option<super::openapi::CancelRequest>, example = json!({"reason": "not needed any more"})),
     responses((status = 202, description = "It is being stopped, or was already", body = CampaignView),
         (status = 409, description = "It is over", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn cancel(
@@ -172,7 +176,7 @@ pub async fn retry(
 
 /// Replaces the secrets of a campaign and of all its tasks. They are held in memory only.
 #[utoipa::path(put, path = "/v1/campaigns/{id}/credentials", tag = "campaigns", operation_id = "putCampaignCredentials",
-    params(("id" = String, Path)), request_body(content = super::openapi::CredentialsRequest),
+    params(("id" = String, Path)), request_body(content = super::openapi::CredentialsRequest, example = json!({"git": {"token": "ghp_example"}})),
     responses((status = 202, description = "The campaign and its tasks go on with them", body = CampaignView),
         (status = 409, description = "It is over", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn credentials(

@@ -57,7 +57,10 @@ pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, P
 /// Answers as soon as the task is durable; follow `links.events` to see what becomes of it. With an `Idempotency-Key`
 /// a repeat of the same request returns the task that the first one made.
 #[utoipa::path(post, path = "/v1/tasks", tag = "tasks", operation_id = "createTask",
-    request_body(content = super::openapi::TaskRequest),
+    request_body(content = super::openapi::TaskRequest, example = json!({
+        "repo": "acme/api", "task": "Bump terraform-aws-provider from 5.x to 6.x; update breaking calls",
+        "model": "claude-sonnet-4-6", "team": "platform", "budget": {"maxUsd": 2.00},
+    })),
     params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat of this request do nothing new")),
     responses(
         (status = 202, description = "Accepted", body = TaskView, headers(("Location" = String, description = "The task"))),
