@@ -1,7 +1,7 @@
 //! REST, live streams and the dashboard.
 //!
 //! [`App`] holds what every handler needs, [`configure`] hangs everything under one scope with the security headers
-//! around it. Architecture invariant: nothing here knows how tasks are run or how events are stored.
+//! around it; [`routes`] is the one way in, with the guard before each handler. Architecture invariant: nothing here knows how tasks are run or how events are stored.
 
 pub mod api;
 pub mod app;
@@ -11,6 +11,7 @@ pub mod headers;
 pub mod live;
 pub mod pages;
 pub mod problem;
+pub mod routes;
 
 pub use app::App;
 
@@ -25,8 +26,7 @@ pub fn configure(cfg: &mut web::ServiceConfig, app: web::Data<App>) {
             // A path that does not decode names nothing.
             .app_data(web::PathConfig::default().error_handler(|_, _| problem::Problem::no_such_path().into()))
             .wrap(middleware::from_fn(headers::secure))
-            .configure(pages::configure)
-            .configure(api::configure)
+            .configure(|cfg| routes::hang(cfg, routes::table()))
             .default_service(web::route().to(pages::nothing_here)),
     );
 }

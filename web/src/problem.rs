@@ -259,7 +259,10 @@ impl Problem {
 
     /// A copy of the request is not done yet.
     pub fn in_progress() -> Self {
-        Self::new(Code::RequestInProgress, "A request with this Idempotency-Key is not done yet. Repeat it in a moment.")
+        Self::new(
+            Code::RequestInProgress,
+            "A request with this Idempotency-Key is not done yet. Repeat it in a moment.",
+        )
     }
 
     /// Something is full.

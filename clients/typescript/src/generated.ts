@@ -601,7 +601,7 @@ export interface components {
              * @description Tasks that may run at once.
              * @default 4
              */
-            readonly concurrency: number | null;
+            readonly concurrency?: number | null;
             readonly credentials?: components["schemas"]["CredentialsRequest"] | null;
             readonly customer?: string | null;
             /**
@@ -610,8 +610,7 @@ export interface components {
              */
             readonly egress?: readonly string[] | null;
             readonly environment?: string | null;
-            /** @description `builtin`, `claude-code`, `codex`, `opencode` or `command`. */
-            readonly harness?: string | null;
+            readonly harness?: components["schemas"]["HarnessName"] | null;
             readonly image?: string | null;
             readonly metadata?: components["schemas"]["Metadata"] | null;
             /**
@@ -1593,6 +1592,18 @@ export interface operations {
         };
         readonly requestBody: {
             readonly content: {
+                /**
+                 * @example {
+                 *       "perMonth": {
+                 *         "maxTokens": 100000000,
+                 *         "maxUsd": 500
+                 *       },
+                 *       "perTask": {
+                 *         "maxUsd": 2
+                 *       },
+                 *       "timeZone": "Europe/Zurich"
+                 *     }
+                 */
                 readonly "application/json": components["schemas"]["ScopeBudgetRequest"];
             };
         };
@@ -1850,6 +1861,25 @@ export interface operations {
         };
         readonly requestBody: {
             readonly content: {
+                /**
+                 * @example {
+                 *       "budget": {
+                 *         "maxUsd": 20
+                 *       },
+                 *       "concurrency": 4,
+                 *       "model": "claude-sonnet-4-6",
+                 *       "name": "Provider 6",
+                 *       "repos": [
+                 *         "acme/api",
+                 *         {
+                 *           "base": "main",
+                 *           "repo": "acme/infra"
+                 *         }
+                 *       ],
+                 *       "task": "Bump terraform-aws-provider from 5.x to 6.x; update breaking calls",
+                 *       "team": "platform"
+                 *     }
+                 */
                 readonly "application/json": components["schemas"]["CampaignRequest"];
             };
         };
@@ -2107,6 +2137,11 @@ export interface operations {
         };
         readonly requestBody?: {
             readonly content: {
+                /**
+                 * @example {
+                 *       "reason": "not needed any more"
+                 *     }
+                 */
                 readonly "application/json": components["schemas"]["CancelRequest"] | null;
             };
         };
@@ -2281,6 +2316,13 @@ export interface operations {
         };
         readonly requestBody: {
             readonly content: {
+                /**
+                 * @example {
+                 *       "git": {
+                 *         "token": "ghp_example"
+                 *       }
+                 *     }
+                 */
                 readonly "application/json": components["schemas"]["CredentialsRequest"];
             };
         };
@@ -2856,6 +2898,17 @@ export interface operations {
         };
         readonly requestBody: {
             readonly content: {
+                /**
+                 * @example {
+                 *       "budget": {
+                 *         "maxUsd": 2
+                 *       },
+                 *       "model": "claude-sonnet-4-6",
+                 *       "repo": "acme/api",
+                 *       "task": "Bump terraform-aws-provider from 5.x to 6.x; update breaking calls",
+                 *       "team": "platform"
+                 *     }
+                 */
                 readonly "application/json": components["schemas"]["TaskRequest"];
             };
         };
@@ -3113,6 +3166,11 @@ export interface operations {
         };
         readonly requestBody?: {
             readonly content: {
+                /**
+                 * @example {
+                 *       "reason": "not needed any more"
+                 *     }
+                 */
                 readonly "application/json": components["schemas"]["CancelRequest"] | null;
             };
         };
@@ -3287,6 +3345,13 @@ export interface operations {
         };
         readonly requestBody: {
             readonly content: {
+                /**
+                 * @example {
+                 *       "git": {
+                 *         "token": "ghp_example"
+                 *       }
+                 *     }
+                 */
                 readonly "application/json": components["schemas"]["CredentialsRequest"];
             };
         };
@@ -3689,6 +3754,11 @@ export interface operations {
         };
         readonly requestBody: {
             readonly content: {
+                /**
+                 * @example {
+                 *       "message": "Leave the tests as they are."
+                 *     }
+                 */
                 readonly "application/json": components["schemas"]["MessageRequest"];
             };
         };

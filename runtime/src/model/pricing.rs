@@ -5,12 +5,14 @@
 //! nano-dollar once, at the end.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::Arc;
 
 use jiff::civil::Date;
 use orchestra_events::NanoUsd;
 use orchestra_events::task::conversation::Usage;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The table that comes with the program: list prices at the standard service tier.
 const BUILT_IN: &str = include_str!("prices.json");
@@ -132,8 +134,10 @@ pub struct PriceRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effective: Option<Date>,
     /// Input that no cache saw.
+    #[serde(deserialize_with = "micro_usd")]
     pub input: u64,
     /// Output, thinking included.
+    #[serde(deserialize_with = "micro_usd")]
     pub output: u64,
     /// Input read from a cache; as `input` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -159,6 +163,29 @@ pub struct PriceRow {
     /// The version of the file that the row is from.
     #[serde(skip)]
     pub version: Option<Arc<str>>,
+}
+
+/// A price, with an error that names its unit: dollars are what most people write first.
+fn micro_usd<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    struct MicroUsd;
+
+    impl Visitor<'_> for MicroUsd {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("whole micro-dollars per million tokens (3000000 for $3)")
+        }
+
+        fn visit_u64<E: de::Error>(self, price: u64) -> Result<u64, E> {
+            Ok(price)
+        }
+
+        fn visit_i64<E: de::Error>(self, price: i64) -> Result<u64, E> {
+            u64::try_from(price).map_err(|_| E::invalid_value(de::Unexpected::Signed(price), &self))
+        }
+    }
+
+    deserializer.deserialize_u64(MicroUsd)
 }
 
 /// An operator's rates above some size of context.
@@ -437,6 +464,16 @@ mod tests {
             cache_read_tokens: read,
             cache_write5m_tokens: write5m,
             cache_write1h_tokens: write1h,
+        }
+    }
+
+    #[test]
+    fn a_price_in_dollars_is_told_its_unit() {
+        let row = |input: &str| format!(r#"{{"model":"m","input":{input},"output":15000000}}"#);
+        assert_eq!(serde_json::from_str::<PriceRow>(&row("3000000")).map(|row| row.input).ok(), Some(3_000_000));
+        for wrong in ["3.0", "-3", "\"3\""] {
+            let error = serde_json::from_str::<PriceRow>(&row(wrong)).expect_err(wrong).to_string();
+            assert!(error.contains("micro-dollars per million tokens"), "{error}");
         }
     }
 

@@ -10,7 +10,9 @@ use orchestra_events::task::{TaskResource, TaskStatus};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::openapi::{AttemptsRequest, BudgetRequest, CredentialsRequest, HarnessName, Metadata, PullRequestRequest, RepoRequest};
+use super::openapi::{
+    AttemptsRequest, BudgetRequest, CredentialsRequest, HarnessName, Metadata, PullRequestRequest, RepoRequest,
+};
 use super::resource::{BudgetView, PullRequestView, Usd};
 
 /// How many tasks stand where.
@@ -98,7 +100,7 @@ pub struct CampaignView {
     /// What is to be done, everywhere.
     task: String,
     model: String,
-    #[schema(value_type = super::openapi::HarnessName)]
+    #[schema(value_type = HarnessName)]
     harness: &'static str,
     team: String,
     project: Option<String>,

@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
-use actix_web::{HttpResponse, web};
+use actix_web::HttpResponse;
 use serde_json::Value;
 
-use super::error_pages;
 use super::document::document;
+use super::error_pages;
 use crate::problem::Problem;
 
 const STYLE: &str = include_str!("docs.css");
@@ -33,30 +33,6 @@ fn whole_page(title: &str, content: &str) -> HttpResponse {
          </head><body><main>{content}</main></body></html>",
         escape(title)
     ))
-}
-
-/// The few forms of Markdown that the pages in `docs/errors/` use.
-fn markdown(text: &str) -> String {
-    let mut html = String::new();
-    let mut in_list = false;
-    for line in text.lines() {
-        let item = line.strip_prefix("- ");
-        if in_list != item.is_some() {
-            html += if in_list { "</ul>" } else { "<ul>" };
-            in_list = !in_list;
-        }
-        let _ = match (item, line.strip_prefix("## "), line.strip_prefix("# ")) {
-            (Some(item), _, _) => write!(html, "<li>{}</li>", inline(item)),
-            (None, Some(heading), _) => write!(html, "<h2>{}</h2>", inline(heading)),
-            (None, None, Some(heading)) => write!(html, "<h1>{}</h1>", inline(heading)),
-            (None, None, None) if line.is_empty() => Ok(()),
-            (None, None, None) => write!(html, "<p>{}</p>", inline(line)),
-        };
-    }
-    if in_list {
-        html += "</ul>";
-    }
-    html
 }
 
 fn text<'a>(value: &'a Value, name: &str) -> &'a str {
@@ -183,14 +159,6 @@ pub async fn index() -> Result<HttpResponse, Problem> {
     }
     html += "</ul>";
     Ok(whole_page("The REST interface", &html))
-}
-
-/// The page of an error code: cause and remedy.
-#[utoipa::path(get, path = "/docs/errors/{code}", tag = "operation", security(()), params(("code" = String, Path)),
-    responses((status = 200, description = "A page", content_type = "text/html", body = String)))]
-pub async fn error(code: web::Path<String>) -> Result<HttpResponse, Problem> {
-    let text = error_pages::page(&code).ok_or_else(Problem::no_such_path)?;
-    Ok(whole_page(&code, &(markdown(text) + "<p><a href=\"/docs\">Every path and every code</a></p>")))
 }
 
 /// How these pages look.

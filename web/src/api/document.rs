@@ -14,7 +14,7 @@ use utoipa::OpenApi as _;
 
 use super::endpoints::{Access, Endpoint, endpoints};
 use super::openapi::Document;
-use super::repeat::Repeat;
+use super::repeat::{Repeat, repeat};
 use super::tasks::MAX_IDEMPOTENCY_KEY;
 use crate::problem::Code;
 
@@ -27,13 +27,8 @@ pub fn document() -> &'static Value {
 /// What any request with a key can be answered with.
 const WITH_KEY: [Code; 4] = [Code::Unauthenticated, Code::Overloaded, Code::Lagging, Code::InternalError];
 /// What can be wrong with a body before anybody reads its fields.
-const WITH_BODY: [Code; 5] = [
-    Code::InvalidJson,
-    Code::UnsupportedMediaType,
-    Code::BodyTooLarge,
-    Code::BodyIncomplete,
-    Code::InvalidRequest,
-];
+const WITH_BODY: [Code; 5] =
+    [Code::InvalidJson, Code::UnsupportedMediaType, Code::BodyTooLarge, Code::BodyIncomplete, Code::InvalidRequest];
 /// What a name for a request adds.
 const WITH_NAME: [Code; 6] = [
     Code::IdempotencyKeyReused,
@@ -72,7 +67,7 @@ fn codes(endpoint: &Endpoint, operation: &Value) -> Vec<Code> {
             codes.extend([Code::Overloaded, Code::InternalError]);
         }
         Access::Anyone => {}
-        Access::Scope(_) => {
+        Access::Known | Access::Scope(_) => {
             codes.extend(WITH_KEY);
             codes.push(Code::Forbidden);
             if !endpoint.method.is_safe() {
@@ -89,7 +84,7 @@ fn codes(endpoint: &Endpoint, operation: &Value) -> Vec<Code> {
     if operation.get("requestBody").is_some() {
         codes.extend(WITH_BODY);
     }
-    match endpoint.repeat {
+    match repeat(&endpoint.method, endpoint.path) {
         Some(Repeat::Claimed { .. }) => codes.extend(WITH_NAME),
         Some(Repeat::NamesWhatIsMade) => codes.push(Code::IdempotencyKeyReused),
         Some(Repeat::Idempotent) | None => {}
@@ -137,6 +132,7 @@ fn refusal(status: u16, codes: &[Code], said: Option<&str>) -> Value {
 fn complete(endpoint: &Endpoint, operation: &mut Value) {
     match endpoint.access {
         Access::Anyone => operation["security"] = json!([]),
+        Access::Known => operation["security"] = json!([{"key": []}]),
         Access::Scope(scope) => {
             operation["security"] = json!([{"key": [scope.as_str()]}]);
             operation["x-required-scope"] = json!(scope.as_str());
@@ -172,7 +168,7 @@ fn name_of_request(endpoint: &Endpoint, operation: &mut Value) {
             "schema": {"type": "string", "minLength": 1, "maxLength": MAX_IDEMPOTENCY_KEY, "pattern": "^[!-~]([ -~]*[!-~])?$"},
         }));
     }
-    if let Some(Repeat::Claimed { .. }) = endpoint.repeat
+    if let Some(Repeat::Claimed { .. }) = repeat(&endpoint.method, endpoint.path)
         && let Some(responses) = operation["responses"].as_object_mut()
     {
         for (_, response) in responses.iter_mut().filter(|(status, _)| status.starts_with('2')) {
@@ -198,9 +194,7 @@ fn whole() -> Value {
     schemas["FailureView"]["properties"]["code"] = json!({"$ref": "#/components/schemas/FailureCode"});
     for endpoint in endpoints() {
         let method = endpoint.method.as_str().to_ascii_lowercase();
-        if let Some(operation) =
-            document["paths"].get_mut(endpoint.path).and_then(|path| path.get_mut(&method))
-        {
+        if let Some(operation) = document["paths"].get_mut(endpoint.path).and_then(|path| path.get_mut(&method)) {
             complete(&endpoint, operation);
         }
     }

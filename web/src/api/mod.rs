@@ -23,5 +23,3 @@ pub mod sandbox_usage;
 pub mod task_actions;
 pub mod tasks;
 pub mod usage;
-
-pub use endpoints::configure;

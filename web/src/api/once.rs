@@ -29,11 +29,10 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::body;
-use super::endpoints::Access;
 use super::repeat::Show;
 use super::tasks::idempotency_key;
 use crate::App;
-use crate::auth::{Caller, caller};
+use crate::auth::Caller;
 use crate::problem::Problem;
 
 /// How long a copy waits for the first one to be answered. Longer than any handler takes, shorter than clients wait.
@@ -87,17 +86,11 @@ impl Drop for Held {
     }
 }
 
-/// The claim that a request was let in under; what it causes carries it.
-#[derive(Debug, Clone, Copy)]
-pub struct ClaimedAs(pub EventId);
-
 /// A POST of the route table.
 #[derive(Clone, Copy)]
 pub struct Post {
     /// Its path, with its `{parameters}`.
     pub path: &'static str,
-    /// Who may ask.
-    pub access: Access,
     /// The status when it was done.
     pub done: StatusCode,
     /// What a repeat is shown.
@@ -154,14 +147,12 @@ struct Named {
 }
 
 impl Named {
-    /// Reads its name and its body, which is put back for the handler. `None`: it has no name, or the handler refuses
-    /// it before it reads anything.
+    /// Reads its name and its body, which is put back for the handler. `None`: it has no name.
     async fn read(post: Post, request: &mut ServiceRequest) -> Result<Option<Self>, Problem> {
         let Some(key) = idempotency_key(request.request())? else { return Ok(None) };
-        let Ok(caller) = caller::identify(request.request()) else { return Ok(None) };
-        if !post.access.admits(&caller) {
-            return Ok(None);
-        }
+        // The guard before this knows who is calling, and that they may.
+        let caller = request.extensions().get::<Caller>().cloned();
+        let caller = caller.ok_or_else(|| Problem::internal("a POST asks nobody who is calling"))?;
         let app = request.app_data::<web::Data<App>>().ok_or_else(|| Problem::internal("no application"))?.clone();
         let payload = request.extract::<web::Payload>().await.map_err(Problem::internal)?;
         let body = body::read(request.request(), payload).await?;
@@ -189,13 +180,19 @@ impl Named {
     }
 
     /// What the claim caused, if anything: what it made, where the path does not name it.
-    async fn effect(&self, claim: EventId, at: Position, time: Timestamp) -> Result<Option<Option<String>>, StoreError> {
+    async fn effect(
+        &self,
+        claim: EventId,
+        at: Position,
+        time: Timestamp,
+    ) -> Result<Option<Option<String>>, StoreError> {
         let until = time.saturating_add(LONGEST_REQUEST).unwrap_or(Timestamp::MAX);
         let mut after = at;
         loop {
             let page = self.app.store.read_all(after, MAX_PAGE).await?;
             let Some(last) = page.last() else { return Ok(None) };
-            let caused = |event: &&Envelope| event.actor.origin.as_ref().is_some_and(|from| from.request == Some(claim));
+            let caused =
+                |event: &&Envelope| event.actor.origin.as_ref().is_some_and(|from| from.request == Some(claim));
             if let Some(event) = page.iter().find(caused) {
                 let made = (!self.post.path.contains('{')).then(|| location(&event.stream)).flatten();
                 return Ok(Some(made));
@@ -252,7 +249,8 @@ impl Named {
             match decided {
                 Ok(events) => {
                     let held = Held::new(&self.app)?;
-                    let event = events.into_iter().next().ok_or_else(|| Problem::internal("a claim without an event"))?;
+                    let event =
+                        events.into_iter().next().ok_or_else(|| Problem::internal("a claim without an event"))?;
                     match self.append(expected, held.id, event).await {
                         Ok(at) => return Ok(Turn::Do(Claim { held, named: self.clone(), at, time: Timestamp::now() })),
                         // Another copy was first.
@@ -353,8 +351,9 @@ pub async fn at_most_once(
             let response = named.show(subject, status, location).await;
             Ok(request.into_response(response))
         }
-        Ok((_, Turn::Do(claim))) => {
-            request.extensions_mut().insert(ClaimedAs(claim.held.id));
+        Ok((named, Turn::Do(claim))) => {
+            // What it causes carries the claim.
+            request.extensions_mut().insert(Caller { request: Some(claim.held.id), ..named.caller });
             // A task of its own: it is done to its end though the caller hangs up in the middle.
             let done = actix_web::rt::spawn(async move {
                 let response = next.call(request).await;

@@ -1,9 +1,11 @@
 //! The OpenAPI document, from the handlers themselves, and the shapes of what they take.
 
+#![allow(unused_qualifications, reason = "derives write paths in full")]
+
 use actix_web::HttpResponse;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
 use super::resource::Usd;
@@ -398,7 +400,7 @@ impl Modify for Bearer {
         super::health::metrics,
         openapi_json,
         super::docs::index,
-        super::docs::error,
+        crate::pages::docs::show,
         super::docs::style,
     )
 )]

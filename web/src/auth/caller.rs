@@ -11,7 +11,6 @@ use orchestra_events::{Actor, ActorKind, EventId, KeyId, Origin};
 
 use super::session;
 use crate::App;
-use crate::api::once::ClaimedAs;
 use crate::problem::Problem;
 
 /// How the caller showed who they are.
@@ -162,7 +161,7 @@ impl FromRequest for Caller {
     type Future = Ready<Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let claim = request.extensions().get::<ClaimedAs>().map(|claim| claim.0);
-        ready(identify(request).map(|caller| Self { request: claim, ..caller }))
+        let known = request.extensions().get::<Self>().cloned();
+        ready(known.ok_or_else(|| Problem::internal("a handler asks who is calling, and its row asks nobody")))
     }
 }

@@ -1,6 +1,7 @@
 //! Who is calling, and what they may do: API keys and dashboard sessions.
 
 pub mod caller;
+pub mod guard;
 pub mod keys;
 pub mod session;
 pub mod tickets;

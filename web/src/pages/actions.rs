@@ -4,7 +4,6 @@ use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use orchestra_actors::Credentials;
 use orchestra_events::TaskId;
-use orchestra_events::key::Scope;
 use secrecy::SecretString;
 use serde::Deserialize;
 
@@ -69,10 +68,9 @@ fn back(id: TaskId, notice: &str) -> HttpResponse {
     HttpResponse::SeeOther().insert_header((header::LOCATION, format!("/tasks/{id}?notice={notice}"))).finish()
 }
 
-/// The task of a form, once the visitor has shown that the form is theirs and that they may.
-async fn admitted(app: &App, visitor: &Visitor, id: &str, csrf: &str, scope: Scope) -> Result<TaskId, PageError> {
+/// The task of a form, once the visitor has shown that the form is theirs.
+async fn admitted(app: &App, visitor: &Visitor, id: &str, csrf: &str) -> Result<TaskId, PageError> {
     visitor.check_form(csrf)?;
-    visitor.caller.require(scope)?;
     Ok(Current::load(app, visitor, task_id(id)?).await?.task.id)
 }
 
@@ -87,7 +85,7 @@ pub async fn cancel(
     id: web::Path<String>,
     form: web::Form<Plain>,
 ) -> Result<HttpResponse, PageError> {
-    let id = admitted(&app, &visitor, &id, &form.csrf, Scope::TasksCancel).await?;
+    let id = admitted(&app, &visitor, &id, &form.csrf).await?;
     app.tasks.cancel(id, None, visitor.caller.actor()).await.map_err(with_way_back(id))?;
     Ok(back(id, "cancelling"))
 }
@@ -99,7 +97,7 @@ pub async fn retry(
     id: web::Path<String>,
     form: web::Form<Secrets>,
 ) -> Result<HttpResponse, PageError> {
-    let id = admitted(&app, &visitor, &id, &form.csrf, Scope::TasksCreate).await?;
+    let id = admitted(&app, &visitor, &id, &form.csrf).await?;
     let given = form.into_inner().into_credentials();
     app.tasks.retry(id, given, visitor.caller.actor()).await.map_err(with_way_back(id))?;
     Ok(back(id, "retrying"))
@@ -112,7 +110,7 @@ pub async fn message(
     id: web::Path<String>,
     form: web::Form<Message>,
 ) -> Result<HttpResponse, PageError> {
-    let id = admitted(&app, &visitor, &id, &form.csrf, Scope::TasksCreate).await?;
+    let id = admitted(&app, &visitor, &id, &form.csrf).await?;
     let message = form.into_inner().message;
     app.tasks.steer(id, message, visitor.caller.actor()).await.map_err(with_way_back(id))?;
     Ok(back(id, "sent"))
@@ -125,7 +123,7 @@ pub async fn credentials(
     id: web::Path<String>,
     form: web::Form<Secrets>,
 ) -> Result<HttpResponse, PageError> {
-    let id = admitted(&app, &visitor, &id, &form.csrf, Scope::TasksCreate).await?;
+    let id = admitted(&app, &visitor, &id, &form.csrf).await?;
     let given = form.into_inner().into_credentials();
     app.tasks.supply_credentials(id, given, visitor.caller.actor()).await.map_err(with_way_back(id))?;
     Ok(back(id, "supplied"))

@@ -3,7 +3,6 @@
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 use askama::Template;
-use orchestra_events::key::Scope as KeyScope;
 use orchestra_events::ledger::{Cap, Scope, Standing, View};
 use orchestra_events::projections::{Dimension, UsageQuery};
 use serde::Deserialize;
@@ -118,7 +117,6 @@ async fn known_teams(app: &App) -> Result<Vec<String>, Problem> {
 
 /// Shows the budgets of a team: the visitor's own, or the one an operator chooses.
 pub async fn show(app: web::Data<App>, visitor: Visitor, query: web::Query<Query>) -> Result<HttpResponse, PageError> {
-    visitor.caller.require(KeyScope::BudgetsRead)?;
     let names = match visitor.caller.only_team() {
         Some(own) => vec![own],
         None => known_teams(&app).await?,

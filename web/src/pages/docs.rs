@@ -77,7 +77,9 @@ pub async fn index(request: HttpRequest) -> HttpResponse {
     show_code("index", request).await
 }
 
-/// `GET /docs/errors/{code}`.
+/// The page of an error code: cause and remedy.
+#[utoipa::path(get, path = "/docs/errors/{code}", tag = "operation", operation_id = "error", security(()), params(("code" = String, Path)),
+    responses((status = 200, description = "A page", content_type = "text/html", body = String)))]
 pub async fn show(code: web::Path<String>, request: HttpRequest) -> HttpResponse {
     show_code(&code, request).await
 }

@@ -12,9 +12,8 @@ use subtle::ConstantTimeEq;
 
 use super::assets;
 use super::error::PageError;
-use crate::auth::caller::{Via, identify};
+use crate::auth::caller::Via;
 use crate::auth::{Caller, Who, session};
-use crate::problem::{Code, Problem};
 
 /// What every page's frame needs.
 #[derive(Debug, Clone)]
@@ -57,7 +56,7 @@ impl Shell {
     }
 }
 
-/// Somebody who is signed in, as an extractor: without one, the answer is the way to the sign-in page.
+/// Somebody who is signed in, as an extractor; the guard has sent everybody else to the sign-in page.
 #[derive(Debug, Clone)]
 pub struct Visitor {
     /// Who they are.
@@ -71,7 +70,7 @@ pub struct Visitor {
 }
 
 /// The token that proves that a form was made for this session: the hash of a secret that only its cookie holds.
-fn csrf_token(cookie: &str) -> String {
+pub fn csrf_token(cookie: &str) -> String {
     let digest = Sha256::new().chain_update(b"orchestra form\n").chain_update(cookie).finalize();
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -118,49 +117,15 @@ impl FromRequest for Visitor {
     type Error = PageError;
     type Future = Ready<Result<Self, PageError>>;
 
-    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        ready(match identify(request) {
-            Ok(caller) => {
-                let cookie = match caller.via {
-                    Via::Session => request.cookie(session::COOKIE).map(|cookie| cookie.value().to_owned()),
-                    Via::Key => None,
-                };
-                Ok(Self::new(caller, cookie))
-            }
-            Err(problem) if problem.code == Code::Unauthenticated && request.method().is_safe() => {
-                let next = request.uri().path_and_query().map_or("/", |path| path.as_str());
-                Err(PageError::SignIn { next: next.to_owned() })
-            }
-            Err(problem) if problem.code == Code::Unauthenticated => {
-                Err(PageError::SignIn { next: "/tasks".to_owned() })
-            }
-            Err(problem) => Err(problem.into()),
-        })
-    }
-}
-
-/// A visitor of a live stream. Nobody signed in is a plain refusal here: a redirect to a page would be taken for a
-/// stream, and tried again for ever.
-#[derive(Debug, Clone)]
-pub struct StreamVisitor(Visitor);
-
-impl StreamVisitor {
-    /// The visitor.
-    pub fn into_inner(self) -> Visitor {
-        self.0
-    }
-}
-
-impl FromRequest for StreamVisitor {
-    type Error = PageError;
-    type Future = Ready<Result<Self, PageError>>;
-
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        ready(match Visitor::from_request(request, payload).into_inner() {
-            Ok(visitor) => Ok(Self(visitor)),
-            Err(PageError::SignIn { .. }) => Err(Problem::unauthenticated().into()),
-            Err(error) => Err(error),
-        })
+        let caller = Caller::from_request(request, payload).into_inner();
+        ready(caller.map_err(PageError::from).map(|caller| {
+            let cookie = match caller.via {
+                Via::Session => request.cookie(session::COOKIE).map(|cookie| cookie.value().to_owned()),
+                Via::Key => None,
+            };
+            Self::new(caller, cookie)
+        }))
     }
 }
 

@@ -38,7 +38,8 @@ pub fn check(method: &Method, path: &str, answer: &Answer) {
     let response = &operation["responses"][&status];
     assert!(response.is_object(), "{about} is not described: {}", answer.text());
     for (name, _) in response["headers"].as_object().into_iter().flatten() {
-        let optional = matches!(&*name.to_ascii_lowercase(), "idempotency-replayed" | "retry-after" | "www-authenticate");
+        let optional =
+            matches!(&*name.to_ascii_lowercase(), "idempotency-replayed" | "retry-after" | "www-authenticate");
         assert!(optional || answer.header(name).is_some(), "{about} lacks {name}");
     }
     let Some(content) = response["content"].as_object() else {
@@ -60,7 +61,8 @@ pub fn check(method: &Method, path: &str, answer: &Answer) {
         validator
     });
     let json = answer.json();
-    let faults: Vec<_> = validator.iter_errors(&json).map(|fault| format!("{}: {fault}", fault.instance_path())).collect();
+    let faults: Vec<_> =
+        validator.iter_errors(&json).map(|fault| format!("{}: {fault}", fault.instance_path())).collect();
     assert!(faults.is_empty(), "{about}: {faults:#?} in {json:#}");
 }
 
@@ -97,7 +99,8 @@ fn every_operation_has_a_name_of_its_own_and_says_who_may_ask() {
             let template: Vec<_> = path.split('{').skip(1).filter_map(|part| part.split('}').next()).collect();
             let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
             let mut described: Vec<_> = parameters.iter().filter(|one| one["in"] == "path").collect();
-            described.retain(|one| one["required"] == true && template.contains(&one["name"].as_str().expect("a name")));
+            described
+                .retain(|one| one["required"] == true && template.contains(&one["name"].as_str().expect("a name")));
             assert_eq!(described.len(), template.len(), "{method} {path} does not describe its path");
         }
     }

@@ -30,7 +30,7 @@ use orchestra_events::store::{Direction, MAX_PAGE};
 use orchestra_events::task::event::{CredentialKind, SCHEMA};
 use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
 use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, NewEvent, Revision, StreamName, TaskId};
-use orchestra_web::auth::{KeyRing, ensure_admin_key, issue_key};
+use orchestra_web::auth::{KeyRing, Who, ensure_admin_key, issue_key, revoke_key};
 use orchestra_web::{App, configure};
 use secrecy::ExposeSecret;
 use serde_json::Value;
@@ -290,6 +290,13 @@ impl Server {
         let (_, text) = issued.expect("a key");
         self.keys_caught_up().await;
         text.expose_secret().to_owned()
+    }
+
+    /// Takes a key back, and waits until the ring knows.
+    pub async fn revoke(&self, who: &Who) {
+        let Who::Key(id) = who;
+        revoke_key(&*self.store, *id, &Actor::system("test")).await.expect("an append");
+        self.keys_caught_up().await;
     }
 
     pub async fn keys_caught_up(&self) {

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use orchestra_events::store::memory::MemoryStore;
 use orchestra_events::{Envelope, EventStore, Expected, NewEvent, Position, Revision, TaskId};
 use orchestra_web::api::endpoints::endpoints;
+use orchestra_web::api::repeat::repeat;
 use serde_json::{Value, json};
 
 use crate::harness::{Server, example, post};
@@ -63,7 +64,8 @@ async fn after_crash(server: &Server, lost: impl Fn(&Envelope) -> bool) -> Serve
 #[test]
 fn every_post_says_what_becomes_of_a_repeat() {
     for endpoint in endpoints() {
-        assert!(endpoint.repeat.is_some(), "{} {} is missing in api/repeat.rs", endpoint.method, endpoint.path);
+        let repeat = repeat(&endpoint.method, endpoint.path);
+        assert!(repeat.is_some(), "{} {} is missing in api/repeat.rs", endpoint.method, endpoint.path);
     }
 }
 

@@ -142,8 +142,7 @@ class CampaignRequest(TypedDict):
     egress: NotRequired[list[str] | None]
     """The hosts that the sandbox may connect to: names, `*.example.com`, either with a port, and `package-registries`. What the server allows when absent; none when empty."""
     environment: NotRequired[str | None]
-    harness: NotRequired[str | None]
-    """`builtin`, `claude-code`, `codex`, `opencode` or `command`."""
+    harness: NotRequired[HarnessName | None]
     image: NotRequired[str | None]
     metadata: NotRequired[Metadata | None]
     model: str

@@ -14,7 +14,7 @@ use crate::App;
 use crate::pages::campaigns::{self, Query};
 use crate::pages::error::PageError;
 use crate::pages::html::Html;
-use crate::pages::shell::{StreamVisitor, Visitor};
+use crate::pages::shell::Visitor;
 use crate::problem::Problem;
 
 /// What the page shows.
@@ -37,25 +37,25 @@ struct PanelStream {
 /// `GET /live/campaigns`.
 pub async fn list(
     app: web::Data<App>,
-    visitor: StreamVisitor,
+    visitor: Visitor,
     query: web::Query<Query>,
     known: web::Query<Known>,
     request: HttpRequest,
 ) -> Result<HttpResponse, PageError> {
     let seen = super::left_off(&request, known.position()).map(Position);
-    stream(app, visitor.into_inner(), Panel::List(query.into_inner()), seen).await
+    stream(app, visitor, Panel::List(query.into_inner()), seen).await
 }
 
 /// `GET /campaigns/{id}/live`.
 pub async fn one(
     app: web::Data<App>,
-    visitor: StreamVisitor,
+    visitor: Visitor,
     id: web::Path<String>,
     known: web::Query<Known>,
     request: HttpRequest,
 ) -> Result<HttpResponse, PageError> {
     let seen = super::left_off(&request, known.position()).map(Position);
-    stream(app, visitor.into_inner(), Panel::One(id.into_inner()), seen).await
+    stream(app, visitor, Panel::One(id.into_inner()), seen).await
 }
 
 async fn stream(

@@ -16,7 +16,7 @@ use crate::fragments::TaskRow;
 use crate::pages::error::PageError;
 use crate::pages::html::Html;
 use crate::pages::panels;
-use crate::pages::shell::{StreamVisitor, Visitor};
+use crate::pages::shell::Visitor;
 use crate::pages::tasks::{self, Query, TaskList};
 use crate::problem::Problem;
 
@@ -36,7 +36,7 @@ impl Known {
 /// `GET /live/tasks`.
 pub async fn stream(
     app: web::Data<App>,
-    visitor: StreamVisitor,
+    visitor: Visitor,
     query: web::Query<Query>,
     known: web::Query<Known>,
     request: HttpRequest,
@@ -44,7 +44,6 @@ pub async fn stream(
     let permit =
         app.streams.clone().try_acquire_owned().map_err(|_| Problem::overloaded("Every live stream is taken."))?;
     let seen = super::left_off(&request, known.position).map(Position);
-    let visitor = visitor.into_inner();
     let mut live = ListStream {
         watch: Watch::new(app.read.bell()),
         app,

@@ -22,7 +22,7 @@ use crate::pages::error::PageError;
 use crate::pages::html::Html;
 use crate::pages::machine::Machine;
 use crate::pages::panels::{self, Changes, Head, Side};
-use crate::pages::shell::{StreamVisitor, Visitor};
+use crate::pages::shell::Visitor;
 use crate::pages::task::{Current, latest, patch, task_id};
 use crate::pages::timeline::TimelineRow;
 use crate::problem::Problem;
@@ -43,14 +43,13 @@ pub struct After {
 /// `GET /tasks/{id}/live`.
 pub async fn stream(
     app: web::Data<App>,
-    visitor: StreamVisitor,
+    visitor: Visitor,
     id: web::Path<String>,
     after: web::Query<After>,
     request: HttpRequest,
 ) -> Result<HttpResponse, PageError> {
     let permit =
         app.streams.clone().try_acquire_owned().map_err(|_| Problem::overloaded("Every live stream is taken."))?;
-    let visitor = visitor.into_inner();
     let (current, _) = latest(&app, &visitor, task_id(&id)?).await?;
     let after = super::left_off(&request, after.after);
     let live = TaskStream::new(app, visitor, current, after.map(Revision), permit);
