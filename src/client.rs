@@ -87,6 +87,11 @@ impl Client {
         Ok(serde_json::from_slice(&self.send(self.request(Method::PUT, path).json(body)).await?)?)
     }
 
+    /// DELETEs. There is nothing to answer.
+    pub async fn delete(&self, path: &str) -> anyhow::Result<()> {
+        self.send(self.request(Method::DELETE, path)).await.map(drop)
+    }
+
     /// Follows a task's events from the first, across broken connections, until `see` says it has seen enough.
     pub async fn follow(&self, id: &str, mut see: impl FnMut(Event) -> bool) -> anyhow::Result<()> {
         let mut last: Option<String> = None;

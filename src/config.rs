@@ -7,6 +7,7 @@ mod commits;
 mod egress;
 mod images;
 mod layers;
+mod limits;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ pub use commits::CommitsSection;
 pub use egress::{EgressSection, TeamEgress};
 pub use images::ImagesSection;
 pub use layers::{Loaded, load};
+pub use limits::{LimitsSection, TeamLimits};
 
 /// Every key. `*` stands for a name of the operator's choosing.
 pub const KEYS: &[&str] = &[
@@ -35,6 +37,7 @@ pub const KEYS: &[&str] = &[
     "store",
     "node",
     "public_url",
+    "trusted_proxies",
     "default_forge",
     "templates_dir",
     "log",
@@ -114,8 +117,15 @@ pub const KEYS: &[&str] = &[
     "teams.*.branches.template",
     "teams.*.branches.names",
     "teams.*.branches.allow_default",
+    "teams.*.limits.requests_per_minute",
+    "teams.*.limits.concurrent_tasks",
     "teams.*.egress.allow",
     "teams.*.egress.permit",
+    "limits.requests_per_minute",
+    "limits.team_requests_per_minute",
+    "limits.failures_per_minute",
+    "limits.concurrent_tasks",
+    "limits.team_concurrent_tasks",
     "egress.allow",
     "egress.permit",
     "egress.networks",
@@ -139,6 +149,8 @@ pub struct Config {
     /// Where users reach the dashboard, when that is not `http://{listen}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_url: Option<String>,
+    /// The networks of the proxies whose word about a caller's address is believed.
+    pub trusted_proxies: Vec<String>,
     /// The forge of `owner/name`.
     pub default_forge: String,
     /// The operator's own templates, over the built-in ones.
@@ -175,6 +187,8 @@ pub struct Config {
     pub gateway: GatewaySection,
     /// What is billed.
     pub billing: BillingSection,
+    /// How much callers may ask at once.
+    pub limits: LimitsSection,
     /// What the operator says about single teams.
     #[serde(default)]
     pub teams: BTreeMap<String, TeamSection>,
@@ -353,6 +367,9 @@ pub struct TeamSection {
     /// Where its tasks' sandboxes may connect to, in place of what `egress` says.
     #[serde(default, skip_serializing_if = "TeamEgress::is_empty")]
     pub egress: TeamEgress,
+    /// How much it may ask at once, in place of what `limits` says.
+    #[serde(default, skip_serializing_if = "TeamLimits::is_empty")]
+    pub limits: TeamLimits,
 }
 
 impl Default for Config {
@@ -376,6 +393,7 @@ impl Default for Config {
             store: "sqlite".to_owned(),
             node: "node".to_owned(),
             public_url: None,
+            trusted_proxies: Vec::new(),
             default_forge: "github".to_owned(),
             templates_dir: None,
             prices_file: None,
@@ -434,6 +452,7 @@ impl Default for Config {
                 hosted_tools: BTreeMap::new(),
             },
             billing: BillingSection { refund_failed: true },
+            limits: LimitsSection::default(),
             teams: BTreeMap::new(),
             egress: EgressSection::default(),
         }
@@ -489,6 +508,7 @@ impl Config {
         parse_bytes(&self.cache.setups_max_size).with_context(within("cache.setups_max_size"))?;
         parse_duration(&self.cache.setups_max_age).with_context(within("cache.setups_max_age"))?;
         let setup = parse_duration(&self.sandbox.setup_timeout).with_context(within("sandbox.setup_timeout"))?;
+        self.proxies()?;
         self.allowed_models()?;
         self.commits.rules()?;
         self.branch_policies()?;

@@ -32,7 +32,7 @@ use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, SandboxSpec,
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
-use orchestra_web::auth::{KeyRing, ensure_admin_key, issue_key, revoke_key};
+use orchestra_web::auth::{KeyRing, Limits, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
 use orchestra_web::fragments::Fragments;
 use orchestra_web::pages::Dashboard;
 use secrecy::{ExposeSecret, SecretString};
@@ -86,6 +86,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let admin_key = ensure_admin_key(&*store, &keys).await.context("cannot issue the first key")?;
     let cancel = CancellationToken::new();
     actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&store), cancel.clone().cancelled_owned()));
+    let uses = write_uses(Arc::clone(&keys), Arc::clone(&store), cancel.clone().cancelled_owned());
+    actix_web::rt::spawn(uses);
 
     let workshop = workshop(config, &store).await?;
     let dashboard = Dashboard {
@@ -104,11 +106,17 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
             retry: Some(Attempts { most: config.retry.attempts, workspace: config.retry.workspace }),
         },
     );
+    orchestra.limit_tasks(Arc::new(config.open_tasks(Arc::clone(&keys))));
     let listener = TcpListener::bind(&config.listen)
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
     let (tasks, campaigns, budgets) = (Arc::clone(&orchestra), Arc::clone(&orchestra), Arc::clone(&orchestra));
-    let app = App::new(tasks, campaigns, budgets, store, read, keys).with_dashboard(dashboard);
+    let app = App::new(tasks, campaigns, budgets, store, read, keys)
+        .with_dashboard(dashboard)
+        .behind(config.proxies()?)
+        .limited(Limits::new(config.rates()));
+    let refusals = Arc::clone(&app.refusals);
+    actix_web::rt::spawn(write_refusals(refusals, Arc::clone(&app.store), cancel.clone().cancelled_owned()));
     let app = web::Data::new(match metrics() {
         Some(handle) => app.with_metrics(handle),
         None => app,

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use actix::Addr;
-use orchestra_events::task::TaskSpec;
-use orchestra_events::{Actor as Who, EventStore, TaskId};
+use orchestra_events::task::{TaskResource, TaskSpec};
+use orchestra_events::{Actor as Who, Direction, EventStore, StreamName, TaskId};
 use orchestra_runtime::vault::{Credentials, Vault};
 
+use crate::admission::{Admission, Owner, Place};
 use crate::journal::{self, JournalError};
 use crate::scheduler::{Enqueue, Scheduler};
 use crate::service::ServiceError;
@@ -21,23 +22,33 @@ pub(crate) struct Intake {
     pub vault: Arc<Vault>,
     /// Who gives out places.
     pub scheduler: Addr<Scheduler>,
+    /// Who counts how many are open.
+    pub admission: Arc<Admission>,
 }
 
 impl Intake {
     /// Creates the task and queues it. Durable when it returns. `false`: there was one of that id, and nothing was done.
+    /// `for_whom`: who asked, where that is not who creates it.
     pub async fn admit(
         &self,
         id: TaskId,
         spec: TaskSpec,
         credentials: Credentials,
         who: &Who,
+        for_whom: Option<&Who>,
     ) -> Result<bool, ServiceError> {
         let team = spec.team.clone();
+        let place = match self.admission.take(id, Owner::of(&team, for_whom.unwrap_or(who))) {
+            Ok(place) => place,
+            // What was let in before is not let in again: a repeat is no further task.
+            Err(refused) => return if self.exists(id).await? { Ok(false) } else { Err(refused) },
+        };
         let created = journal::create(&*self.store, id, spec, who).await.map_err(|error| match error {
             JournalError::Store(error) => ServiceError::Store(error),
             JournalError::Refused(_) | JournalError::Damaged(_) => ServiceError::Internal(error.to_string()),
         })?;
         if created {
+            place.keep();
             // Before the task can begin: it looks for its secrets when it has a place.
             if let Err(error) = self.vault.put(id, credentials) {
                 // The task asks for them again; nothing is lost but the caller's convenience.
@@ -46,6 +57,17 @@ impl Intake {
             self.queue(id, team).await?;
         }
         Ok(created)
+    }
+
+    /// A place for a task that was over and is to go on: that of who asked for it first.
+    pub async fn place_again(&self, task: &TaskResource) -> Result<Place, ServiceError> {
+        let owner = Owner::again(&*self.store, &task.spec.team, task.created_by.as_deref()).await?;
+        self.admission.take(task.id, owner)
+    }
+
+    async fn exists(&self, id: TaskId) -> Result<bool, ServiceError> {
+        let first = self.store.read_stream(&StreamName::task(id), None, Direction::Backwards, 1).await?;
+        Ok(!first.is_empty())
     }
 
     /// Has the task wait for a place, unless it waits or works already.

@@ -6,6 +6,7 @@
 //!
 //! Architecture invariant: only this crate knows actix's actors, and nothing in it blocks a thread.
 
+pub mod admission;
 pub mod allowed;
 pub mod calls;
 pub mod campaign;

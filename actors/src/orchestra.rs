@@ -18,9 +18,10 @@ use orchestra_events::{Actor as Who, StreamName, TaskId};
 use orchestra_runtime::agent::harness::{PrepareError, Run, prepare};
 use orchestra_runtime::git::{BranchRefusal, NamedAfter, check_branch_name};
 use sha2::{Digest, Sha256};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
+use crate::admission::{Admission, TaskLimits};
 use crate::campaign::service::Means;
 use crate::campaign::supervisor::{CampaignSupervisor, TakeUp};
 use crate::intake::Intake;
@@ -69,6 +70,8 @@ pub struct Orchestra {
     scheduler: Addr<Scheduler>,
     reaper: Addr<Reaper>,
     _projector: Addr<Projector>,
+    /// Dropped with the rest: whoever counts open tasks ends then.
+    counting: watch::Sender<()>,
     arbiters: Vec<Arbiter>,
 }
 
@@ -92,8 +95,12 @@ impl Orchestra {
             let workers = workers.iter().map(Arbiter::handle).collect();
             TaskSupervisor::start_in_arbiter(&house, move |_| TaskSupervisor::new(store, workshop, scheduler, workers))
         };
-        let intake =
-            Intake { store: Arc::clone(&store), vault: Arc::clone(&workshop.vault), scheduler: scheduler.clone() };
+        let intake = Intake {
+            store: Arc::clone(&store),
+            vault: Arc::clone(&workshop.vault),
+            scheduler: scheduler.clone(),
+            admission: Admission::new(),
+        };
         let campaigns = {
             let means = Means { intake: intake.clone(), workshop: Arc::clone(&workshop), tasks: supervisor.clone() };
             let handle = house.clone();
@@ -118,8 +125,15 @@ impl Orchestra {
             scheduler,
             reaper,
             _projector: projector,
+            counting: watch::Sender::new(()),
             arbiters,
         })
+    }
+
+    /// From now on callers and teams may have no more tasks open than these limits say. Once, before
+    /// [`resume`](Self::resume); without it there are no limits.
+    pub fn limit_tasks(&self, limits: Arc<dyn TaskLimits>) {
+        self.intake.admission.limit(limits);
     }
 
     /// Queues every open task again, and only then begins to give out places. Returns how many there were.
@@ -131,8 +145,14 @@ impl Orchestra {
         if orphans > 0 {
             tracing::info!(orphans, "ended reservations that a crash had left");
         }
+        // Read before what is open: what happens in between is seen twice, which counts once.
+        let from = self.read.checkpoint();
         let open = open_tasks(&self.read).await.map_err(internal)?;
         let count = open.len();
+        let admission = &self.intake.admission;
+        admission.load(&*self.store, &open).await?;
+        let counting = Arc::clone(admission).follow(Arc::clone(&self.store), from, self.counting.subscribe());
+        actix::spawn(counting);
         for Open { id, status, team, .. } in open {
             // Those that wait for secrets wait on: the vault is empty, and only their callers can change that.
             if status != TaskStatus::AwaitingCredentials {
@@ -441,7 +461,7 @@ impl TaskService for Orchestra {
             self.check_budget(&spec).await?;
         }
         let hash = spec.request_hash.clone();
-        let created = self.intake.admit(id, spec, new.credentials, &who).await?;
+        let created = self.intake.admit(id, spec, new.credentials, &who, None).await?;
         let task = self.resource(id).await?.ok_or(ServiceError::NoSuchTask)?;
         if !created && task.spec.request_hash != hash {
             return Err(ServiceError::IdempotencyKeyReused);
@@ -456,12 +476,16 @@ impl TaskService for Orchestra {
     async fn retry(&self, id: TaskId, credentials: Credentials, who: Who) -> Result<(), ServiceError> {
         let task = self.resource(id).await?.ok_or(ServiceError::NoSuchTask)?;
         let over = task.status.is_final();
+        let place = self.intake.place_again(&task).await?;
         if over {
             self.workshop.vault.put(id, credentials).map_err(|_| ServiceError::Busy)?;
         }
         let told = self.tell(id, Command::Retry, who).await;
         if over && matches!(told, Err(ServiceError::Refused { .. })) {
             self.workshop.vault.forget(id);
+        }
+        if told.is_ok() {
+            place.keep();
         }
         told
     }

@@ -125,6 +125,8 @@ pub(crate) struct Open {
     pub status: TaskStatus,
     /// Whose it is.
     pub team: String,
+    /// Who asked for it, or its campaign.
+    pub created_by: Option<String>,
 }
 
 /// Every task that is not over, oldest first.
@@ -136,7 +138,13 @@ pub(crate) async fn open_tasks(read: &ReadModels) -> Result<Vec<Open>, String> {
         loop {
             let page = read.tasks(filter.clone(), cursor, MAX_PAGE).await.map_err(|error| error.to_string())?;
             let tasks = page.tasks.into_iter();
-            open.extend(tasks.map(|task| Open { id: task.id, attempt: task.attempt, status, team: task.spec.team }));
+            open.extend(tasks.map(|task| Open {
+                id: task.id,
+                attempt: task.attempt,
+                status,
+                team: task.spec.team,
+                created_by: task.created_by,
+            }));
             cursor = page.next;
             if cursor.is_none() {
                 break;

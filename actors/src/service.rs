@@ -129,6 +129,14 @@ pub enum ServiceError {
     /// A cap is met already: the first model call would not fit.
     #[error("{0}")]
     Exhausted(Box<Exhausted>),
+    /// As many tasks are open as may be.
+    #[error("{} already", if *.of_team { format!("the team has {most} open tasks") } else { format!("the caller has {most} open tasks") })]
+    TooManyTasks {
+        /// Whether it is the team's limit, and not the caller's own.
+        of_team: bool,
+        /// The limit.
+        most: u32,
+    },
     /// A queue is full; trying again helps.
     #[error("the server is busy; try again")]
     Busy,

@@ -68,6 +68,13 @@ impl StreamName {
         Self(format!("request-{id}").into())
     }
 
+    /// What callers of a team were refused; without one, what callers of no team and unknown ones were. No team has a
+    /// name that begins with `_`, and a text that is no team's name is taken for none.
+    pub fn access(team: Option<&str>) -> Self {
+        let of_team = team.and_then(|team| format!("access-{team}").parse().ok());
+        of_team.unwrap_or_else(|| Self("access-_none".into()))
+    }
+
     /// What a team is billed. Refuses what cannot be a team's name.
     pub fn billing(team: &str) -> Result<Self, StreamNameError> {
         format!("billing-{team}").parse()

@@ -8,6 +8,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
 
+pub mod access;
 pub mod blob;
 pub mod campaign;
 pub mod envelope;

@@ -4,6 +4,7 @@ mod campaigns;
 mod demo;
 mod doctor;
 mod image;
+mod keys;
 mod progress;
 mod projections;
 mod run;
@@ -52,6 +53,9 @@ enum Verb {
     /// Start, list, show, cancel and retry campaigns
     #[command(subcommand)]
     Campaigns(campaigns::Campaigns),
+    /// Issue, list, rotate and revoke API keys
+    #[command(subcommand)]
+    Keys(keys::Keys),
     /// Check this machine and say how to mend what is missing
     Doctor(doctor::Doctor),
     /// One whole task on this machine, with a scripted model
@@ -110,6 +114,7 @@ pub fn main() -> ExitCode {
             Verb::Tasks(tasks) => tasks.run().await,
             Verb::Templates(templates) => templates.run().await,
             Verb::Campaigns(campaigns) => campaigns.run().await,
+            Verb::Keys(keys) => keys.run().await,
             Verb::Doctor(doctor) => doctor.run(),
             Verb::Demo(demo) => demo.run().await,
             Verb::Projections(projections) => projections.run().await,

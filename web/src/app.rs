@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use orchestra_actors::{BudgetService, CampaignService, TaskService};
 use orchestra_events::EventStore;
@@ -10,7 +11,7 @@ use orchestra_events::projections::ReadModels;
 use tokio::sync::Semaphore;
 
 use crate::api::once::Claims;
-use crate::auth::{Caller, KeyRing, Sessions, Who};
+use crate::auth::{Caller, KeyRing, Limits, Proxies, Refusals, Sessions, Who};
 use crate::pages::Dashboard;
 use crate::problem::Problem;
 
@@ -34,6 +35,12 @@ pub struct App {
     pub read: Arc<ReadModels>,
     /// Who may do what.
     pub keys: Arc<KeyRing>,
+    /// Whose word about where a request came from is believed.
+    pub proxies: Proxies,
+    /// Who has asked how often.
+    pub limits: Limits,
+    /// What was refused, on its way into the log.
+    pub refusals: Arc<Refusals>,
     /// Who is signed in to the dashboard.
     pub sessions: Sessions,
     /// What only the dashboard needs.
@@ -63,6 +70,9 @@ impl App {
             store,
             read,
             keys,
+            proxies: Proxies::default(),
+            limits: Limits::default(),
+            refusals: Arc::default(),
             sessions: Sessions::default(),
             dashboard: Dashboard::default(),
             metrics: None,
@@ -78,6 +88,20 @@ impl App {
         self
     }
 
+    /// The same application, behind these proxies.
+    #[must_use]
+    pub fn behind(mut self, proxies: Proxies) -> Self {
+        self.proxies = proxies;
+        self
+    }
+
+    /// The same application, where callers may not ask more often than these limits let them.
+    #[must_use]
+    pub fn limited(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// The same application, with figures at `/metrics`.
     #[must_use]
     pub fn with_metrics(mut self, metrics: PrometheusHandle) -> Self {
@@ -89,6 +113,14 @@ impl App {
     pub fn current(&self, who: &Who) -> Option<Caller> {
         match who {
             Who::Key(id) => self.keys.holder(*id),
+        }
+    }
+
+    /// The rights that this caller showed, as they stand now. Unlike those of [`current`](Self::current), they end when
+    /// the text that was shown is rotated away. `None`: they were taken back, or have run out.
+    pub fn standing(&self, caller: &Caller) -> Option<Caller> {
+        match &caller.who {
+            Who::Key(id) => self.keys.holder_of(*id, caller.generation, Timestamp::now()),
         }
     }
 

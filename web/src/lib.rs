@@ -25,6 +25,7 @@ pub fn configure(cfg: &mut web::ServiceConfig, app: web::Data<App>) {
             .app_data(app)
             // A path that does not decode names nothing.
             .app_data(web::PathConfig::default().error_handler(|_, _| problem::Problem::no_such_path().into()))
+            .wrap(middleware::from_fn(auth::watch::watch))
             .wrap(middleware::from_fn(headers::secure))
             .configure(|cfg| routes::hang(cfg, routes::table()))
             .default_service(web::route().to(pages::nothing_here)),

@@ -1,11 +1,13 @@
 //! What a caller is told when something does not go: RFC 9457 problem details with a stable code.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpResponse, ResponseError};
 use orchestra_actors::FieldError;
+use orchestra_actors::admission::RETRY_AFTER_SECONDS as RETRY_AFTER_SECONDS_OF_TASKS;
 use orchestra_actors::service::ServiceError;
 use orchestra_events::StoreError;
 use orchestra_events::key::Scope;
@@ -65,6 +67,12 @@ codes! {
     Unauthenticated = "unauthenticated", UNAUTHORIZED, "Who is calling?";
     /// The key may not do this.
     Forbidden = "forbidden", FORBIDDEN, "This key may not do that";
+    /// The key is not good for calls from there.
+    AddressNotAllowed = "address-not-allowed", FORBIDDEN, "This key may not be used from there";
+    /// Too many requests in too short a time.
+    RateLimited = "rate-limited", TOO_MANY_REQUESTS, "Too many requests";
+    /// Too many tasks are open.
+    TooManyTasks = "too-many-tasks", TOO_MANY_REQUESTS, "Too many tasks are open";
     /// Another site's page sent this.
     CrossSiteRequest = "cross-site-request", FORBIDDEN, "This came from another site";
     /// There is no such thing, or not for this caller.
@@ -90,7 +98,10 @@ codes! {
 impl Code {
     /// Whether trying again helps, and the answer says when.
     pub const fn retry_after(self) -> bool {
-        matches!(self, Self::Overloaded | Self::Lagging | Self::RequestInProgress)
+        matches!(
+            self,
+            Self::Overloaded | Self::Lagging | Self::RequestInProgress | Self::RateLimited | Self::TooManyTasks
+        )
     }
 }
 
@@ -117,6 +128,8 @@ pub struct Problem {
     pub errors: Vec<Field>,
     /// The cap that is met.
     pub budget: Option<Box<Exhausted>>,
+    /// Seconds after which trying again may help, where that is known better than by its code.
+    pub retry_after: Option<u32>,
 }
 
 /// How a problem looks outside.
@@ -145,7 +158,7 @@ pub struct ProblemBody<'a> {
 impl Problem {
     /// A problem.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), errors: Vec::new(), budget: None }
+        Self { code, detail: detail.into(), errors: Vec::new(), budget: None, retry_after: None }
     }
 
     /// The answer.
@@ -166,9 +179,12 @@ impl Problem {
             response.insert_header((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
         }
         if self.code.retry_after() {
-            response.insert_header((header::RETRY_AFTER, RETRY_AFTER_SECONDS.to_string()));
+            response.insert_header((header::RETRY_AFTER, self.retry_after.unwrap_or(RETRY_AFTER_SECONDS).to_string()));
         }
-        response.body(json)
+        let mut response = response.body(json);
+        // For whoever takes down what was refused.
+        response.extensions_mut().insert(self.code);
+        response
     }
 
     /// Fields of the body that do not do.
@@ -203,6 +219,21 @@ impl Problem {
         Self::new(Code::Forbidden, format!("The key lacks the scope `{scope}`. Use one that has it."))
     }
 
+    /// The key is not good for calls from there.
+    pub fn address_not_allowed(from: Option<IpAddr>) -> Self {
+        let from = from.map_or_else(|| "an address that is not known".to_owned(), |from| from.to_string());
+        Self::new(
+            Code::AddressNotAllowed,
+            format!("The key is bound to networks, and this came from {from}. Call from there, or use another key."),
+        )
+    }
+
+    /// Too many requests. `seconds`: until the next one is taken.
+    pub fn rate_limited(whose: &str, seconds: u32) -> Self {
+        let detail = format!("{whose} asks more often than its limit allows. Wait {seconds} s and try again.");
+        Self { retry_after: Some(seconds), ..Self::new(Code::RateLimited, detail) }
+    }
+
     /// Another site's page sent this.
     pub fn cross_site() -> Self {
         Self::new(
@@ -230,6 +261,11 @@ impl Problem {
     /// There is no such campaign for this caller.
     pub fn no_such_campaign() -> Self {
         Self::new(Code::NotFound, "There is no such campaign, or it belongs to another team. Check the id.")
+    }
+
+    /// There is no such key for this caller.
+    pub fn no_such_key() -> Self {
+        Self::new(Code::NotFound, "There is no such key, or it belongs to another team. Check the id.")
     }
 
     /// There is no such team for this caller.
@@ -347,6 +383,13 @@ impl From<ServiceError> for Problem {
                 Self::new(Code::Conflict, format!("Nothing was done: {refusal}.{standing}"))
             }
             ServiceError::Exhausted(exhausted) => Self::budget_exceeded(*exhausted),
+            ServiceError::TooManyTasks { of_team, most } => {
+                let whose = if of_team { "The team" } else { "This key" };
+                let detail = format!(
+                    "{whose} may have {most} tasks open at once, and has. Nothing was stored: wait for one to end, or cancel one."
+                );
+                Self { retry_after: Some(RETRY_AFTER_SECONDS_OF_TASKS), ..Self::new(Code::TooManyTasks, detail) }
+            }
             ServiceError::Busy => Self::overloaded("A queue is full."),
             ServiceError::Store(error) => error.into(),
             ServiceError::Internal(what) => Self::internal(what),

@@ -20,6 +20,7 @@ use orchestra_events::task::state::{Ending, Phase, Task};
 use orchestra_events::{Actor as Who, CampaignId, Direction, FailureCode, Revision, StoreError, StreamName, TaskId};
 use tokio::sync::watch;
 
+use crate::admission;
 use crate::intake::Intake;
 use crate::journal::{self, JournalError};
 use crate::ledger::LedgerError;
@@ -177,7 +178,9 @@ impl Means {
                 return Err(NotBegun::ForGood("the campaign has no such repository".to_owned()));
             };
             let credentials = self.intake.vault.of_campaign(run.campaign);
-            let admitted = self.intake.admit(task, spec, credentials, &who).await;
+            // It counts to whoever asked for the campaign.
+            let creator = admission::creator(&*self.intake.store, run.campaign).await?;
+            let admitted = self.intake.admit(task, spec, credentials, &who, creator.as_ref()).await;
             // What the campaign was given meanwhile, too.
             self.lend(run.campaign, task);
             return match admitted? {

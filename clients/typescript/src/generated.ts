@@ -274,6 +274,70 @@ export interface paths {
         readonly patch?: never;
         readonly trace?: never;
     };
+    readonly "/v1/keys": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        /** Lists keys, newest first. */
+        readonly get: operations["listKeys"];
+        readonly put?: never;
+        /**
+         * Issues a key.
+         * @description Its text is in this answer and cannot be shown again. A key can do no more than the one that issues it: scopes, team, bounds,
+         *     limits and expiry are the same or less, and what is left out is the same.
+         */
+        readonly post: operations["createKey"];
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/keys/{id}": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        /** Reads a key. */
+        readonly get: operations["getKey"];
+        readonly put?: never;
+        readonly post?: never;
+        /**
+         * Revokes a key for good.
+         * @description It is worth nothing from now on, and what is open with it ends within a second. A key revokes itself only with `self=true`, and
+         *     the last key that can do everything is not revoked.
+         */
+        readonly delete: operations["revokeKey"];
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/keys/{id}/rotate": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly get?: never;
+        readonly put?: never;
+        /**
+         * Gives a key a new text.
+         * @description The new one is in this answer and cannot be shown again; the one before works on for `overlapSeconds`, an older one no longer.
+         */
+        readonly post: operations["rotateKey"];
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
     readonly "/v1/tasks": {
         readonly parameters: {
             readonly query?: never;
@@ -780,6 +844,149 @@ export interface components {
          * @enum {string}
          */
         readonly HarnessName: "builtin" | "claude-code" | "codex" | "opencode" | "command";
+        /** @description A key with its text, which is shown this once. */
+        readonly IssuedKey: components["schemas"]["Key"] & {
+            /**
+             * @description `orc_<environment>_<id>_<secret>`: send it as `Authorization: Bearer …`. It cannot be shown again: `null` in the
+             *     answer to a repeat of the request.
+             */
+            readonly key: string | null;
+        };
+        /** @description A key. Neither its text nor the hash of it is in it. */
+        readonly Key: {
+            readonly bounds: components["schemas"]["KeyBounds"];
+            /** Format: date-time */
+            readonly createdAt: string;
+            /** @description The id of who issued it. */
+            readonly createdBy: string;
+            /** @description The environment in its visible prefix. */
+            readonly environment: string;
+            /** Format: date-time */
+            readonly expiresAt?: string | null;
+            readonly id: string;
+            /**
+             * Format: date-time
+             * @description To the hour: a busy key's use is noted once in an hour.
+             */
+            readonly lastUsedAt?: string | null;
+            /** @description The address it was last used from. */
+            readonly lastUsedFrom?: string | null;
+            readonly limits: components["schemas"]["KeyLimits"];
+            readonly name: string;
+            /**
+             * Format: date-time
+             * @description Until when the text before the last rotation works, where it still does.
+             */
+            readonly previousUntil?: string | null;
+            /** Format: date-time */
+            readonly revokedAt?: string | null;
+            /** Format: date-time */
+            readonly rotatedAt?: string | null;
+            readonly scopes: readonly string[];
+            readonly status: components["schemas"]["KeyStatus"];
+            /** @description The team it acts for; `null` for an operator's key. */
+            readonly team?: string | null;
+        };
+        /** @description What a key is good for within its team. An empty list bounds nothing. */
+        readonly KeyBounds: {
+            readonly environments: readonly string[];
+            /** @description Patterns of the names of models. */
+            readonly models: readonly string[];
+            /** @description Networks such as `10.0.0.0/8`. */
+            readonly networks: readonly string[];
+            readonly projects: readonly string[];
+            /** @description Patterns of `forge:owner/name`, in which `*` stands for any characters. */
+            readonly repos: readonly string[];
+            readonly taskTypes: readonly string[];
+        };
+        /** @description What a key is good for within its team. An absent or empty list bounds nothing of its own. */
+        readonly KeyBoundsRequest: {
+            readonly environments?: readonly string[] | null;
+            /**
+             * @description Patterns of the names that callers give models.
+             * @example [
+             *       "claude-*"
+             *     ]
+             */
+            readonly models?: readonly string[] | null;
+            /** @description Networks that it may be used from, such as `10.0.0.0/8`, or addresses. */
+            readonly networks?: readonly string[] | null;
+            readonly projects?: readonly string[] | null;
+            /**
+             * @description Patterns of `forge:owner/name`, in which `*` stands for any characters.
+             * @example [
+             *       "github:acme/*"
+             *     ]
+             */
+            readonly repos?: readonly string[] | null;
+            readonly taskTypes?: readonly string[] | null;
+        };
+        /** @description How much may be asked with a key at once; `null`: as the server's configuration says. */
+        readonly KeyLimits: {
+            /** Format: int32 */
+            readonly burst?: number | null;
+            /** Format: int32 */
+            readonly concurrentTasks?: number | null;
+            /** Format: int32 */
+            readonly requestsPerMinute?: number | null;
+        };
+        /** @description How much may be asked with a key at once. */
+        readonly KeyLimitsRequest: {
+            /**
+             * Format: int32
+             * @description Requests at once; a minute's worth when absent.
+             */
+            readonly burst?: number | null;
+            /**
+             * Format: int32
+             * @description Tasks created with it that are not over.
+             */
+            readonly concurrentTasks?: number | null;
+            /**
+             * Format: int32
+             * @description Requests per minute, on average.
+             */
+            readonly requestsPerMinute?: number | null;
+        };
+        /** @description A page of keys. */
+        readonly KeyList: {
+            /** @description Newest first. */
+            readonly data: readonly components["schemas"]["Key"][];
+            /** @description Pass it on as `cursor` for the next page; `null` when there is none. */
+            readonly nextCursor?: string | null;
+        };
+        /** @description A key that is to be issued. What is left out is as the caller's own. */
+        readonly KeyRequest: {
+            readonly bounds?: components["schemas"]["KeyBoundsRequest"] | null;
+            /** @description Stands in its visible prefix, so that a production key is seen to be one; `live` when absent. */
+            readonly environment?: string | null;
+            /**
+             * Format: date-time
+             * @description From when on it is worth nothing; in the future.
+             */
+            readonly expiresAt?: string | null;
+            readonly limits?: components["schemas"]["KeyLimitsRequest"] | null;
+            /**
+             * @description What you call it.
+             * @example ci of the web team
+             */
+            readonly name: string;
+            /**
+             * @description What it may do. `campaigns:*` stands for all that begin so.
+             * @example [
+             *       "tasks:create",
+             *       "tasks:read"
+             *     ]
+             */
+            readonly scopes: readonly string[];
+            /** @description The team it acts for. Without one it is an operator's, with the scope `admin`. */
+            readonly team?: string | null;
+        };
+        /**
+         * @description What a key is worth.
+         * @enum {string}
+         */
+        readonly KeyStatus: "active" | "expired" | "revoked";
         /** @description Where to go from here. */
         readonly Links: {
             readonly diff: string;
@@ -822,7 +1029,7 @@ export interface components {
          * @description The stable codes of refusals. Each has a page at `/docs/errors/`.
          * @enum {string}
          */
-        readonly ProblemCode: "invalid-request" | "invalid-query" | "invalid-json" | "unsupported-media-type" | "body-too-large" | "body-incomplete" | "unauthenticated" | "forbidden" | "cross-site-request" | "not-found" | "method-not-allowed" | "budget-exceeded" | "conflict" | "idempotency-key-reused" | "request-in-progress" | "overloaded" | "lagging" | "internal-error";
+        readonly ProblemCode: "invalid-request" | "invalid-query" | "invalid-json" | "unsupported-media-type" | "body-too-large" | "body-incomplete" | "unauthenticated" | "forbidden" | "address-not-allowed" | "rate-limited" | "too-many-tasks" | "cross-site-request" | "not-found" | "method-not-allowed" | "budget-exceeded" | "conflict" | "idempotency-key-reused" | "request-in-progress" | "overloaded" | "lagging" | "internal-error";
         /**
          * @description What the pull requests are to be like. What is absent is made from the server's templates; what a forge does not
          *     have is left out, and an event says so.
@@ -884,6 +1091,14 @@ export interface components {
         /** @description What comes along with a new attempt. */
         readonly RetryRequest: {
             readonly credentials?: components["schemas"]["CredentialsRequest"] | null;
+        };
+        /** @description How a key is given a new text. */
+        readonly RotateRequest: {
+            /**
+             * Format: int64
+             * @description How long the text it has now works on; an hour when absent.
+             */
+            readonly overlapSeconds?: number | null;
         };
         /** @description What a sandbox may use. */
         readonly SandboxLimits: {
@@ -1374,6 +1589,14 @@ export interface operations {
             /** @description The budgets */
             readonly 200: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1383,6 +1606,14 @@ export interface operations {
             /** @description `invalid-query`: The query has parameters that do not do */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1397,6 +1628,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -1410,15 +1649,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "forbidden";
+                        readonly code?: "address-not-allowed" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -1427,6 +1674,14 @@ export interface operations {
             /** @description No such team, or another one (`not-found`: There is no such thing) */
             readonly 404: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1438,9 +1693,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1455,6 +1742,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -1485,6 +1780,14 @@ export interface operations {
             /** @description The budget */
             readonly 200: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1494,6 +1797,14 @@ export interface operations {
             /** @description `invalid-query`: The query has parameters that do not do */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1508,6 +1819,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -1521,15 +1840,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "forbidden";
+                        readonly code?: "address-not-allowed" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -1538,6 +1865,14 @@ export interface operations {
             /** @description No such scope, or another team's (`not-found`: There is no such thing) */
             readonly 404: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1549,9 +1884,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1566,6 +1933,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -1611,6 +1986,14 @@ export interface operations {
             /** @description The budget as it stands now */
             readonly 200: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1620,6 +2003,14 @@ export interface operations {
             /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1634,6 +2025,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -1647,15 +2046,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "cross-site-request" | "forbidden";
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -1664,6 +2071,14 @@ export interface operations {
             /** @description No such scope, or another team's (`not-found`: There is no such thing) */
             readonly 404: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1678,6 +2093,14 @@ export interface operations {
             /** @description `body-too-large`: The body is too large */
             readonly 413: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1692,6 +2115,14 @@ export interface operations {
             /** @description `unsupported-media-type`: The body is not of a type this path takes */
             readonly 415: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1706,6 +2137,14 @@ export interface operations {
             /** @description `invalid-request`: The request has fields that do not do */
             readonly 422: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1717,9 +2156,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1734,6 +2205,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -1767,6 +2246,14 @@ export interface operations {
             /** @description A page of campaigns */
             readonly 200: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1776,6 +2263,14 @@ export interface operations {
             /** @description `invalid-query`: The query has parameters that do not do */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1790,6 +2285,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -1803,23 +2306,63 @@ export interface operations {
                     };
                 };
             };
-            /** @description `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "forbidden";
+                        readonly code?: "address-not-allowed" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
                     };
                 };
             };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1834,6 +2377,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -1889,6 +2440,14 @@ export interface operations {
                 headers: {
                     /** @description The campaign */
                     readonly Location?: string;
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1898,6 +2457,14 @@ export interface operations {
             /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1912,6 +2479,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -1925,15 +2500,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "cross-site-request" | "forbidden";
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -1942,6 +2525,14 @@ export interface operations {
             /** @description `body-too-large`: The body is too large */
             readonly 413: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1956,6 +2547,14 @@ export interface operations {
             /** @description `unsupported-media-type`: The body is not of a type this path takes */
             readonly 415: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1970,6 +2569,14 @@ export interface operations {
             /** @description Fields that do not do, or a reused Idempotency-Key (`idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do) */
             readonly 422: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1981,9 +2588,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -1998,6 +2637,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -2027,6 +2674,14 @@ export interface operations {
             /** @description The campaign */
             readonly 200: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2036,6 +2691,14 @@ export interface operations {
             /** @description `invalid-query`: The query has parameters that do not do */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2050,6 +2713,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -2063,15 +2734,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "forbidden";
+                        readonly code?: "address-not-allowed" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -2080,6 +2759,14 @@ export interface operations {
             /** @description No such campaign, or another team's (`not-found`: There is no such thing) */
             readonly 404: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2091,9 +2778,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2108,6 +2827,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -2151,6 +2878,14 @@ export interface operations {
                 headers: {
                     /** @description `true` where this answers a repeat */
                     readonly "Idempotency-Replayed"?: "true";
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2160,6 +2895,14 @@ export interface operations {
             /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2174,6 +2917,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -2187,15 +2938,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "cross-site-request" | "forbidden";
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -2204,6 +2963,14 @@ export interface operations {
             /** @description `not-found`: There is no such thing */
             readonly 404: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2218,6 +2985,14 @@ export interface operations {
             /** @description It is over (`conflict`: Its state does not allow that; `request-in-progress`: The same request is being worked on) */
             readonly 409: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -2234,6 +3009,14 @@ export interface operations {
             /** @description `body-too-large`: The body is too large */
             readonly 413: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2248,6 +3031,14 @@ export interface operations {
             /** @description `unsupported-media-type`: The body is not of a type this path takes */
             readonly 415: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2262,6 +3053,14 @@ export interface operations {
             /** @description `idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do */
             readonly 422: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2273,9 +3072,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2290,6 +3121,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -2330,6 +3169,14 @@ export interface operations {
             /** @description The campaign and its tasks go on with them */
             readonly 202: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2339,6 +3186,14 @@ export interface operations {
             /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2353,6 +3208,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -2366,15 +3229,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "cross-site-request" | "forbidden";
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -2383,6 +3254,14 @@ export interface operations {
             /** @description `not-found`: There is no such thing */
             readonly 404: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2397,6 +3276,14 @@ export interface operations {
             /** @description It is over (`conflict`: Its state does not allow that) */
             readonly 409: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2411,6 +3298,14 @@ export interface operations {
             /** @description `body-too-large`: The body is too large */
             readonly 413: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2425,6 +3320,14 @@ export interface operations {
             /** @description `unsupported-media-type`: The body is not of a type this path takes */
             readonly 415: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2439,6 +3342,14 @@ export interface operations {
             /** @description `invalid-request`: The request has fields that do not do */
             readonly 422: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2450,9 +3361,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2467,6 +3410,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -2505,6 +3456,14 @@ export interface operations {
                 headers: {
                     /** @description `true` where this answers a repeat */
                     readonly "Idempotency-Replayed"?: "true";
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2514,6 +3473,14 @@ export interface operations {
             /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2528,6 +3495,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -2541,15 +3516,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "cross-site-request" | "forbidden";
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -2558,6 +3541,14 @@ export interface operations {
             /** @description `not-found`: There is no such thing */
             readonly 404: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2572,6 +3563,14 @@ export interface operations {
             /** @description Nothing failed, or it was cancelled (`conflict`: Its state does not allow that; `request-in-progress`: The same request is being worked on) */
             readonly 409: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -2588,6 +3587,14 @@ export interface operations {
             /** @description `body-too-large`: The body is too large */
             readonly 413: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2602,6 +3609,14 @@ export interface operations {
             /** @description `unsupported-media-type`: The body is not of a type this path takes */
             readonly 415: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2616,6 +3631,14 @@ export interface operations {
             /** @description `idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do */
             readonly 422: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2627,9 +3650,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2644,6 +3699,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -2681,6 +3744,14 @@ export interface operations {
             /** @description Events */
             readonly 200: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2691,6 +3762,14 @@ export interface operations {
             /** @description `invalid-query`: The query has parameters that do not do */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2705,6 +3784,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -2718,15 +3805,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "forbidden";
+                        readonly code?: "address-not-allowed" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -2735,6 +3830,14 @@ export interface operations {
             /** @description No such task or team, or another's (`not-found`: There is no such thing) */
             readonly 404: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2746,9 +3849,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2763,6 +3898,1122 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly listKeys: {
+        readonly parameters: {
+            readonly query?: {
+                /** @description `nextCursor` of the page before */
+                readonly cursor?: string;
+                readonly limit?: number;
+                readonly team?: string;
+            };
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description A page of keys */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["KeyList"];
+                };
+            };
+            /** @description `invalid-query`: The query has parameters that do not do */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-query";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly createKey: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: {
+                /** @description A name for this request, unique among the caller's: a repeat with the same name and body does nothing new and is answered with what stands, for as long as the log is kept. The same name with another body is refused. What was refused may be tried again under its name. */
+                readonly "Idempotency-Key"?: string;
+            };
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly requestBody: {
+            readonly content: {
+                readonly "application/json": components["schemas"]["KeyRequest"];
+            };
+        };
+        readonly responses: {
+            /** @description Issued */
+            readonly 201: {
+                headers: {
+                    /** @description `true` where this answers a repeat */
+                    readonly "Idempotency-Replayed"?: "true";
+                    /** @description The key */
+                    readonly Location?: string;
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["IssuedKey"];
+                };
+            };
+            /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-incomplete" | "invalid-json";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description More than the caller has (`address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that) */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description `conflict`: Its state does not allow that; `request-in-progress`: The same request is being worked on */
+            readonly 409: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "conflict" | "request-in-progress";
+                        /** @enum {integer} */
+                        readonly status?: 409;
+                    };
+                };
+            };
+            /** @description `body-too-large`: The body is too large */
+            readonly 413: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-too-large";
+                        /** @enum {integer} */
+                        readonly status?: 413;
+                    };
+                };
+            };
+            /** @description `unsupported-media-type`: The body is not of a type this path takes */
+            readonly 415: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unsupported-media-type";
+                        /** @enum {integer} */
+                        readonly status?: 415;
+                    };
+                };
+            };
+            /** @description Fields that do not do (`idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do) */
+            readonly 422: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "idempotency-key-reused" | "invalid-request";
+                        /** @enum {integer} */
+                        readonly status?: 422;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly getKey: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path: {
+                readonly id: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description The key */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["Key"];
+                };
+            };
+            /** @description `invalid-query`: The query has parameters that do not do */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-query";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such key, or another team's (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly revokeKey: {
+        readonly parameters: {
+            readonly query?: {
+                /** @description `true`: also if it is the key that asks */
+                readonly self?: boolean;
+            };
+            readonly header?: never;
+            readonly path: {
+                readonly id: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description Revoked, now or before */
+            readonly 204: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description An operator's key (`address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that) */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such key, or another team's (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description The last admin key, or the caller's own without `self=true` (`conflict`: Its state does not allow that) */
+            readonly 409: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "conflict";
+                        /** @enum {integer} */
+                        readonly status?: 409;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly rotateKey: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: {
+                /** @description A name for this request, unique among the caller's: a repeat with the same name and body does nothing new and is answered with what stands, for as long as the log is kept. The same name with another body is refused. What was refused may be tried again under its name. */
+                readonly "Idempotency-Key"?: string;
+            };
+            readonly path: {
+                readonly id: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody?: {
+            readonly content: {
+                readonly "application/json": components["schemas"]["RotateRequest"] | null;
+            };
+        };
+        readonly responses: {
+            /** @description Rotated */
+            readonly 200: {
+                headers: {
+                    /** @description `true` where this answers a repeat */
+                    readonly "Idempotency-Replayed"?: "true";
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["IssuedKey"];
+                };
+            };
+            /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-incomplete" | "invalid-json";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description The key can do more than the caller's (`address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that) */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such key, or another team's (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description The key is revoked or expired (`conflict`: Its state does not allow that; `request-in-progress`: The same request is being worked on) */
+            readonly 409: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "conflict" | "request-in-progress";
+                        /** @enum {integer} */
+                        readonly status?: 409;
+                    };
+                };
+            };
+            /** @description `body-too-large`: The body is too large */
+            readonly 413: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-too-large";
+                        /** @enum {integer} */
+                        readonly status?: 413;
+                    };
+                };
+            };
+            /** @description `unsupported-media-type`: The body is not of a type this path takes */
+            readonly 415: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unsupported-media-type";
+                        /** @enum {integer} */
+                        readonly status?: 415;
+                    };
+                };
+            };
+            /** @description Fields that do not do (`idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do) */
+            readonly 422: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "idempotency-key-reused" | "invalid-request";
+                        /** @enum {integer} */
+                        readonly status?: 422;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -2804,6 +5055,14 @@ export interface operations {
             /** @description A page of tasks */
             readonly 200: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2813,6 +5072,14 @@ export interface operations {
             /** @description `invalid-query`: The query has parameters that do not do */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2827,6 +5094,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -2840,23 +5115,63 @@ export interface operations {
                     };
                 };
             };
-            /** @description `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "forbidden";
+                        readonly code?: "address-not-allowed" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
                     };
                 };
             };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2871,6 +5186,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -2918,6 +5241,14 @@ export interface operations {
                 headers: {
                     /** @description The task */
                     readonly Location?: string;
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2927,6 +5258,14 @@ export interface operations {
             /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2941,6 +5280,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -2954,15 +5301,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "cross-site-request" | "forbidden";
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -2971,6 +5326,14 @@ export interface operations {
             /** @description `body-too-large`: The body is too large */
             readonly 413: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2985,6 +5348,14 @@ export interface operations {
             /** @description `unsupported-media-type`: The body is not of a type this path takes */
             readonly 415: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -2999,6 +5370,14 @@ export interface operations {
             /** @description Fields that do not do, or a reused Idempotency-Key (`idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do) */
             readonly 422: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3010,9 +5389,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3027,6 +5438,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -3056,6 +5475,14 @@ export interface operations {
             /** @description The task */
             readonly 200: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3065,6 +5492,14 @@ export interface operations {
             /** @description `invalid-query`: The query has parameters that do not do */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3079,6 +5514,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -3092,15 +5535,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "forbidden";
+                        readonly code?: "address-not-allowed" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -3109,6 +5560,14 @@ export interface operations {
             /** @description No such task, or another team's (`not-found`: There is no such thing) */
             readonly 404: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3120,9 +5579,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3137,6 +5628,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -3180,6 +5679,14 @@ export interface operations {
                 headers: {
                     /** @description `true` where this answers a repeat */
                     readonly "Idempotency-Replayed"?: "true";
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3189,6 +5696,14 @@ export interface operations {
             /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3203,6 +5718,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -3216,15 +5739,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "cross-site-request" | "forbidden";
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -3233,6 +5764,14 @@ export interface operations {
             /** @description `not-found`: There is no such thing */
             readonly 404: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3247,6 +5786,14 @@ export interface operations {
             /** @description It is over (`conflict`: Its state does not allow that; `request-in-progress`: The same request is being worked on) */
             readonly 409: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -3263,6 +5810,14 @@ export interface operations {
             /** @description `body-too-large`: The body is too large */
             readonly 413: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3277,6 +5832,14 @@ export interface operations {
             /** @description `unsupported-media-type`: The body is not of a type this path takes */
             readonly 415: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3291,6 +5854,14 @@ export interface operations {
             /** @description `idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do */
             readonly 422: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3302,9 +5873,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3319,6 +5922,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -3359,6 +5970,14 @@ export interface operations {
             /** @description The task goes on with them */
             readonly 202: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3368,6 +5987,14 @@ export interface operations {
             /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3382,6 +6009,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -3395,15 +6030,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "cross-site-request" | "forbidden";
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -3412,6 +6055,14 @@ export interface operations {
             /** @description `not-found`: There is no such thing */
             readonly 404: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3426,6 +6077,14 @@ export interface operations {
             /** @description It is over (`conflict`: Its state does not allow that) */
             readonly 409: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3440,6 +6099,14 @@ export interface operations {
             /** @description `body-too-large`: The body is too large */
             readonly 413: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3454,6 +6121,14 @@ export interface operations {
             /** @description `unsupported-media-type`: The body is not of a type this path takes */
             readonly 415: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3468,6 +6143,14 @@ export interface operations {
             /** @description `invalid-request`: The request has fields that do not do */
             readonly 422: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3479,9 +6162,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3496,6 +6211,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -3525,6 +6248,14 @@ export interface operations {
             /** @description The diff */
             readonly 200: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3534,6 +6265,14 @@ export interface operations {
             /** @description `invalid-query`: The query has parameters that do not do */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3548,6 +6287,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -3561,15 +6308,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "forbidden";
+                        readonly code?: "address-not-allowed" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -3578,6 +6333,14 @@ export interface operations {
             /** @description `not-found`: There is no such thing */
             readonly 404: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3589,9 +6352,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3606,6 +6401,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -3643,6 +6446,14 @@ export interface operations {
             /** @description Events */
             readonly 200: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3653,6 +6464,14 @@ export interface operations {
             /** @description `invalid-query`: The query has parameters that do not do */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3667,6 +6486,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -3680,15 +6507,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "forbidden";
+                        readonly code?: "address-not-allowed" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -3697,6 +6532,14 @@ export interface operations {
             /** @description No such task, or another team's (`not-found`: There is no such thing) */
             readonly 404: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3708,9 +6551,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3725,6 +6600,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -3768,6 +6651,14 @@ export interface operations {
                 headers: {
                     /** @description `true` where this answers a repeat */
                     readonly "Idempotency-Replayed"?: "true";
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3777,6 +6668,14 @@ export interface operations {
             /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3791,6 +6690,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -3804,15 +6711,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "cross-site-request" | "forbidden";
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -3821,6 +6736,14 @@ export interface operations {
             /** @description `not-found`: There is no such thing */
             readonly 404: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3835,6 +6758,14 @@ export interface operations {
             /** @description No agent is running (`conflict`: Its state does not allow that; `request-in-progress`: The same request is being worked on) */
             readonly 409: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -3851,6 +6782,14 @@ export interface operations {
             /** @description `body-too-large`: The body is too large */
             readonly 413: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3865,6 +6804,14 @@ export interface operations {
             /** @description `unsupported-media-type`: The body is not of a type this path takes */
             readonly 415: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3879,6 +6826,14 @@ export interface operations {
             /** @description `idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do */
             readonly 422: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3890,9 +6845,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3907,6 +6894,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -3945,6 +6940,14 @@ export interface operations {
                 headers: {
                     /** @description `true` where this answers a repeat */
                     readonly "Idempotency-Replayed"?: "true";
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3954,6 +6957,14 @@ export interface operations {
             /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -3968,6 +6979,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -3981,15 +7000,23 @@ export interface operations {
                     };
                 };
             };
-            /** @description `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "cross-site-request" | "forbidden";
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
                     };
@@ -3998,6 +7025,14 @@ export interface operations {
             /** @description `not-found`: There is no such thing */
             readonly 404: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -4012,6 +7047,14 @@ export interface operations {
             /** @description It is still going on, or has succeeded (`conflict`: Its state does not allow that; `request-in-progress`: The same request is being worked on) */
             readonly 409: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -4028,6 +7071,14 @@ export interface operations {
             /** @description `body-too-large`: The body is too large */
             readonly 413: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -4042,6 +7093,14 @@ export interface operations {
             /** @description `unsupported-media-type`: The body is not of a type this path takes */
             readonly 415: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -4056,6 +7115,14 @@ export interface operations {
             /** @description `idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do */
             readonly 422: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -4067,9 +7134,41 @@ export interface operations {
                     };
                 };
             };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -4084,6 +7183,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -4119,6 +7226,14 @@ export interface operations {
             /** @description The report */
             readonly 200: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -4129,6 +7244,14 @@ export interface operations {
             /** @description `invalid-query`: The query has parameters that do not do */
             readonly 400: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -4143,6 +7266,14 @@ export interface operations {
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description How to show who is calling */
                     readonly "WWW-Authenticate"?: string;
                     readonly [name: string]: unknown;
@@ -4156,23 +7287,63 @@ export interface operations {
                     };
                 };
             };
-            /** @description `forbidden`: This key may not do that */
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "forbidden";
+                        readonly code?: "address-not-allowed" | "forbidden";
                         /** @enum {integer} */
                         readonly status?: 403;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
                     };
                 };
             };
             /** @description `internal-error`: Something went wrong on our side */
             readonly 500: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     readonly [name: string]: unknown;
                 };
                 content: {
@@ -4187,6 +7358,14 @@ export interface operations {
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
             readonly 503: {
                 headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;

@@ -49,6 +49,7 @@ impl Database {
             M::up(include_str!("../../../migrations/1002_refunds.sql")),
             M::up(include_str!("../../../migrations/1003_repositories.sql")),
             M::up(include_str!("../../../migrations/1004_campaigns.sql")),
+            M::up(include_str!("../../../migrations/1011_task_creators.sql")),
         ])
         .to_latest(&mut writer)
         .map_err(|error| ReadModelError::Failed(error.to_string()))?;

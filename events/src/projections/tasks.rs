@@ -240,8 +240,8 @@ impl OpenTasks {
     pub fn save(self, transaction: &Transaction<'_>) -> Result<(), ReadModelError> {
         let mut statement = transaction.prepare_cached(
             "INSERT INTO tasks (id, created_at, team, project, status, repo, repo_path, model, customer, campaign,
-                                cost_nano_usd, refunded_nano_usd, document)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+                                cost_nano_usd, refunded_nano_usd, document, created_by)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
              ON CONFLICT (id) DO UPDATE SET status = excluded.status, document = excluded.document,
                                             cost_nano_usd = excluded.cost_nano_usd,
                                             refunded_nano_usd = excluded.refunded_nano_usd",
@@ -262,6 +262,7 @@ impl OpenTasks {
                 task.cost.nanos(),
                 task.refunded.nanos(),
                 document,
+                &task.created_by,
             ))?;
         }
         Ok(())

@@ -10,7 +10,7 @@ use super::conversation::{Block, Usage};
 use super::event::{TaskEvent, TaskSpec};
 use super::usage::SandboxUsage;
 use crate::blob::{BlobRef, Content};
-use crate::envelope::{Envelope, Position, Revision};
+use crate::envelope::{ActorKind, Envelope, Position, Revision};
 use crate::failure::Failure;
 use crate::id::{CallId, CommitId, SandboxId, TaskId};
 use crate::money::NanoUsd;
@@ -112,6 +112,9 @@ pub struct TaskResource {
     pub attempt: u32,
     /// Why it failed, or why it waits or retries.
     pub failure: Option<(Failure, u32)>,
+    /// Who asked for it: the id of a key, of a person or of a campaign. `None`: Orchestra itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<String>,
     /// When it was asked for.
     pub created_at: Timestamp,
     /// When its latest attempt began.
@@ -145,6 +148,14 @@ pub struct PullRequest {
     pub number: u64,
 }
 
+fn creator(created: &Envelope, spec: &TaskSpec) -> Option<String> {
+    match (spec.campaign, created.actor.kind) {
+        (Some(campaign), _) => Some(campaign.to_string()),
+        (None, ActorKind::ApiKey | ActorKind::Person) => Some(created.actor.id.clone()),
+        (None, ActorKind::System) => None,
+    }
+}
+
 impl TaskResource {
     /// Folds one envelope in. `None` before `created`, and for streams that are no task's.
     pub fn fold(current: Option<Self>, envelope: &Envelope, event: &TaskEvent) -> Option<Self> {
@@ -169,6 +180,7 @@ impl TaskResource {
                 sandbox_usage: None,
                 attempt: 0,
                 failure: None,
+                created_by: creator(envelope, spec),
                 created_at: envelope.time,
                 started_at: None,
                 finished_at: None,

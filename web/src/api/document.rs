@@ -25,7 +25,8 @@ pub fn document() -> &'static Value {
 }
 
 /// What any request with a key can be answered with.
-const WITH_KEY: [Code; 4] = [Code::Unauthenticated, Code::Overloaded, Code::Lagging, Code::InternalError];
+const WITH_KEY: [Code; 5] =
+    [Code::Unauthenticated, Code::RateLimited, Code::Overloaded, Code::Lagging, Code::InternalError];
 /// What can be wrong with a body before anybody reads its fields.
 const WITH_BODY: [Code; 5] =
     [Code::InvalidJson, Code::UnsupportedMediaType, Code::BodyTooLarge, Code::BodyIncomplete, Code::InvalidRequest];
@@ -48,6 +49,7 @@ fn named(status: &str) -> &'static [Code] {
         "404" => &[Code::NotFound],
         "409" => &[Code::Conflict],
         "422" => &[Code::InvalidRequest],
+        "429" => &[Code::TooManyTasks],
         "503" => &[Code::Overloaded, Code::Lagging],
         _ => &[],
     }
@@ -69,7 +71,7 @@ fn codes(endpoint: &Endpoint, operation: &Value) -> Vec<Code> {
         Access::Anyone => {}
         Access::Known | Access::Scope(_) => {
             codes.extend(WITH_KEY);
-            codes.push(Code::Forbidden);
+            codes.extend([Code::Forbidden, Code::AddressNotAllowed]);
             if !endpoint.method.is_safe() {
                 codes.push(Code::CrossSiteRequest);
             }
@@ -150,6 +152,24 @@ fn complete(endpoint: &Endpoint, operation: &mut Value) {
     }
     if endpoint.method == Method::POST {
         name_of_request(endpoint, operation);
+    }
+    if endpoint.access != Access::Anyone {
+        rate_limits(operation);
+    }
+}
+
+/// The fields by which a caller sees how often it may ask.
+fn rate_limits(operation: &mut Value) {
+    let fields = [
+        ("RateLimit-Limit", "Requests that may be made at once", "integer"),
+        ("RateLimit-Remaining", "How many of them are left", "integer"),
+        ("RateLimit-Reset", "Seconds after which all of them are left again", "integer"),
+        ("RateLimit-Policy", "Requests in a window of seconds, `60;w=60`", "string"),
+    ];
+    for (_, response) in operation["responses"].as_object_mut().into_iter().flatten() {
+        for (name, description, kind) in fields {
+            response["headers"][name] = header(description, json!({"type": kind}));
+        }
     }
 }
 

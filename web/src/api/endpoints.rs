@@ -8,7 +8,7 @@ use orchestra_events::key::Scope;
 
 use super::once::{Post, at_most_once};
 use super::repeat::{Repeat, repeat};
-use super::{budgets, campaigns, docs, events, health, openapi, task_actions, tasks, usage};
+use super::{budgets, campaigns, docs, events, health, keys, openapi, task_actions, tasks, usage};
 use crate::pages;
 use crate::routes::Surface;
 pub use crate::routes::{Access, Endpoint};
@@ -74,6 +74,11 @@ pub fn endpoints() -> Vec<Endpoint> {
     add(Method::GET, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsRead), web::route().to(budgets::get));
     add(Method::PUT, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsWrite), web::route().to(budgets::put));
     add(Method::GET, "/v1/usage", Access::Scope(Scope::UsageRead), web::route().to(usage::report));
+    add(Method::POST, "/v1/keys", Access::Scope(Scope::KeysWrite), web::route().to(keys::create));
+    add(Method::GET, "/v1/keys", Access::Scope(Scope::KeysRead), web::route().to(keys::list));
+    add(Method::GET, "/v1/keys/{id}", Access::Scope(Scope::KeysRead), web::route().to(keys::get));
+    add(Method::DELETE, "/v1/keys/{id}", Access::Scope(Scope::KeysWrite), web::route().to(keys::revoke));
+    add(Method::POST, "/v1/keys/{id}/rotate", Access::Scope(Scope::KeysWrite), web::route().to(keys::rotate));
     add(Method::GET, "/openapi.json", Access::Anyone, web::route().to(openapi::openapi_json));
     add(Method::GET, "/docs", Access::Anyone, web::route().to(docs::index));
     add(Method::GET, "/docs/style.css", Access::Anyone, web::route().to(docs::style));

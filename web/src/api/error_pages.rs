@@ -9,6 +9,7 @@ macro_rules! pages {
 }
 
 pages! {
+    "address-not-allowed",
     "body-incomplete",
     "body-too-large",
     "branch-policy",
@@ -43,6 +44,7 @@ pages! {
     "pull-request-failed",
     "push-conflict",
     "push-rejected",
+    "rate-limited",
     "repo-not-found",
     "request-in-progress",
     "sandbox-disk-full",
@@ -50,6 +52,7 @@ pages! {
     "sandbox-start-failed",
     "sandbox-timeout",
     "setup-failed",
+    "too-many-tasks",
     "unauthenticated",
     "unsupported-media-type",
 }

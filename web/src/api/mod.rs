@@ -12,6 +12,7 @@ pub mod error_pages;
 pub mod events;
 pub mod fields;
 pub mod health;
+pub mod keys;
 pub mod once;
 pub mod openapi;
 pub mod payload;

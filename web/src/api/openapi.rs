@@ -220,6 +220,78 @@ pub struct MessageRequest {
     message: String,
 }
 
+/// A key that is to be issued. What is left out is as the caller's own.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[allow(dead_code, reason = "described, never built")]
+pub struct KeyRequest {
+    /// What you call it.
+    #[schema(min_length = 1, max_length = 100, example = "ci of the web team")]
+    name: String,
+    /// What it may do. `campaigns:*` stands for all that begin so.
+    #[schema(min_items = 1, max_items = 20, example = json!(["tasks:create", "tasks:read"]))]
+    scopes: Vec<String>,
+    /// The team it acts for. Without one it is an operator's, with the scope `admin`.
+    #[schema(max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    team: Option<String>,
+    /// Stands in its visible prefix, so that a production key is seen to be one; `live` when absent.
+    #[schema(max_length = 32, pattern = "^[a-z0-9-]+$")]
+    environment: Option<String>,
+    bounds: Option<KeyBoundsRequest>,
+    /// From when on it is worth nothing; in the future.
+    #[schema(format = "date-time")]
+    expires_at: Option<String>,
+    limits: Option<KeyLimitsRequest>,
+}
+
+/// What a key is good for within its team. An absent or empty list bounds nothing of its own.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[allow(dead_code, reason = "described, never built")]
+pub struct KeyBoundsRequest {
+    #[schema(max_items = 64)]
+    projects: Option<Vec<String>>,
+    #[schema(max_items = 64)]
+    environments: Option<Vec<String>>,
+    #[schema(max_items = 64)]
+    task_types: Option<Vec<String>>,
+    /// Patterns of `forge:owner/name`, in which `*` stands for any characters.
+    #[schema(max_items = 64, example = json!(["github:acme/*"]))]
+    repos: Option<Vec<String>>,
+    /// Patterns of the names that callers give models.
+    #[schema(max_items = 64, example = json!(["claude-*"]))]
+    models: Option<Vec<String>>,
+    /// Networks that it may be used from, such as `10.0.0.0/8`, or addresses.
+    #[schema(max_items = 64)]
+    networks: Option<Vec<String>>,
+}
+
+/// How much may be asked with a key at once.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[allow(dead_code, reason = "described, never built")]
+pub struct KeyLimitsRequest {
+    /// Requests per minute, on average.
+    #[schema(minimum = 1, maximum = 1000000000)]
+    requests_per_minute: Option<u32>,
+    /// Requests at once; a minute's worth when absent.
+    #[schema(minimum = 1, maximum = 1000000000)]
+    burst: Option<u32>,
+    /// Tasks created with it that are not over.
+    #[schema(minimum = 1, maximum = 1000000000)]
+    concurrent_tasks: Option<u32>,
+}
+
+/// How a key is given a new text.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[allow(dead_code, reason = "described, never built")]
+pub struct RotateRequest {
+    /// How long the text it has now works on; an hour when absent.
+    #[schema(minimum = 0, maximum = 2592000)]
+    overlap_seconds: Option<u64>,
+}
+
 /// Where a task stands.
 #[derive(ToSchema)]
 #[schema(rename_all = "kebab-case")]
@@ -395,6 +467,11 @@ impl Modify for Bearer {
         super::budgets::get,
         super::budgets::put,
         super::usage::report,
+        super::keys::create,
+        super::keys::list,
+        super::keys::get,
+        super::keys::revoke,
+        super::keys::rotate,
         super::health::healthz,
         super::health::readyz,
         super::health::metrics,

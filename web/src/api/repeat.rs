@@ -9,7 +9,7 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::web;
 use futures_util::future::LocalBoxFuture;
 
-use super::{campaigns, tasks};
+use super::{campaigns, keys, tasks};
 use crate::App;
 use crate::auth::Caller;
 use crate::problem::Problem;
@@ -45,6 +45,8 @@ pub fn repeat(method: &Method, path: &str) -> Option<Repeat> {
             claimed(StatusCode::ACCEPTED, tasks::show)
         }
         "/v1/campaigns/{id}/cancel" | "/v1/campaigns/{id}/retry" => claimed(StatusCode::ACCEPTED, campaigns::show),
+        "/v1/keys" => claimed(StatusCode::CREATED, keys::show),
+        "/v1/keys/{id}/rotate" => claimed(StatusCode::OK, keys::show),
         _ => None,
     }
 }

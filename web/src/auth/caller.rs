@@ -2,14 +2,18 @@
 
 use std::fmt;
 use std::future::{Ready, ready};
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
-use orchestra_events::key::{KeyGrant, Scope};
+use jiff::Timestamp;
+use orchestra_events::key::{Bounds, KeyLimits, Scope};
 use orchestra_events::{Actor, ActorKind, EventId, KeyId, Origin};
 
-use super::session;
+use super::limits::Verdict;
+use super::{address, session};
 use crate::App;
 use crate::problem::Problem;
 
@@ -52,18 +56,36 @@ pub struct Caller {
     pub via: Via,
     /// The claim that their request was let in under, where they gave it a name (`Idempotency-Key`).
     pub request: Option<EventId>,
+    /// What of their team's things is theirs.
+    pub bounds: Arc<Bounds>,
+    /// How much they may ask at once, where their key says so itself.
+    pub limits: KeyLimits,
+    /// When their rights end by themselves.
+    pub ends: Option<Timestamp>,
+    /// Which text of their key they showed: how often it had been rotated when that was made.
+    pub generation: u32,
+    /// Where they called from, as far as that is known.
+    pub address: Option<IpAddr>,
+    /// The program they called with, by its own word.
+    pub user_agent: Option<String>,
 }
 
 impl Caller {
-    /// Who holds a key.
-    pub fn new(key: KeyId, grant: &KeyGrant) -> Self {
+    /// Somebody of this name, with no rights yet.
+    pub fn named(who: Who, name: impl Into<String>) -> Self {
         Self {
-            who: Who::Key(key),
-            name: grant.name.clone(),
-            team: grant.team.clone(),
-            scopes: grant.scopes.clone(),
+            who,
+            name: name.into(),
+            team: None,
+            scopes: Vec::new(),
             via: Via::Key,
             request: None,
+            bounds: Arc::default(),
+            limits: KeyLimits::default(),
+            ends: None,
+            generation: 0,
+            address: None,
+            user_agent: None,
         }
     }
 
@@ -113,8 +135,13 @@ impl Caller {
             Via::Key => ActorKind::ApiKey,
             Via::Session => ActorKind::Person,
         };
-        let origin = Origin { request: self.request, ..Origin::default() }.known();
-        Actor { kind, id: self.who.to_string(), team: self.team.clone(), origin }
+        let origin = Origin {
+            name: address::kept(&self.name),
+            address: self.address,
+            user_agent: self.user_agent.clone(),
+            request: self.request,
+        };
+        Actor { kind, id: self.who.to_string(), team: self.team.clone(), origin: origin.known() }
     }
 }
 
@@ -139,9 +166,7 @@ pub fn same_origin(request: &HttpRequest) -> bool {
     }
 }
 
-/// Who is calling, or the problem that says how to show it.
-pub fn identify(request: &HttpRequest) -> Result<Caller, Problem> {
-    let app = request.app_data::<web::Data<App>>().ok_or_else(|| Problem::internal("no application"))?;
+fn recognise(app: &App, request: &HttpRequest) -> Result<Caller, Problem> {
     if request.headers().contains_key(header::AUTHORIZATION) {
         return bearer(request.headers()).and_then(|key| app.keys.authenticate(key)).ok_or_else(Problem::unknown_key);
     }
@@ -149,11 +174,64 @@ pub fn identify(request: &HttpRequest) -> Result<Caller, Problem> {
     let caller = app
         .sessions
         .find(cookie.value())
-        // What the key may do is asked again: a revoked key ends its sessions too.
-        .and_then(|caller| app.current(&caller.who))
+        // What the key may do is asked again: one that was revoked or rotated away ends its sessions too.
+        .and_then(|caller| app.standing(&caller))
         .map(|caller| Caller { via: Via::Session, ..caller })
         .ok_or_else(Problem::unauthenticated)?;
     if same_origin(request) { Ok(caller) } else { Err(Problem::cross_site()) }
+}
+
+/// What was found out about the caller of a request, once, however often it is asked.
+#[derive(Clone)]
+pub(super) struct Recognised {
+    /// Who it is.
+    pub caller: Caller,
+    /// Why they are not let in all the same.
+    refused: Option<Problem>,
+}
+
+/// Who is calling, or the problem that says how to show it: a key or a session that is known, used from where it may
+/// be, and not too often. Counts a request once, however often it is asked.
+pub fn identify(request: &HttpRequest) -> Result<Caller, Problem> {
+    let known = request.extensions().get::<Recognised>().cloned();
+    let Recognised { caller, refused } = match known {
+        Some(known) => known,
+        None => look(request)?,
+    };
+    match refused {
+        Some(problem) => Err(problem),
+        None => Ok(caller),
+    }
+}
+
+fn look(request: &HttpRequest) -> Result<Recognised, Problem> {
+    let app = request.app_data::<web::Data<App>>().ok_or_else(|| Problem::internal("no application"))?;
+    let peer = address::peer(request);
+    let from = app.proxies.origin(peer, request.headers());
+    let recognised = recognise(app, request);
+    let caller = match recognised {
+        Ok(caller) => Caller { address: from, user_agent: address::user_agent(request.headers()), ..caller },
+        Err(problem) => {
+            // Whoever brings nothing guesses nothing.
+            let guessed = request.headers().contains_key(header::AUTHORIZATION);
+            let verdict = guessed.then(|| app.limits.failed(from.or(peer)));
+            let Some(Verdict { allowance, refused }) = verdict else { return Err(problem) };
+            allowance.map(|allowance| request.extensions_mut().insert(allowance));
+            return Err(refused.unwrap_or(problem));
+        }
+    };
+    let mut refused = (!caller.bounds.admits_address(from)).then(|| Problem::address_not_allowed(from));
+    if refused.is_none() {
+        let verdict = app.limits.check(&caller);
+        verdict.allowance.map(|allowance| request.extensions_mut().insert(allowance));
+        refused = verdict.refused;
+    }
+    if refused.is_none() {
+        app.keys.used(&caller, Timestamp::now());
+    }
+    let recognised = Recognised { caller, refused };
+    request.extensions_mut().insert(recognised.clone());
+    Ok(recognised)
 }
 
 impl FromRequest for Caller {

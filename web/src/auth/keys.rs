@@ -1,56 +1,71 @@
-//! API keys: `orc_<env>_<id>_<256 bits>`, known by their hash, folded from the log and kept up to date.
+//! The key ring: API keys (`orc_<env>_<id>_<256 bits>`) known by their hash, folded from the log and kept up to date.
+//!
+//! [`issuing`](super::issuing) is where keys come from. A key is looked up by the id in its text, which is no secret, and
+//! told by the hash of the whole, compared in constant time; whether it has run out is asked at each look.
 
-use std::collections::HashMap;
-use std::fmt::Write as _;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use orchestra_events::key::{Command, Key, KeyEvent, KeyGrant, Scope, decide, evolve};
+use orchestra_events::key::{Bounds, KeyEvent, KeyResource, LastUse, Scope};
 use orchestra_events::store::{Filter, MAX_PAGE, fold_stream};
-use orchestra_events::{
-    Actor, Envelope, EventId, EventStore, Expected, KeyId, NewEvent, Position, Revision, StoreError, StreamName,
-};
-use secrecy::SecretString;
+use orchestra_events::{Actor, Envelope, EventStore, KeyId, Position, Revision, StoreError};
 use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
-use tokio::sync::watch;
-use uuid::Uuid;
+use subtle::{Choice, ConstantTimeEq};
+use tokio::sync::{mpsc, watch};
 
-use super::Caller;
+use super::caller::{Caller, Via, Who};
 
 /// Longest key text looked at, in bytes; what is longer is no key.
 pub const MAX_KEY_TEXT: usize = 200;
-/// Longest environment in a key's prefix.
-pub const MAX_ENVIRONMENT: usize = 32;
+/// How long a key's use is not written down again after it was: a busy key is one event in an hour.
+pub const USE_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// The pause before the log is read again after it failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Why a key could not be issued or revoked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum KeyError {
-    /// The store said no.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The key's own rules said no.
-    #[error(transparent)]
-    Refused(#[from] orchestra_events::key::Refusal),
-    /// The environment does not fit into a key.
-    #[error("the environment of a key has 1 to {MAX_ENVIRONMENT} characters of a-z, 0-9 and '-'")]
-    Environment,
-    /// The system has no randomness to give.
-    #[error("the system gave no random bytes")]
-    NoRandomness,
-    /// An event could not be written as JSON.
-    #[error("a key event does not serialise: {0}")]
-    Json(String),
+/// A key, and what is needed to tell it at once.
+struct Entry {
+    resource: KeyResource,
+    /// The hash of its text, and of the one before it.
+    current: [u8; 32],
+    previous: Option<[u8; 32]>,
+    /// Shared with every caller who shows it.
+    bounds: Arc<Bounds>,
+    /// When its use was last written down, in seconds since 1970.
+    noted: AtomicI64,
 }
 
 /// Every key there is, by id.
 #[derive(Default)]
 pub struct KeyRing {
-    keys: RwLock<HashMap<KeyId, Key>>,
+    keys: RwLock<BTreeMap<KeyId, Entry>>,
     position: watch::Sender<Position>,
+    /// Counts what takes rights away: revocations and rotations. Open streams listen to it.
+    cuts: watch::Sender<u64>,
+    uses: OnceLock<mpsc::Sender<Used>>,
+    /// Held while somebody changes keys: who may change what depends on the others.
+    changing: tokio::sync::Mutex<()>,
+}
+
+/// A use of a key that is to be written down.
+pub struct Used {
+    /// Which key.
+    pub key: KeyId,
+    /// When and from where.
+    pub last: LastUse,
+    /// Who used it.
+    pub by: Actor,
+}
+
+/// A key as its owner's list shows it, and where the list goes on.
+pub struct KeyPage {
+    /// Newest first.
+    pub keys: Vec<KeyResource>,
+    /// The last of them, if there are more.
+    pub next: Option<KeyId>,
 }
 
 /// 256 random bits in hexadecimal. `None`: the system has none to give.
@@ -60,17 +75,25 @@ pub(super) fn random_hex() -> Option<String> {
     Some(hex(&bytes))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+pub(super) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes
+        .iter()
+        .flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]])
+        .map(char::from)
+        .collect()
 }
 
-fn digits(id: KeyId) -> String {
-    let text = id.to_string();
-    text.strip_prefix("key_").unwrap_or(&text).to_owned()
+/// 32 bytes in hexadecimal. What is not that matches nothing.
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (place, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * place..2 * place + 2)?, 16).ok()?;
+    }
+    Some(bytes)
 }
 
 /// The id that a key's text names.
@@ -86,12 +109,41 @@ fn id_of(text: &str) -> Option<KeyId> {
     format!("key_{id}").parse().ok()
 }
 
+impl Entry {
+    fn of(resource: KeyResource, before: Option<&Self>) -> Option<Self> {
+        let key = &resource.key;
+        let noted = key.last_use.map_or(i64::MIN, |last| last.at.as_second());
+        Some(Self {
+            current: unhex(&key.grant.secret_sha256)?,
+            previous: key.previous.as_ref().and_then(|previous| unhex(&previous.secret_sha256)),
+            bounds: Arc::new(key.grant.bounds.clone()),
+            noted: AtomicI64::new(before.map_or(noted, |before| before.noted.load(Ordering::Relaxed).max(noted))),
+            resource,
+        })
+    }
+
+    /// Who holds the text of this generation, while it is worth something.
+    fn caller(&self, generation: u32, now: Timestamp) -> Option<Caller> {
+        let KeyResource { id, key, .. } = &self.resource;
+        let ends = key.lasts(generation, now)?;
+        Some(Caller {
+            team: key.grant.team.clone(),
+            scopes: key.grant.scopes.clone(),
+            bounds: Arc::clone(&self.bounds),
+            limits: key.grant.limits,
+            ends,
+            generation,
+            ..Caller::named(Who::Key(*id), key.grant.name.clone())
+        })
+    }
+}
+
 impl KeyRing {
     /// Folds every key from the log.
     pub async fn load(store: &dyn EventStore) -> Result<Self, StoreError> {
         let ring = Self::default();
-        // Key by key and not event by event: the log is long and the keys are few. What is appended meanwhile is folded
-        // twice, which changes nothing.
+        // Key by key and not event by event: the log is long and the keys are few. What is appended meanwhile is read
+        // twice and folded once.
         let head = store.head().await?;
         let mut last = None;
         loop {
@@ -112,7 +164,8 @@ impl KeyRing {
         Ok(ring)
     }
 
-    async fn catch_up(&self, store: &dyn EventStore) -> Result<(), StoreError> {
+    /// Folds what the log has had since. What two fold at the same time is folded once.
+    pub async fn catch_up(&self, store: &dyn EventStore) -> Result<(), StoreError> {
         let filter = Filter::category("key");
         loop {
             let after = *self.position.borrow();
@@ -123,24 +176,38 @@ impl KeyRing {
             for envelope in &page.events {
                 self.apply(envelope);
             }
-            self.position.send_replace(page.through);
+            self.position.send_if_modified(|at| {
+                let further = page.through > *at;
+                *at = (*at).max(page.through);
+                further
+            });
         }
     }
 
     fn apply(&self, envelope: &Envelope) {
         let Some(id) = envelope.stream.key_id() else { return };
-        match KeyEvent::decode(envelope) {
-            Ok(Some(event)) => {
-                let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-                let key = keys.remove(&id);
-                if let Some(key) = evolve(key, &event) {
-                    keys.insert(id, key);
-                }
-            }
-            Ok(None) => {}
+        let event = match KeyEvent::decode(envelope) {
+            Ok(Some(event)) => event,
+            Ok(None) => return,
             Err(error) => {
                 tracing::error!(stream = %envelope.stream, revision = envelope.revision.0, "a key event does not read: {error}");
+                return;
             }
+        };
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        if keys.get(&id).is_some_and(|entry| envelope.revision <= entry.resource.revision) {
+            return;
+        }
+        let before = keys.remove(&id);
+        let folded = KeyResource::fold(before.as_ref().map(|entry| entry.resource.clone()), id, envelope, &event);
+        match folded.and_then(|resource| Entry::of(resource, before.as_ref())) {
+            Some(entry) => drop(keys.insert(id, entry)),
+            None => tracing::error!(stream = %envelope.stream, "a key's events do not fold; the key opens nothing"),
+        }
+        drop(keys);
+        match event {
+            KeyEvent::KeyRevoked {} | KeyEvent::KeyRotated { .. } => self.cuts.send_modify(|count| *count += 1),
+            KeyEvent::KeyIssued(_) | KeyEvent::KeyUsed { .. } => {}
         }
     }
 
@@ -175,105 +242,96 @@ impl KeyRing {
 
     /// Who holds this key. `None`: nobody, or nobody any more.
     pub fn authenticate(&self, text: &str) -> Option<Caller> {
+        self.authenticate_at(text, Timestamp::now())
+    }
+
+    /// The same at another time.
+    pub fn authenticate_at(&self, text: &str, now: Timestamp) -> Option<Caller> {
         let id = id_of(text)?;
+        let given: [u8; 32] = Sha256::digest(text.as_bytes()).into();
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        let key = keys.get(&id)?;
-        let given = hex(&Sha256::digest(text.as_bytes()));
-        let same: bool = given.as_bytes().ct_eq(key.grant.secret_sha256.as_bytes()).into();
-        (same && !key.revoked).then(|| Caller::new(id, &key.grant))
+        let entry = keys.get(&id)?;
+        // Both are compared whole, whatever the first says.
+        let current = given.ct_eq(&entry.current);
+        let previous =
+            given.ct_eq(&entry.previous.unwrap_or_default()) & Choice::from(u8::from(entry.previous.is_some()));
+        let newest = entry.resource.key.generation;
+        match (bool::from(current), bool::from(previous)) {
+            (true, _) => entry.caller(newest, now),
+            (false, true) => entry.caller(newest.checked_sub(1)?, now),
+            (false, false) => None,
+        }
     }
 
     /// Who holds the key of this id, as it stands now. For those who have shown the key before.
     pub fn holder(&self, id: KeyId) -> Option<Caller> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        keys.get(&id).filter(|key| !key.revoked).map(|key| Caller::new(id, &key.grant))
+        let entry = keys.get(&id)?;
+        entry.caller(entry.resource.key.generation, Timestamp::now())
     }
 
-    /// Every key, with its id.
-    pub fn all(&self) -> Vec<(KeyId, Key)> {
+    /// Who holds the text of this generation of a key, while that is worth something.
+    pub fn holder_of(&self, id: KeyId, generation: u32, now: Timestamp) -> Option<Caller> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        keys.iter().map(|(id, key)| (*id, key.clone())).collect()
+        keys.get(&id)?.caller(generation, now)
     }
-}
 
-async fn record(
-    store: &dyn EventStore,
-    id: KeyId,
-    expected: Expected,
-    events: Vec<KeyEvent>,
-    actor: &Actor,
-) -> Result<(), KeyError> {
-    let events = events
-        .into_iter()
-        .map(|event| {
-            Ok(NewEvent {
-                id: EventId(Uuid::now_v7()),
-                kind: event.kind().into(),
-                schema: orchestra_events::key::event::SCHEMA,
-                time: Timestamp::now(),
-                actor: actor.clone(),
-                correlation: None,
-                causation: None,
-                data: event.data().map_err(|error| KeyError::Json(error.to_string()))?,
-            })
+    /// A key with its dates, whatever it is worth.
+    pub fn find(&self, id: KeyId) -> Option<KeyResource> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.get(&id).map(|entry| entry.resource.clone())
+    }
+
+    /// Those keys that are wanted, before this one, newest first.
+    pub fn page(&self, wanted: impl Fn(&KeyResource) -> bool, before: Option<KeyId>, limit: usize) -> KeyPage {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let end = before.map_or(Bound::Unbounded, Bound::Excluded);
+        let range = keys.range((Bound::Unbounded, end)).rev().map(|(_, entry)| &entry.resource);
+        let mut found = range.filter(|key| wanted(key));
+        let page: Vec<_> = found.by_ref().take(limit).cloned().collect();
+        let next = page.last().map(|last| last.id).filter(|_| found.next().is_some());
+        KeyPage { keys: page, next }
+    }
+
+    /// Waits until nobody else changes keys through this process. Hold what is returned from looking to appending.
+    pub async fn changing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.changing.lock().await
+    }
+
+    /// Whether anybody but the holder of this key may do everything.
+    pub fn another_admin(&self, but: Option<KeyId>, now: Timestamp) -> bool {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.values().map(|entry| &entry.resource).any(|resource| {
+            Some(resource.id) != but && resource.key.stands(now) && resource.key.grant.scopes.contains(&Scope::Admin)
         })
-        .collect::<Result<Vec<_>, KeyError>>()?;
-    if !events.is_empty() {
-        store.append(&StreamName::key(id), expected, events).await?;
     }
-    Ok(())
-}
 
-/// Issues a key. Its text is returned here and exists nowhere else.
-pub async fn issue_key(
-    store: &dyn EventStore,
-    name: &str,
-    team: Option<&str>,
-    environment: &str,
-    scopes: Vec<Scope>,
-    actor: &Actor,
-) -> Result<(KeyId, SecretString), KeyError> {
-    let fits = (1..=MAX_ENVIRONMENT).contains(&environment.len())
-        && environment.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    if !fits {
-        return Err(KeyError::Environment);
+    /// Rings when rights were taken away: whoever serves somebody for long asks again then.
+    pub fn cuts(&self) -> watch::Receiver<u64> {
+        self.cuts.subscribe()
     }
-    let id = KeyId::from_uuid(Uuid::now_v7());
-    let secret = random_hex().ok_or(KeyError::NoRandomness)?;
-    let text = format!("orc_{environment}_{}_{secret}", digits(id));
-    let grant = KeyGrant {
-        name: name.to_owned(),
-        team: team.map(str::to_owned),
-        environment: environment.to_owned(),
-        scopes,
-        secret_sha256: hex(&Sha256::digest(text.as_bytes())),
-    };
-    record(store, id, Expected::NoStream, decide(None, Command::Issue(grant))?, actor).await?;
-    Ok((id, text.into()))
-}
 
-/// Revokes a key for good.
-pub async fn revoke_key(store: &dyn EventStore, id: KeyId, actor: &Actor) -> Result<(), KeyError> {
-    let history = orchestra_events::store::read_whole_stream(store, &StreamName::key(id)).await?;
-    let mut key = None;
-    for envelope in &history {
-        if let Some(event) = KeyEvent::decode(envelope).map_err(|error| KeyError::Json(error.to_string()))? {
-            key = evolve(key, &event);
+    /// Where uses of keys are sent, to be written down. Once; without it, none are.
+    pub fn note_uses(&self, to: mpsc::Sender<Used>) {
+        if self.uses.set(to).is_err() {
+            tracing::warn!("the uses of keys have a taker already");
         }
     }
-    let events = decide(key.as_ref(), Command::Revoke)?;
-    let expected = history.last().map_or(Expected::NoStream, |last| Expected::Exactly(last.revision));
-    record(store, id, expected, events, actor).await
-}
 
-/// Issues one admin key when there is no key at all. The text is returned this once.
-pub async fn ensure_admin_key(store: &dyn EventStore, ring: &KeyRing) -> Result<Option<SecretString>, KeyError> {
-    ring.catch_up(store).await?;
-    if !ring.keys.read().unwrap_or_else(PoisonError::into_inner).is_empty() {
-        return Ok(None);
+    /// Has the use of a key written down, unless it was a short while ago. Never waits: when the queue is full, a later
+    /// use is written down.
+    pub fn used(&self, caller: &Caller, now: Timestamp) {
+        let (Who::Key(id), Via::Key, Some(uses)) = (&caller.who, caller.via, self.uses.get()) else { return };
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(entry) = keys.get(id) else { return };
+        let (noted, second) = (entry.noted.load(Ordering::Relaxed), now.as_second());
+        if second.saturating_sub(noted) < USE_PAUSE.as_secs().cast_signed() {
+            return;
+        }
+        let first = entry.noted.compare_exchange(noted, second, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        let used = || Used { key: *id, last: LastUse { at: now, address: caller.address }, by: caller.actor() };
+        if first && uses.try_send(used()).is_err() {
+            entry.noted.store(noted, Ordering::Relaxed);
+        }
     }
-    let (_, text) =
-        issue_key(store, "first admin", None, "admin", vec![Scope::Admin], &Actor::system("first-start")).await?;
-    ring.catch_up(store).await?;
-    Ok(Some(text))
 }

@@ -81,7 +81,7 @@ mod tests {
 
     fn caller() -> Caller {
         let key = KeyId::from_uuid(Uuid::from_u128(1));
-        Caller { who: Who::Key(key), name: "Ada".to_owned(), team: None, scopes: Vec::new(), via: Via::Session }
+        Caller { via: Via::Session, ..Caller::named(Who::Key(key), "Ada") }
     }
 
     #[test]

@@ -24,10 +24,10 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use super::frames::Format;
 use crate::App;
 use crate::app::READ_YOUR_WRITES;
-use crate::auth::{Caller, Who};
+use crate::auth::{Caller, Standing};
 use crate::problem::Problem;
 
-/// How often a quiet stream says that it is still there, and how soon after its key was revoked it ends.
+/// How often a quiet stream says that it is still there.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long a reader may leave sent bytes unread before its connection is cut.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -58,7 +58,7 @@ pub enum Subject {
 
 struct Live {
     app: web::Data<App>,
-    who: Who,
+    standing: Standing,
     subscription: Subscription,
     subject: Subject,
     teams: HashMap<TaskId, String>,
@@ -72,6 +72,7 @@ struct Live {
 }
 
 enum Next {
+    Ended,
     Delivery(Result<Delivery, orchestra_events::StoreError>),
     Delta(Result<Delta, RecvError>),
     Heartbeat,
@@ -97,11 +98,13 @@ impl Live {
         loop {
             let next = tokio::select! {
                 biased;
+                () = self.standing.ended() => Next::Ended,
                 delivery = self.subscription.next_delivery() => Next::Delivery(delivery),
                 delta = delta(&mut self.deltas) => Next::Delta(delta),
                 _ = self.heartbeat.tick() => Next::Heartbeat,
             };
             match next {
+                Next::Ended => return None,
                 Next::Delivery(Ok(Delivery::Event(envelope))) => {
                     if !self.belongs(&envelope).await {
                         continue;
@@ -129,7 +132,6 @@ impl Live {
                 // Nobody speaks in this task now. The next event or heartbeat asks again.
                 Next::Delta(Err(RecvError::Closed)) => self.deltas = None,
                 Next::Heartbeat => {
-                    self.app.current(&self.who)?;
                     self.listen();
                     return Some(self.format.heartbeat());
                 }
@@ -195,8 +197,8 @@ pub fn respond(
     let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let live = Live {
+        standing: Standing::of(&app, caller),
         app,
-        who: caller.who.clone(),
         subscription,
         subject,
         teams: HashMap::new(),

@@ -114,6 +114,7 @@ pub fn tasks() -> Vec<TaskResource> {
             sandbox_usage: Some(sandbox_usage()),
             attempt: 2,
             failure: (status != TaskStatus::Succeeded).then(|| (failure.clone(), 2)),
+            created_by: None,
             created_at: time(),
             started_at: (status != TaskStatus::Queued).then(time),
             finished_at: status.is_final().then(time),

@@ -102,12 +102,9 @@ impl Visitor {
     pub fn sample() -> Self {
         let key = orchestra_events::KeyId::from_uuid(uuid::Uuid::from_u128(7));
         let caller = Caller {
-            who: Who::Key(key),
-            name: "Ada's laptop <b>".to_owned(),
             team: Some("platform".to_owned()),
-            scopes: Vec::new(),
             via: Via::Session,
-            request: None,
+            ..Caller::named(Who::Key(key), "Ada's laptop <b>")
         };
         Self::new(caller, Some("cookie".to_owned()))
     }

@@ -30,7 +30,7 @@ use orchestra_events::store::{Direction, MAX_PAGE};
 use orchestra_events::task::event::{CredentialKind, SCHEMA};
 use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
 use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, NewEvent, Revision, StreamName, TaskId};
-use orchestra_web::auth::{KeyRing, Who, ensure_admin_key, issue_key, revoke_key};
+use orchestra_web::auth::{KeyRing, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
 use orchestra_web::{App, configure};
 use secrecy::ExposeSecret;
 use serde_json::Value;
@@ -214,7 +214,7 @@ pub struct Server {
     pub service: Arc<Service>,
     pub campaigns: Arc<Campaigns>,
     pub admin: String,
-    _stop: DropGuard,
+    stop: DropGuard,
     _folder: tempfile::TempDir,
 }
 
@@ -257,11 +257,20 @@ impl Answer {
 
 impl Server {
     pub async fn start() -> Self {
-        Self::start_on(Arc::new(MemoryStore::new()), None).await
+        Self::start_as(Arc::new(MemoryStore::new()), None, |app| app).await
     }
 
-    /// The same over a log that there is already, of which this is the admin key.
-    pub async fn start_on(store: Arc<MemoryStore>, admin: Option<String>) -> Self {
+    /// A server whose application was changed before it served anybody.
+    pub async fn start_with(change: impl FnOnce(App) -> App) -> Self {
+        Self::start_as(Arc::new(MemoryStore::new()), None, change).await
+    }
+
+    /// A server over a log that there is already, of which this is the admin key.
+    pub async fn start_on(store: Arc<MemoryStore>, admin: String) -> Self {
+        Self::start_as(store, Some(admin), |app| app).await
+    }
+
+    async fn start_as(store: Arc<MemoryStore>, admin: Option<String>, change: impl FnOnce(App) -> App) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let read = Arc::new(ReadModels::open(&folder.path().join("read.db")).expect("read models"));
         let keys = Arc::new(KeyRing::load(&*store).await.expect("keys"));
@@ -279,8 +288,17 @@ impl Server {
         actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&log), cancel.clone().cancelled_owned()));
         let campaigns = Arc::new(Campaigns::new(Arc::clone(&store)));
         let budgets = Arc::new(Budgets::default());
-        let app = web::Data::new(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys));
-        Self { app, store, service, campaigns, admin, _stop: cancel.drop_guard(), _folder: folder }
+        let app = change(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys));
+        let app = web::Data::new(app);
+        Self { app, store, service, campaigns, admin, stop: cancel.drop_guard(), _folder: folder }
+    }
+
+    /// Has uses of keys and refusals written down from now on.
+    pub fn write_down(&self) {
+        let log = || -> Arc<dyn EventStore> { self.store.clone() };
+        let stop = || self.stop.token().clone().cancelled_owned();
+        actix_web::rt::spawn(write_uses(Arc::clone(&self.app.keys), log(), stop()));
+        actix_web::rt::spawn(write_refusals(Arc::clone(&self.app.refusals), log(), stop()));
     }
 
     /// A new key, known to the ring.
@@ -406,6 +424,22 @@ impl Pieces {
             }
             None => false,
         }
+    }
+
+    /// A piece of it, whatever it is. `None`: it has ended.
+    pub async fn piece(&mut self) -> Option<()> {
+        self.more().await.then_some(())
+    }
+
+    /// Reads it to its end.
+    pub async fn end(mut self) {
+        while self.more().await {}
+    }
+
+    /// Whether it has ended by now.
+    pub async fn has_ended(&mut self) -> bool {
+        let next = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_next(context));
+        matches!(tokio::time::timeout(Duration::from_millis(50), next).await, Ok(None))
     }
 
     async fn until(&mut self, mark: &str) -> Option<String> {

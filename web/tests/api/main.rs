@@ -6,6 +6,7 @@ mod campaigns;
 mod conformance;
 mod documents;
 mod harness;
+mod keys;
 mod matrix;
 mod payload;
 mod repeats;

@@ -29,6 +29,7 @@ use crate::harness::{SOON, Server, example};
 const MARK: &str = "canary";
 /// Ids that nothing has.
 const NO_TASK: &str = "task_00000000000000000000000000";
+const NO_KEY: &str = "key_00000000000000000000000000";
 const NO_CAMPAIGN: &str = "campaign_00000000000000000000000000";
 
 /// A row of the tables, without its handler.
@@ -66,6 +67,8 @@ struct Sample {
 struct Things {
     task: TaskId,
     campaign: CampaignId,
+    /// A key that whoever may change keys may change: it can do nothing else itself.
+    key: String,
     /// The revision of an event of the task with a text of its own.
     output: u64,
 }
@@ -88,6 +91,10 @@ impl Things {
         let budget = json!({"perDay": {"maxUsd": 900}}).to_string();
         let request = crate::harness::post(&server.admin, "/v1/budgets/project:platform/canary", &budget);
         assert_eq!(server.send(request.method(Method::PUT)).await.status, StatusCode::OK);
+        let key = json!({"name": MARK, "team": "platform", "scopes": ["keys:write"]}).to_string();
+        let answer = server.post(&server.admin, "/v1/keys", &key).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+        let key = answer.json()["id"].as_str().expect("an id").to_owned();
         let said = TaskEvent::Message {
             call: None,
             content: vec![Block::Text { text: Content::Inline(MARK.to_owned()) }],
@@ -96,13 +103,14 @@ impl Things {
         server.service.record(task, vec![said], &Actor::system("test"), Timestamp::now()).await;
         let last = server.store.read_stream(&StreamName::task(task), None, Direction::Backwards, 1).await;
         let output = last.expect("a stream").first().expect("an event").revision.0;
-        Self { task, campaign, output }
+        Self { task, campaign, key, output }
     }
 
     /// The sample of a row. Whoever adds a route adds a request that would go through here.
     fn sample(&self, server: &Server, row: &Row) -> Sample {
         let task = (row.path.replace("{id}", &self.task.to_string()), row.path.replace("{id}", NO_TASK));
         let campaign = (row.path.replace("{id}", &self.campaign.to_string()), row.path.replace("{id}", NO_CAMPAIGN));
+        let key = (row.path.replace("{id}", &self.key), row.path.replace("{id}", NO_KEY));
         let of = |(path, missing): (String, String), body| Sample { path, missing: Some(missing), body };
         let plain = |body| Sample { path: row.path.to_owned(), missing: None, body };
         let at = |path: &str| Sample { path: path.to_owned(), missing: None, body: Body::Nothing };
@@ -112,6 +120,8 @@ impl Things {
             ("POST", "/v1/campaigns") => plain(Body::Json(own_team(json!({
                 "name": "x", "repos": ["acme/api"], "task": "x", "model": "claude-sonnet-4-6",
             })))),
+            ("POST", "/v1/keys") => plain(Body::Json(json!({"name": "x", "scopes": ["keys:write"], "team": null}))),
+            (_, "/v1/keys/{id}" | "/v1/keys/{id}/rotate") => of(key, Body::Nothing),
             ("POST", "/v1/tasks/{id}/messages") => of(task, Body::Json(json!({"message": "Go on."}))),
             ("PUT", "/v1/tasks/{id}/credentials") => of(task, secrets()),
             ("PUT", "/v1/campaigns/{id}/credentials") => of(campaign, secrets()),
@@ -125,7 +135,7 @@ impl Things {
                 let at = |team: &str| format!("/v1/budgets/project:{team}/canary");
                 of((at("platform"), at("no-such-team")), body)
             }
-            ("GET", "/v1/tasks" | "/v1/campaigns" | "/v1/events" | "/v1/budgets" | "/v1/usage")
+            ("GET", "/v1/tasks" | "/v1/campaigns" | "/v1/keys" | "/v1/events" | "/v1/budgets" | "/v1/usage")
             | ("GET", "/openapi.json" | "/docs" | "/docs/style.css" | "/docs/errors")
             | ("GET", "/healthz" | "/readyz" | "/metrics")
             | ("GET", "/" | "/tasks" | "/live/tasks" | "/campaigns" | "/live/campaigns" | "/budgets" | "/sign-in") => {

@@ -58,7 +58,7 @@ async fn after_crash(server: &Server, lost: impl Fn(&Envelope) -> bool) -> Serve
         };
         store.append(&stream, expected, vec![event]).await.expect("an append");
     }
-    Server::start_on(store, Some(server.admin.clone())).await
+    Server::start_on(store, server.admin.clone()).await
 }
 
 #[test]
@@ -163,7 +163,9 @@ async fn after_a_crash_the_repeat_finds_what_was_done_or_does_it() {
     assert_eq!(count(&unanswered, "queued").await, 2);
 
     // Claimed, and nothing done.
-    let done = |event: &Envelope| event.actor.origin.is_some() || &*event.kind == "request-answered";
+    let done = |event: &Envelope| {
+        event.actor.origin.as_ref().is_some_and(|from| from.request.is_some()) || &*event.kind == "request-answered"
+    };
     let forsaken = after_crash(&server, done).await;
     assert_eq!(count(&forsaken, "queued").await, 1);
     let answers = join_all((0..COPIES).map(|_| forsaken.send(repeat()))).await;
@@ -183,4 +185,33 @@ async fn who_may_not_ask_leaves_nothing_in_the_log() {
     let long = server.send(named(&server.admin, &"r".repeat(256), &path, &json!({}))).await;
     assert_eq!(long.code(), "invalid-request");
     assert_eq!(count(&server, "request-claimed").await, 0);
+}
+
+#[actix_web::test]
+async fn a_key_is_issued_and_rotated_once_and_its_text_is_shown_once() {
+    let server = Server::start().await;
+    let body = json!({"name": "ci", "team": "platform", "scopes": ["tasks:read"]});
+    let answers = join_all((0..COPIES).map(|_| server.send(named(&server.admin, "k1", "/v1/keys", &body)))).await;
+    let texts: Vec<_> = answers.iter().filter_map(|answer| answer.json()["key"].as_str().map(str::to_owned)).collect();
+    assert_eq!(texts.len(), 1, "shown once");
+    let id = answers[0].json()["id"].clone();
+    let location = format!("/v1/keys/{}", id.as_str().expect("an id"));
+    for answer in &answers {
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+        assert_eq!((&answer.json()["id"], answer.header("location")), (&id, Some(&*location)));
+    }
+    assert_eq!(count(&server, "key-issued").await, 2, "the first admin's and this one");
+
+    let path = format!("{location}/rotate");
+    let answers = join_all((0..COPIES).map(|_| server.send(named(&server.admin, "k2", &path, &json!({}))))).await;
+    assert!(answers.iter().all(|answer| answer.status == StatusCode::OK));
+    assert_eq!(answers.iter().filter(|answer| answer.json()["key"].is_string()).count(), 1);
+    assert_eq!(count(&server, "key-rotated").await, 1);
+
+    // Issued, and the answer was lost in a crash: found again, by what it made.
+    let crashed = after_crash(&server, |event| &*event.kind == "request-answered").await;
+    let answer = crashed.send(named(&crashed.admin, "k1", "/v1/keys", &body)).await;
+    assert_eq!((answer.status, &answer.json()["id"]), (StatusCode::CREATED, &id), "{}", answer.text());
+    assert_eq!(answer.header("location"), Some(&*location));
+    assert_eq!(count(&crashed, "key-issued").await, 2);
 }

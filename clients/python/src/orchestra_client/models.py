@@ -288,6 +288,107 @@ HarnessName: TypeAlias = "Literal['builtin', 'claude-code', 'codex', 'opencode',
 """The agents there are."""
 
 
+IssuedKey: TypeAlias = 'Any'
+"""A key with its text, which is shown this once."""
+
+
+class Key(TypedDict):
+    """A key. Neither its text nor the hash of it is in it."""
+    bounds: KeyBounds
+    createdAt: str
+    createdBy: str
+    """The id of who issued it."""
+    environment: str
+    """The environment in its visible prefix."""
+    expiresAt: NotRequired[str | None]
+    id: str
+    lastUsedAt: NotRequired[str | None]
+    """To the hour: a busy key's use is noted once in an hour."""
+    lastUsedFrom: NotRequired[str | None]
+    """The address it was last used from."""
+    limits: KeyLimits
+    name: str
+    previousUntil: NotRequired[str | None]
+    """Until when the text before the last rotation works, where it still does."""
+    revokedAt: NotRequired[str | None]
+    rotatedAt: NotRequired[str | None]
+    scopes: list[str]
+    status: KeyStatus
+    team: NotRequired[str | None]
+    """The team it acts for; `null` for an operator's key."""
+
+
+class KeyBounds(TypedDict):
+    """What a key is good for within its team. An empty list bounds nothing."""
+    environments: list[str]
+    models: list[str]
+    """Patterns of the names of models."""
+    networks: list[str]
+    """Networks such as `10.0.0.0/8`."""
+    projects: list[str]
+    repos: list[str]
+    """Patterns of `forge:owner/name`, in which `*` stands for any characters."""
+    taskTypes: list[str]
+
+
+class KeyBoundsRequest(TypedDict):
+    """What a key is good for within its team. An absent or empty list bounds nothing of its own."""
+    environments: NotRequired[list[str] | None]
+    models: NotRequired[list[str] | None]
+    """Patterns of the names that callers give models."""
+    networks: NotRequired[list[str] | None]
+    """Networks that it may be used from, such as `10.0.0.0/8`, or addresses."""
+    projects: NotRequired[list[str] | None]
+    repos: NotRequired[list[str] | None]
+    """Patterns of `forge:owner/name`, in which `*` stands for any characters."""
+    taskTypes: NotRequired[list[str] | None]
+
+
+class KeyLimits(TypedDict):
+    """How much may be asked with a key at once; `null`: as the server's configuration says."""
+    burst: NotRequired[int | None]
+    concurrentTasks: NotRequired[int | None]
+    requestsPerMinute: NotRequired[int | None]
+
+
+class KeyLimitsRequest(TypedDict):
+    """How much may be asked with a key at once."""
+    burst: NotRequired[int | None]
+    """Requests at once; a minute's worth when absent."""
+    concurrentTasks: NotRequired[int | None]
+    """Tasks created with it that are not over."""
+    requestsPerMinute: NotRequired[int | None]
+    """Requests per minute, on average."""
+
+
+class KeyList(TypedDict):
+    """A page of keys."""
+    data: list[Key]
+    """Newest first."""
+    nextCursor: NotRequired[str | None]
+    """Pass it on as `cursor` for the next page; `null` when there is none."""
+
+
+class KeyRequest(TypedDict):
+    """A key that is to be issued. What is left out is as the caller's own."""
+    bounds: NotRequired[KeyBoundsRequest | None]
+    environment: NotRequired[str | None]
+    """Stands in its visible prefix, so that a production key is seen to be one; `live` when absent."""
+    expiresAt: NotRequired[str | None]
+    """From when on it is worth nothing; in the future."""
+    limits: NotRequired[KeyLimitsRequest | None]
+    name: str
+    """What you call it."""
+    scopes: list[str]
+    """What it may do. `campaigns:*` stands for all that begin so."""
+    team: NotRequired[str | None]
+    """The team it acts for. Without one it is an operator's, with the scope `admin`."""
+
+
+KeyStatus: TypeAlias = "Literal['active', 'expired', 'revoked']"
+"""What a key is worth."""
+
+
 class Links(TypedDict):
     """Where to go from here."""
     diff: str
@@ -326,7 +427,7 @@ class Problem(TypedDict):
     """The page about this code."""
 
 
-ProblemCode: TypeAlias = "Literal['invalid-request', 'invalid-query', 'invalid-json', 'unsupported-media-type', 'body-too-large', 'body-incomplete', 'unauthenticated', 'forbidden', 'cross-site-request', 'not-found', 'method-not-allowed', 'budget-exceeded', 'conflict', 'idempotency-key-reused', 'request-in-progress', 'overloaded', 'lagging', 'internal-error']"
+ProblemCode: TypeAlias = "Literal['invalid-request', 'invalid-query', 'invalid-json', 'unsupported-media-type', 'body-too-large', 'body-incomplete', 'unauthenticated', 'forbidden', 'address-not-allowed', 'rate-limited', 'too-many-tasks', 'cross-site-request', 'not-found', 'method-not-allowed', 'budget-exceeded', 'conflict', 'idempotency-key-reused', 'request-in-progress', 'overloaded', 'lagging', 'internal-error']"
 """The stable codes of refusals. Each has a page at `/docs/errors/`."""
 
 
@@ -381,6 +482,12 @@ RepoRequest: TypeAlias = 'str | RepoBranchesRequest'
 class RetryRequest(TypedDict):
     """What comes along with a new attempt."""
     credentials: NotRequired[CredentialsRequest | None]
+
+
+class RotateRequest(TypedDict):
+    """How a key is given a new text."""
+    overlapSeconds: NotRequired[int | None]
+    """How long the text it has now works on; an hour when absent."""
 
 
 class SandboxLimits(TypedDict):

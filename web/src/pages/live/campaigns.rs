@@ -11,6 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::list::Known;
 use super::{Message, Swap, Watch, Woken};
 use crate::App;
+use crate::auth::Standing;
 use crate::pages::campaigns::{self, Query};
 use crate::pages::error::PageError;
 use crate::pages::html::Html;
@@ -66,6 +67,7 @@ async fn stream(
 ) -> Result<HttpResponse, PageError> {
     let permit =
         app.streams.clone().try_acquire_owned().map_err(|_| Problem::overloaded("Every live stream is taken."))?;
+    let standing = Standing::of(&app, &visitor.caller);
     let watch = Watch::new(app.read.bell());
     let mut live = PanelStream { app, visitor, panel, watch, shown: None, _permit: permit };
     // Also where nothing is to be sent: who may not see it is told so now.
@@ -74,10 +76,13 @@ async fn stream(
     if seen == Some(live.watch.position()) {
         live.shown = Some(now);
     }
-    Ok(super::respond(stream::unfold(live, |mut live| async move {
-        let bytes = live.next().await?;
-        Some((Ok::<Bytes, Infallible>(bytes), live))
-    })))
+    Ok(super::respond(
+        standing,
+        stream::unfold(live, |mut live| async move {
+            let bytes = live.next().await?;
+            Some((Ok::<Bytes, Infallible>(bytes), live))
+        }),
+    ))
 }
 
 impl PanelStream {

@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Message, Swap, Watch, Woken};
 use crate::App;
+use crate::auth::Standing;
 use crate::fragments::TaskRow;
 use crate::pages::error::PageError;
 use crate::pages::html::Html;
@@ -44,6 +45,7 @@ pub async fn stream(
     let permit =
         app.streams.clone().try_acquire_owned().map_err(|_| Problem::overloaded("Every live stream is taken."))?;
     let seen = super::left_off(&request, known.position).map(Position);
+    let standing = Standing::of(&app, &visitor.caller);
     let mut live = ListStream {
         watch: Watch::new(app.read.bell()),
         app,
@@ -59,10 +61,13 @@ pub async fn stream(
             live.shown = None;
         }
     }
-    Ok(super::respond(stream::unfold(live, |mut live| async move {
-        let bytes = live.next().await?;
-        Some((Ok::<Bytes, Infallible>(bytes), live))
-    })))
+    Ok(super::respond(
+        standing,
+        stream::unfold(live, |mut live| async move {
+            let bytes = live.next().await?;
+            Some((Ok::<Bytes, Infallible>(bytes), live))
+        }),
+    ))
 }
 
 type Rows = Vec<(TaskId, Html)>;

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::html::Html;
+use crate::auth::Standing;
 
 /// The pause after which a silent stream says that it is alive, and looks whether its reader still may read.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -165,14 +166,18 @@ fn escape(text: &str) -> String {
 }
 
 /// Answers with a stream that no proxy holds back. It begins with a sign of life: the headers travel with the first
-/// bytes, and a page whose stream has nothing to say yet is to know that it is connected.
-pub fn respond(stream: impl Stream<Item = Result<Bytes, Infallible>> + 'static) -> HttpResponse {
+/// bytes, and a page whose stream has nothing to say yet is to know that it is connected. It ends with its reader's rights.
+pub fn respond(
+    mut standing: Standing,
+    stream: impl Stream<Item = Result<Bytes, Infallible>> + 'static,
+) -> HttpResponse {
     let connected = stream::once(std::future::ready(Ok(alive())));
+    let ended = Box::pin(async move { standing.ended().await });
     HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, "text/event-stream; charset=utf-8"))
         .insert_header((header::CACHE_CONTROL, "no-store, no-transform"))
         .insert_header(("x-accel-buffering", "no"))
-        .streaming(connected.chain(stream))
+        .streaming(connected.chain(stream).take_until(ended))
 }
 
 /// Where a reader left off: what it says itself when it comes back, else what its page said.

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::{KEEP_ALIVE, Message, Swap};
 use crate::App;
+use crate::auth::Standing;
 use crate::pages::diff;
 use crate::pages::error::PageError;
 use crate::pages::html::Html;
@@ -52,11 +53,15 @@ pub async fn stream(
         app.streams.clone().try_acquire_owned().map_err(|_| Problem::overloaded("Every live stream is taken."))?;
     let (current, _) = latest(&app, &visitor, task_id(&id)?).await?;
     let after = super::left_off(&request, after.after);
+    let standing = Standing::of(&app, &visitor.caller);
     let live = TaskStream::new(app, visitor, current, after.map(Revision), permit);
-    Ok(super::respond(stream::unfold(live, |mut live| async move {
-        let bytes = live.next().await?;
-        Some((Ok::<Bytes, Infallible>(bytes), live))
-    })))
+    Ok(super::respond(
+        standing,
+        stream::unfold(live, |mut live| async move {
+            let bytes = live.next().await?;
+            Some((Ok::<Bytes, Infallible>(bytes), live))
+        }),
+    ))
 }
 
 /// One reader of one task.

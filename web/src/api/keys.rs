@@ -1,0 +1,586 @@
+//! API keys: issued, listed, rotated and revoked. A key's text is in the answer that makes it, and nowhere afterwards.
+//!
+//! Nobody hands on more than they have: scopes, team, bounds, limits and the time until which they hold are the caller's
+//! own or less. What a request leaves out is as the caller's own.
+
+use std::time::Duration;
+
+use actix_web::http::header;
+use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::future::LocalBoxFuture;
+use ipnet::IpNet;
+use jiff::Timestamp;
+use orchestra_events::KeyId;
+use orchestra_events::key::bounds::{MAX_ENTRIES, MAX_PATTERN};
+use orchestra_events::key::{Bounds, KeyGrant, KeyLimits, KeyResource, Pattern, Refusal, Scope};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::fields::{Faults, Object, nearest, step};
+use super::query::Parameters;
+use super::{body, rules};
+use crate::App;
+use crate::auth::issuing::{KeyError, NewKey, is_environment, issue, revoke_key, rotate_key};
+use crate::auth::{Caller, Who};
+use crate::problem::{Code, Field, Problem, ProblemBody};
+
+/// Keys on a page when the caller does not say.
+pub const DEFAULT_PAGE: usize = 50;
+/// Most keys on a page.
+pub const MAX_PAGE: usize = 200;
+/// Longest name of a key, in bytes.
+pub const MAX_NAME: usize = 100;
+/// The environment in the prefix of a key whose request names none.
+pub const ENVIRONMENT: &str = "live";
+/// How long the text before a rotation works on, when the request does not say.
+pub const OVERLAP: Duration = Duration::from_secs(60 * 60);
+/// The longest that it can: whoever needs longer is served better by a second key.
+pub const MAX_OVERLAP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// The largest limit that a key can have.
+const MAX_LIMIT: u64 = 1_000_000_000;
+
+/// What a key is good for within its team. An empty list bounds nothing.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = KeyBounds)]
+pub struct BoundsView {
+    projects: Vec<String>,
+    environments: Vec<String>,
+    task_types: Vec<String>,
+    /// Patterns of `forge:owner/name`, in which `*` stands for any characters.
+    repos: Vec<String>,
+    /// Patterns of the names of models.
+    models: Vec<String>,
+    /// Networks such as `10.0.0.0/8`.
+    networks: Vec<String>,
+}
+
+/// How much may be asked with a key at once; `null`: as the server's configuration says.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = KeyLimits)]
+pub struct LimitsView {
+    requests_per_minute: Option<u32>,
+    burst: Option<u32>,
+    concurrent_tasks: Option<u32>,
+}
+
+/// What a key is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyStatus {
+    /// It works.
+    Active,
+    /// Its time is over.
+    Expired,
+    /// It was taken back.
+    Revoked,
+}
+
+/// A key. Neither its text nor the hash of it is in it.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Key)]
+pub struct KeyView {
+    id: String,
+    name: String,
+    status: KeyStatus,
+    /// The team it acts for; `null` for an operator's key.
+    team: Option<String>,
+    /// The environment in its visible prefix.
+    environment: String,
+    #[schema(value_type = Vec<String>)]
+    scopes: Vec<Scope>,
+    bounds: BoundsView,
+    limits: LimitsView,
+    #[schema(format = "date-time")]
+    created_at: String,
+    /// The id of who issued it.
+    created_by: String,
+    #[schema(format = "date-time")]
+    expires_at: Option<String>,
+    #[schema(format = "date-time")]
+    rotated_at: Option<String>,
+    /// Until when the text before the last rotation works, where it still does.
+    #[schema(format = "date-time")]
+    previous_until: Option<String>,
+    /// To the hour: a busy key's use is noted once in an hour.
+    #[schema(format = "date-time")]
+    last_used_at: Option<String>,
+    /// The address it was last used from.
+    last_used_from: Option<String>,
+    #[schema(format = "date-time")]
+    revoked_at: Option<String>,
+}
+
+impl KeyView {
+    fn of(resource: &KeyResource, now: Timestamp) -> Self {
+        let KeyResource { id, key, created_at, created_by, rotated_at, revoked_at, .. } = resource;
+        let KeyGrant { name, team, environment, scopes, bounds, expires_at, limits, secret_sha256: _ } = &key.grant;
+        let previous = key.previous.as_ref().filter(|previous| key.stands(now) && now < previous.until);
+        Self {
+            id: id.to_string(),
+            name: name.clone(),
+            status: match (key.revoked, key.expired(now)) {
+                (true, _) => KeyStatus::Revoked,
+                (false, true) => KeyStatus::Expired,
+                (false, false) => KeyStatus::Active,
+            },
+            team: team.clone(),
+            environment: environment.clone(),
+            scopes: scopes.clone(),
+            bounds: BoundsView {
+                projects: bounds.projects.clone(),
+                environments: bounds.environments.clone(),
+                task_types: bounds.task_types.clone(),
+                repos: bounds.repos.iter().map(Pattern::to_string).collect(),
+                models: bounds.models.iter().map(Pattern::to_string).collect(),
+                networks: bounds.networks.iter().map(IpNet::to_string).collect(),
+            },
+            limits: LimitsView {
+                requests_per_minute: limits.requests_per_minute,
+                burst: limits.burst,
+                concurrent_tasks: limits.concurrent_tasks,
+            },
+            created_at: created_at.to_string(),
+            created_by: created_by.clone(),
+            expires_at: expires_at.map(|time| time.to_string()),
+            rotated_at: rotated_at.map(|time| time.to_string()),
+            previous_until: previous.map(|previous| previous.until.to_string()),
+            last_used_at: key.last_use.map(|last| last.at.to_string()),
+            last_used_from: key.last_use.and_then(|last| last.address).map(|address| address.to_string()),
+            revoked_at: revoked_at.map(|time| time.to_string()),
+        }
+    }
+}
+
+/// A key with its text, which is shown this once.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct IssuedKey {
+    /// `orc_<environment>_<id>_<secret>`: send it as `Authorization: Bearer …`. It cannot be shown again: `null` in the
+    /// answer to a repeat of the request.
+    #[schema(required)]
+    key: Option<String>,
+    #[serde(flatten)]
+    about: KeyView,
+}
+
+/// A page of keys.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyList {
+    /// Newest first.
+    data: Vec<KeyView>,
+    /// Pass it on as `cursor` for the next page; `null` when there is none.
+    next_cursor: Option<String>,
+}
+
+impl From<KeyError> for Problem {
+    fn from(error: KeyError) -> Self {
+        match error {
+            KeyError::Store(error) => error.into(),
+            KeyError::Refused(Refusal::NoSuchKey) => Self::no_such_key(),
+            KeyError::Refused(refused @ (Refusal::Exists | Refusal::Revoked | Refusal::Expired)) => {
+                Self::new(Code::Conflict, format!("Nothing was done: {refused}."))
+            }
+            KeyError::Environment => {
+                Self::invalid(vec![Field { pointer: "/environment".to_owned(), detail: error.to_string() }])
+            }
+            KeyError::NoRandomness | KeyError::Json(_) => Self::internal(error),
+        }
+    }
+}
+
+/// Whether this key is one of those that exist for the caller: of their team, and not for things outside their bounds.
+fn sees(caller: &Caller, key: &KeyResource) -> bool {
+    let KeyGrant { team, bounds, .. } = &key.key.grant;
+    let of_team = team.as_deref().map_or_else(|| caller.is_admin(), |team| caller.sees(team));
+    caller.who == Who::Key(key.id) || (of_team && bounds.things_within(&caller.bounds))
+}
+
+async fn visible(app: &App, caller: &Caller, id: &str) -> Result<KeyResource, Problem> {
+    let id: KeyId = id.parse().map_err(|_| Problem::no_such_key())?;
+    app.keys.catch_up(&*app.store).await?;
+    app.keys.find(id).filter(|key| sees(caller, key)).ok_or_else(Problem::no_such_key)
+}
+
+/// What in a grant is more than the caller has.
+fn excess(caller: &Caller, grant: &NewKey) -> Vec<Field> {
+    let mut excess = Vec::new();
+    let mut more = |pointer: String, detail: String| excess.push(Field { pointer, detail });
+    for scope in &grant.scopes {
+        if !caller.may(*scope) {
+            more("/scopes".to_owned(), format!("`{scope}` is not yours to hand on"));
+        }
+    }
+    let own_team = match &grant.team {
+        Some(team) => caller.sees(team),
+        None => caller.is_admin(),
+    };
+    if !own_team {
+        more("/team".to_owned(), "is not the team of your key; leave it out".to_owned());
+    }
+    if !grant.bounds.within(&caller.bounds) {
+        more("/bounds".to_owned(), "reach further than those of your key; leave them out to have the same".to_owned());
+    }
+    if !grant.limits.within(&caller.limits) {
+        more("/limits".to_owned(), "are higher than those of your key; leave them out to have the same".to_owned());
+    }
+    if caller.ends.is_some_and(|ends| grant.expires_at.is_none_or(|end| end > ends)) {
+        more("/expiresAt".to_owned(), "is later than your own key expires; leave it out to have the same".to_owned());
+    }
+    excess
+}
+
+fn too_much(errors: Vec<Field>) -> Result<(), Problem> {
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let detail = "Nobody can hand on more than their own key has; `errors` says what is more. Nothing was done.";
+    Err(Problem { errors, ..Problem::new(Code::Forbidden, detail) })
+}
+
+fn name(text: &str) -> Result<(), String> {
+    let fits = (1..=MAX_NAME).contains(&text.len()) && !text.trim().is_empty() && !text.chars().any(char::is_control);
+    if fits { Ok(()) } else { Err(format!("expected 1 to {MAX_NAME} bytes, without control characters")) }
+}
+
+fn texts(object: &mut Object, name: &'static str, most: usize, faults: &mut Faults) -> Vec<String> {
+    let Some(raw) = object.take(name, faults) else { return Vec::new() };
+    match serde_json::from_str::<Vec<String>>(raw.get()) {
+        Ok(texts) if texts.len() <= most => texts,
+        Ok(_) | Err(_) => {
+            faults.add(object.at(name), format!("expected a list of at most {most} texts"));
+            Vec::new()
+        }
+    }
+}
+
+/// A list of texts that pass a rule, each once.
+fn listed<T: PartialEq>(
+    object: &mut Object,
+    name: &'static str,
+    faults: &mut Faults,
+    rule: impl Fn(String) -> Result<T, String>,
+) -> Vec<T> {
+    let at = object.at(name);
+    let mut found = Vec::new();
+    for (place, text) in texts(object, name, MAX_ENTRIES, faults).into_iter().enumerate() {
+        match rule(text) {
+            Ok(entry) if found.contains(&entry) => {}
+            Ok(entry) => found.push(entry),
+            Err(detail) => faults.add(step(&at, &place.to_string()), detail),
+        }
+    }
+    found
+}
+
+fn named(text: String) -> Result<String, String> {
+    rules::name(&text).map(|()| text)
+}
+
+fn repo_pattern(text: String) -> Result<Pattern, String> {
+    if text != "*" && !text.contains(':') {
+        return Err("expected a pattern of forge:owner/name, such as github:acme/*".to_owned());
+    }
+    Pattern::try_from(text).map_err(|error| error.to_string())
+}
+
+fn network(text: String) -> Result<IpNet, String> {
+    let host = || text.parse::<std::net::IpAddr>().map(IpNet::from);
+    let parsed = text.parse::<IpNet>().or_else(|_| host());
+    parsed.map(|network| network.trunc()).map_err(|_| "expected a network such as 10.0.0.0/8, or an address".to_owned())
+}
+
+fn bounds(body: &mut Object, faults: &mut Faults) -> Bounds {
+    let Some(mut given) = body.object("bounds", faults) else { return Bounds::default() };
+    let bounds = Bounds {
+        projects: listed(&mut given, "projects", faults, named),
+        environments: listed(&mut given, "environments", faults, named),
+        task_types: listed(&mut given, "taskTypes", faults, named),
+        repos: listed(&mut given, "repos", faults, repo_pattern),
+        models: listed(&mut given, "models", faults, |text| Pattern::try_from(text).map_err(|error| error.to_string())),
+        networks: listed(&mut given, "networks", faults, network),
+    };
+    given.finish(faults);
+    bounds
+}
+
+fn limits(body: &mut Object, faults: &mut Faults) -> KeyLimits {
+    let Some(mut given) = body.object("limits", faults) else { return KeyLimits::default() };
+    let mut limit = |name: &'static str| {
+        given.whole(name, 1, MAX_LIMIT, faults).map(|limit| u32::try_from(limit).unwrap_or(u32::MAX))
+    };
+    let limits = KeyLimits {
+        requests_per_minute: limit("requestsPerMinute"),
+        burst: limit("burst"),
+        concurrent_tasks: limit("concurrentTasks"),
+    };
+    given.finish(faults);
+    limits
+}
+
+/// The scopes that these names stand for; `campaigns:*` for all that begin so.
+fn scopes(body: &mut Object, faults: &mut Faults) -> Vec<Scope> {
+    let at = body.at("scopes");
+    let before = faults.count();
+    let mut found = Vec::new();
+    for (place, text) in texts(body, "scopes", Scope::ALL.len(), faults).into_iter().enumerate() {
+        let family = text.strip_suffix('*').filter(|family| family.ends_with(':'));
+        let meant = |scope: &&Scope| match family {
+            Some(family) => scope.as_str().starts_with(family),
+            None => scope.as_str() == text,
+        };
+        let scopes: Vec<_> = Scope::ALL.iter().filter(meant).copied().collect();
+        if scopes.is_empty() {
+            let detail = match nearest(&text, Scope::ALL.iter().map(|scope| scope.as_str())) {
+                Some(known) => format!("is no scope; did you mean `{known}`?"),
+                None => "is no scope; `tasks:read` is one, and `tasks:*` is all that begin so".to_owned(),
+            };
+            faults.add(step(&at, &place.to_string()), detail);
+        }
+        found.extend(scopes);
+    }
+    found.sort_unstable();
+    found.dedup();
+    if found.is_empty() && faults.count() == before {
+        faults.add(at, "expected at least one scope");
+    }
+    found
+}
+
+fn new_key(mut body: Object, caller: &Caller, now: Timestamp, faults: &mut Faults) -> NewKey {
+    let own_name = body.text("name", name, faults);
+    if own_name.is_none() && faults.count() == 0 {
+        faults.add(body.at("name"), "is required: what you call the key");
+    }
+    let environment = body.text(
+        "environment",
+        |text| if is_environment(text) { Ok(()) } else { Err(KeyError::Environment.to_string()) },
+        faults,
+    );
+    let scopes = scopes(&mut body, faults);
+    let before = faults.count();
+    let team = body.text("team", rules::name, faults).or_else(|| caller.team.clone());
+    let team_read = faults.count() == before;
+    let ends = body.text(
+        "expiresAt",
+        |text| match text.parse::<Timestamp>() {
+            Ok(time) if time > now => Ok(()),
+            Ok(_) => Err("lies in the past".to_owned()),
+            Err(_) => Err("expected a time such as 2027-01-31T00:00:00Z".to_owned()),
+        },
+        faults,
+    );
+    let new = NewKey {
+        name: own_name.unwrap_or_default(),
+        team,
+        environment: environment.unwrap_or_else(|| ENVIRONMENT.to_owned()),
+        bounds: bounds(&mut body, faults).or(&caller.bounds),
+        expires_at: ends.and_then(|text| text.parse().ok()).or(caller.ends),
+        limits: limits(&mut body, faults).or(&caller.limits),
+        scopes,
+    };
+    if team_read && new.team.is_none() && !new.scopes.contains(&Scope::Admin) {
+        faults.add(body.at("team"), "is required: a key without a team is an operator's, with the scope `admin`");
+    }
+    body.finish(faults);
+    new
+}
+
+fn answer(key: &SecretString, about: KeyView) -> IssuedKey {
+    IssuedKey { key: Some(key.expose_secret().to_owned()), about }
+}
+
+/// The key as a repeat of the request that made its text sees it: without the text, which was shown once.
+pub fn show(app: web::Data<App>, caller: Caller, id: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move {
+        let about = KeyView::of(&visible(&app, &caller, &id).await?, Timestamp::now());
+        Ok(HttpResponse::Ok().json(IssuedKey { key: None, about }))
+    })
+}
+
+/// Issues a key.
+///
+/// Its text is in this answer and cannot be shown again. A key can do no more than the one that issues it: scopes, team, bounds,
+/// limits and expiry are the same or less, and what is left out is the same.
+#[utoipa::path(post, path = "/v1/keys", tag = "keys", operation_id = "createKey",
+    request_body(content = super::openapi::KeyRequest),
+    responses(
+        (status = 201, description = "Issued", body = IssuedKey, headers(("Location" = String, description = "The key"))),
+        (status = 403, description = "More than the caller has", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "Fields that do not do", body = ProblemBody, content_type = "application/problem+json"),
+    ))]
+pub async fn create(
+    app: web::Data<App>,
+    caller: Caller,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::KeysWrite)?;
+    let raw = body::json(&request, payload).await?;
+    let now = Timestamp::now();
+    let mut faults = Faults::default();
+    let new = Object::read(&raw, "", &mut faults).map(|body| new_key(body, &caller, now, &mut faults));
+    faults.none()?;
+    let Some(new) = new else { return Err(Problem::internal("a key that was read is not there")) };
+    let _one_at_a_time = app.keys.changing().await;
+    let caller = still(&app, &caller).await?;
+    too_much(excess(&caller, &new))?;
+    let actor = new.team.as_deref().map_or_else(|| caller.actor(), |team| caller.actor_for(team));
+    let (id, text) = issue(&*app.store, new, &actor).await?;
+    app.keys.catch_up(&*app.store).await?;
+    let key = app.keys.find(id).ok_or_else(|| Problem::internal("the new key is not there"))?;
+    let location = format!("/v1/keys/{id}");
+    let body = answer(&text, KeyView::of(&key, Timestamp::now()));
+    Ok(HttpResponse::Created().insert_header((header::LOCATION, location)).json(body))
+}
+
+/// The caller's rights as they stand once everybody before them is done: two people at once do not act on what the other
+/// has just taken back.
+async fn still(app: &App, caller: &Caller) -> Result<Caller, Problem> {
+    app.keys.catch_up(&*app.store).await?;
+    let now = app.standing(caller).ok_or_else(Problem::unknown_key)?;
+    Ok(Caller {
+        via: caller.via,
+        address: caller.address,
+        user_agent: caller.user_agent.clone(),
+        request: caller.request,
+        ..now
+    })
+}
+
+/// Lists keys, newest first.
+#[utoipa::path(get, path = "/v1/keys", tag = "keys", operation_id = "listKeys",
+    params(
+        ("team" = Option<String>, Query),
+        ("cursor" = Option<String>, Query, description = "`nextCursor` of the page before"),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 200),
+    ),
+    responses((status = 200, description = "A page of keys", body = KeyList)))]
+pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::KeysRead)?;
+    let mut query = Parameters::of(&request)?;
+    let team = query.text("team");
+    let cursor = query.parsed::<KeyId>("cursor", "the nextCursor of the page before");
+    let limit = query.limit(DEFAULT_PAGE, MAX_PAGE);
+    query.finish()?;
+    app.keys.catch_up(&*app.store).await?;
+    let wanted = |key: &KeyResource| {
+        sees(&caller, key) && team.as_ref().is_none_or(|team| key.key.grant.team.as_ref() == Some(team))
+    };
+    let page = app.keys.page(wanted, cursor, limit);
+    let now = Timestamp::now();
+    Ok(HttpResponse::Ok().json(KeyList {
+        data: page.keys.iter().map(|key| KeyView::of(key, now)).collect(),
+        next_cursor: page.next.map(|id| id.to_string()),
+    }))
+}
+
+/// Reads a key.
+#[utoipa::path(get, path = "/v1/keys/{id}", tag = "keys", operation_id = "getKey",
+    params(("id" = String, Path)),
+    responses((status = 200, description = "The key", body = KeyView),
+        (status = 404, description = "No such key, or another team's", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn get(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::KeysRead)?;
+    Parameters::of(&request)?.finish()?;
+    Ok(HttpResponse::Ok().json(KeyView::of(&visible(&app, &caller, &id).await?, Timestamp::now())))
+}
+
+/// Gives a key a new text.
+///
+/// The new one is in this answer and cannot be shown again; the one before works on for `overlapSeconds`, an older one no longer.
+#[utoipa::path(post, path = "/v1/keys/{id}/rotate", tag = "keys", operation_id = "rotateKey",
+    params(("id" = String, Path)),
+    request_body(content = Option<super::openapi::RotateRequest>),
+    responses((status = 200, description = "Rotated", body = IssuedKey),
+        (status = 403, description = "The key can do more than the caller's", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "No such key, or another team's", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 409, description = "The key is revoked or expired", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "Fields that do not do", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn rotate(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::KeysWrite)?;
+    Parameters::of(&request)?.finish()?;
+    let mut faults = Faults::default();
+    let overlap = body::optional_object(&request, payload, &mut faults).await?.and_then(|mut body| {
+        let overlap = body.whole("overlapSeconds", 0, MAX_OVERLAP.as_secs(), &mut faults);
+        body.finish(&mut faults);
+        overlap
+    });
+    faults.none()?;
+    let _one_at_a_time = app.keys.changing().await;
+    let key = visible(&app, &caller, &id).await?;
+    let caller = still(&app, &caller).await?;
+    // Whoever gets the new text has what the key has.
+    let KeyGrant { name, team, environment, scopes, bounds, expires_at, limits, .. } = key.key.grant.clone();
+    let grant = NewKey { name, team, environment, scopes, bounds, expires_at, limits };
+    if caller.who != Who::Key(key.id) {
+        too_much(excess(&caller, &grant))?;
+    }
+    let actor = grant.team.as_deref().map_or_else(|| caller.actor(), |team| caller.actor_for(team));
+    let overlap = overlap.map_or(OVERLAP, Duration::from_secs);
+    let text = rotate_key(&*app.store, key.id, &grant.environment, overlap, &actor).await?;
+    app.keys.catch_up(&*app.store).await?;
+    let key = app.keys.find(key.id).ok_or_else(Problem::no_such_key)?;
+    Ok(HttpResponse::Ok().json(answer(&text, KeyView::of(&key, Timestamp::now()))))
+}
+
+/// Revokes a key for good.
+///
+/// It is worth nothing from now on, and what is open with it ends within a second. A key revokes itself only with `self=true`, and
+/// the last key that can do everything is not revoked.
+#[utoipa::path(delete, path = "/v1/keys/{id}", tag = "keys", operation_id = "revokeKey",
+    params(("id" = String, Path),
+        ("self" = Option<bool>, Query, description = "`true`: also if it is the key that asks")),
+    responses((status = 204, description = "Revoked, now or before"),
+        (status = 403, description = "An operator's key", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "No such key, or another team's", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 409, description = "The last admin key, or the caller's own without `self=true`", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn revoke(
+    app: web::Data<App>,
+    caller: Caller,
+    id: web::Path<String>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    caller.require(Scope::KeysWrite)?;
+    let mut query = Parameters::of(&request)?;
+    let itself = query.parsed::<bool>("self", "true or false").unwrap_or(false);
+    query.finish()?;
+    let _one_at_a_time = app.keys.changing().await;
+    let key = visible(&app, &caller, &id).await?;
+    let caller = still(&app, &caller).await?;
+    let conflict = |detail: &str| Err(Problem::new(Code::Conflict, detail));
+    let admin = key.key.grant.scopes.contains(&Scope::Admin);
+    if admin && !caller.is_admin() {
+        return Err(Problem::missing_scope(Scope::Admin));
+    }
+    if caller.who == Who::Key(key.id) && !itself {
+        return conflict("This is the key you are asking with. Add `?self=true` if you mean it.");
+    }
+    let now = Timestamp::now();
+    if admin && key.key.stands(now) && !app.keys.another_admin(Some(key.id), now) {
+        return conflict("This is the last key that can do everything. Issue another one first.");
+    }
+    let team = key.key.grant.team.as_deref();
+    let actor = team.map_or_else(|| caller.actor(), |team| caller.actor_for(team));
+    revoke_key(&*app.store, key.id, &actor).await?;
+    app.keys.catch_up(&*app.store).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+// What is described and not built is in `openapi.rs`; this keeps its figures true.
+const _: () = assert!(MAX_ENTRIES == 64 && MAX_PATTERN == 400 && MAX_NAME == 100 && MAX_OVERLAP.as_secs() == 2_592_000);
