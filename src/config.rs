@@ -8,12 +8,15 @@ mod egress;
 mod images;
 mod layers;
 mod limits;
+mod retention;
+mod sign_in;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use orchestra_actors::Retention;
 use orchestra_actors::allowed::AllowedModels;
 use orchestra_events::task::event::{MAX_ATTEMPTS, Workspace};
 use orchestra_runtime::forge::{ForgeConfig, ForgeKind};
@@ -24,11 +27,14 @@ use orchestra_runtime::sandbox::{HostIds, MAX_READY};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+pub use retention::{RetentionSection, TeamRetention};
+
 pub use commits::CommitsSection;
 pub use egress::{EgressSection, TeamEgress};
 pub use images::ImagesSection;
 pub use layers::{Loaded, load};
 pub use limits::{LimitsSection, TeamLimits};
+pub use sign_in::{OidcSection, SessionsSection};
 
 /// Every key. `*` stands for a name of the operator's choosing.
 pub const KEYS: &[&str] = &[
@@ -110,6 +116,7 @@ pub const KEYS: &[&str] = &[
     "gateway.hosted_tools.*",
     "prices_file",
     "billing.refund_failed",
+    "retention.content_days",
     "teams.*.models",
     "teams.*.image",
     "teams.*.images",
@@ -126,12 +133,22 @@ pub const KEYS: &[&str] = &[
     "limits.failures_per_minute",
     "limits.concurrent_tasks",
     "limits.team_concurrent_tasks",
+    "teams.*.retention.content_days",
     "egress.allow",
     "egress.permit",
     "egress.networks",
     "egress.max_bytes",
     "egress.max_connections",
     "egress.idle_timeout",
+    "oidc.issuer",
+    "oidc.client_id",
+    "oidc.client_secret_env",
+    "oidc.label",
+    "oidc.scopes",
+    "oidc.groups_claim",
+    "oidc.map",
+    "sessions.lifetime",
+    "sessions.idle",
 ];
 
 /// The effective configuration.
@@ -189,11 +206,19 @@ pub struct Config {
     pub billing: BillingSection,
     /// How much callers may ask at once.
     pub limits: LimitsSection,
+    /// How long words are kept.
+    pub retention: RetentionSection,
     /// What the operator says about single teams.
     #[serde(default)]
     pub teams: BTreeMap<String, TeamSection>,
     /// Where sandboxes may connect to.
     pub egress: EgressSection,
+    /// Who vouches for people.
+    #[serde(default)]
+    pub oidc: OidcSection,
+    /// How long people stay signed in.
+    #[serde(default)]
+    pub sessions: SessionsSection,
 }
 
 /// `models.NAME`.
@@ -370,6 +395,9 @@ pub struct TeamSection {
     /// How much it may ask at once, in place of what `limits` says.
     #[serde(default, skip_serializing_if = "TeamLimits::is_empty")]
     pub limits: TeamLimits,
+    /// How long the words of its tasks are kept, in place of what `retention` says.
+    #[serde(default, skip_serializing_if = "TeamRetention::is_empty")]
+    pub retention: TeamRetention,
 }
 
 impl Default for Config {
@@ -453,8 +481,11 @@ impl Default for Config {
             },
             billing: BillingSection { refund_failed: true },
             limits: LimitsSection::default(),
+            retention: RetentionSection::default(),
             teams: BTreeMap::new(),
             egress: EgressSection::default(),
+            oidc: OidcSection::default(),
+            sessions: SessionsSection::default(),
         }
     }
 }
@@ -515,6 +546,7 @@ impl Config {
         self.sandbox.host_ids.ids()?;
         self.check_images()?;
         self.egress.rules(&self.teams, &self.images_dir())?;
+        self.check_sign_in()?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
         refuse(self.cache.lowers == 0, "cache.lowers is at least 1")?;
@@ -580,6 +612,11 @@ impl Config {
     pub fn branch_policies(&self) -> anyhow::Result<BranchPolicies> {
         let own = self.teams.iter().map(|(team, section)| (team, &section.branches));
         Ok(BranchPolicies::new(&self.branches, own)?)
+    }
+
+    /// How long the words of what has ended are kept.
+    pub fn retention(&self) -> anyhow::Result<Retention> {
+        retention::rules(&self.retention, &self.teams)
     }
 
     /// The operator's own texts: pull requests, commits, comments.
@@ -677,6 +714,7 @@ mod tests {
             ("[sandbox]\ntimeout = \"5\"", "sandbox.timeout"),
             ("[sandbox]\ncpus = 0.0", "sandbox.cpus"),
             ("store = \"oracle\"", "store"),
+            ("trusted_proxies = [\"10.0.0.0/99\"]", "trusted_proxies"),
             ("default_forge = \"nowhere\"", "default_forge"),
             ("[branches]\ntemplate = \"x/{slog}-{shortid}\"", "{slug}"),
             ("[branches]\nbases = [\"[\"]", "branches.bases"),

@@ -17,7 +17,7 @@ use orchestra_actors::speech::Speech;
 use orchestra_actors::usage::Totals;
 use orchestra_actors::workshop::egress::EgressDesk;
 use orchestra_actors::workshop::{SetupRules, Setups, Workshop};
-use orchestra_actors::{Capacity, Defaults, Orchestra};
+use orchestra_actors::{Capacity, Defaults, ErasureMarks, Orchestra};
 use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
 use orchestra_events::projections::ReadModels;
@@ -32,7 +32,9 @@ use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, SandboxSpec,
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
-use orchestra_web::auth::{KeyRing, Limits, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
+use orchestra_web::auth::{
+    self, KeyRing, Sessions, Transport, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses,
+};
 use orchestra_web::fragments::Fragments;
 use orchestra_web::pages::Dashboard;
 use secrecy::{ExposeSecret, SecretString};
@@ -84,8 +86,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let read = Arc::new(ReadModels::open(&data.join("read.db")).context("cannot open the read models")?);
     let keys = Arc::new(KeyRing::load(&*store).await.context("cannot read the API keys")?);
     let admin_key = ensure_admin_key(&*store, &keys).await.context("cannot issue the first key")?;
+    let lasting = config.sessions.lasting()?;
+    let sessions = Arc::new(Sessions::load(&*store, lasting).await.context("cannot read who is signed in")?);
     let cancel = CancellationToken::new();
     actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&store), cancel.clone().cancelled_owned()));
+    actix_web::rt::spawn(Arc::clone(&sessions).follow(Arc::clone(&store), cancel.clone().cancelled_owned()));
     let uses = write_uses(Arc::clone(&keys), Arc::clone(&store), cancel.clone().cancelled_owned());
     actix_web::rt::spawn(uses);
 
@@ -104,6 +109,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         Defaults {
             timeout_seconds: parse_duration(&config.sandbox.timeout)?.as_secs(),
             retry: Some(Attempts { most: config.retry.attempts, workspace: config.retry.workspace }),
+            retention: config.retention()?,
         },
     );
     orchestra.limit_tasks(Arc::new(config.open_tasks(Arc::clone(&keys))));
@@ -111,10 +117,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
     let (tasks, campaigns, budgets) = (Arc::clone(&orchestra), Arc::clone(&orchestra), Arc::clone(&orchestra));
+    let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
     let app = App::new(tasks, campaigns, budgets, store, read, keys)
         .with_dashboard(dashboard)
+        .with_people(sessions, config.people(&public_url)?)
+        .reached(Transport::of(&public_url))
         .behind(config.proxies()?)
-        .limited(Limits::new(config.rates()));
+        .limited(auth::Limits::new(config.rates()));
     let refusals = Arc::clone(&app.refusals);
     actix_web::rt::spawn(write_refusals(refusals, Arc::clone(&app.store), cancel.clone().cancelled_owned()));
     let app = web::Data::new(match metrics() {
@@ -137,8 +146,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     // Beside everything else: a task that needs one of them before waits for its pull.
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { images.pull_all().await }));
     let resumed = orchestra.resume().await.context("cannot take up the open tasks")?;
+    let forgetting = Arc::clone(&orchestra);
+    actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { forgetting.keep_forgetting().await }));
     tracing::info!(%address, resumed, "serving");
-    let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
     Ok(Server { address, orchestra, app, admin_key, public_url, handle, serving, cancel })
 }
 
@@ -198,6 +208,7 @@ async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Resul
         texts: Texts::open(config.texts_dir().as_deref()).context("in templates_dir")?,
         vault: Arc::new(Vault::new()),
         calls: CallMarks::open(data.join("calls")).context("cannot create the folder of call marks")?,
+        erasing: ErasureMarks::open(data.join("erasing")).context("cannot create the folder of erasures")?,
         speech: Speech::default(),
         images: Arc::new(config.supply()?),
         image_rules: config.image_rules()?,

@@ -9,8 +9,8 @@ use orchestra_events::json::DecodeError;
 use orchestra_events::store::fold_stream;
 use orchestra_events::task::{self, Task, TaskEvent, TaskSpec};
 use orchestra_events::{
-    Actor, Appended, CampaignId, Envelope, EventId, EventStore, Expected, NewEvent, Revision, StoreError, StreamName,
-    TaskId,
+    Actor, Appended, CampaignId, Envelope, EventId, EventStore, Expected, NewEvent, Private, Revision, StoreError,
+    StreamName, TaskId,
 };
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -32,8 +32,8 @@ pub trait Subject: Copy {
     fn stream(self) -> StreamName;
     /// Reads an event of its stream; `None`: one that this version does not know.
     fn decode(envelope: &Envelope) -> Result<Option<Self::Event>, DecodeError>;
-    /// Name and data of an event.
-    fn encode(event: &Self::Event) -> Result<(&'static str, Box<RawValue>), serde_json::Error>;
+    /// Name and data of an event: what stays of it, and what may be forgotten.
+    fn encode(event: &Self::Event, salt: [u8; 32]) -> Result<Encoded, serde_json::Error>;
     /// The state after an event.
     fn evolve(state: Option<Self::State>, event: &Self::Event) -> Option<Self::State>;
 }
@@ -53,8 +53,9 @@ impl Subject for TaskId {
         TaskEvent::decode(envelope)
     }
 
-    fn encode(event: &TaskEvent) -> Result<(&'static str, Box<RawValue>), serde_json::Error> {
-        Ok((event.kind(), event.data()?))
+    fn encode(event: &TaskEvent, salt: [u8; 32]) -> Result<Encoded, serde_json::Error> {
+        let (data, private) = event.parts(salt)?;
+        Ok((event.kind(), data, private))
     }
 
     fn evolve(state: Option<Task>, event: &TaskEvent) -> Option<Task> {
@@ -77,13 +78,25 @@ impl Subject for CampaignId {
         CampaignEvent::decode(envelope)
     }
 
-    fn encode(event: &CampaignEvent) -> Result<(&'static str, Box<RawValue>), serde_json::Error> {
-        Ok((event.kind(), event.data()?))
+    fn encode(event: &CampaignEvent, salt: [u8; 32]) -> Result<Encoded, serde_json::Error> {
+        let (data, private) = event.parts(salt)?;
+        Ok((event.kind(), data, private))
     }
 
     fn evolve(state: Option<Campaign>, event: &CampaignEvent) -> Option<Campaign> {
         campaign::evolve(state, event)
     }
+}
+
+/// The name of an event, what stays of its data, and what may be forgotten.
+pub type Encoded = (&'static str, Box<RawValue>, Option<Private>);
+
+/// Random bytes that nobody guesses: each half has 122 of its bits drawn anew.
+fn salt() -> [u8; 32] {
+    let mut salt = [0; 32];
+    salt[..16].copy_from_slice(Uuid::new_v4().as_bytes());
+    salt[16..].copy_from_slice(Uuid::new_v4().as_bytes());
+    salt
 }
 
 /// A state, folded, and how far.
@@ -138,7 +151,8 @@ pub fn new_events<I: Subject>(
     let time = Timestamp::now();
     let stream = id.stream();
     let new = |event| {
-        let (kind, data) = I::encode(event).map_err(|error| JournalError::Damaged(error.to_string()))?;
+        let (kind, data, private) =
+            I::encode(event, salt()).map_err(|error| JournalError::Damaged(error.to_string()))?;
         Ok(NewEvent {
             id: EventId(Uuid::now_v7()),
             kind: Arc::from(kind),
@@ -148,6 +162,7 @@ pub fn new_events<I: Subject>(
             correlation: Some(stream.clone()),
             causation: None,
             data,
+            private,
         })
     };
     events.iter().map(new).collect()

@@ -10,6 +10,7 @@ pub mod admission;
 pub mod allowed;
 pub mod calls;
 pub mod campaign;
+pub mod erasure;
 pub mod images;
 mod intake;
 pub mod journal;
@@ -29,7 +30,11 @@ pub mod usage;
 pub mod workshop;
 
 pub use campaign::service::CampaignService;
+pub use erasure::{ErasureMarks, Retention};
 pub use ledger::{LedgerError, Ledgers, Settlement};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;
-pub use service::{BudgetService, Credentials, Delta, FieldError, NewRepo, NewTask, Submitted, TaskService};
+pub use service::{
+    Attempt, BudgetService, Credentials, Delta, Erased, FieldError, Identity, IdentityError, IdentityProvider, NewRepo,
+    NewTask, Submitted, TaskService,
+};

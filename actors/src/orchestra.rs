@@ -24,6 +24,7 @@ use uuid::Uuid;
 use crate::admission::{Admission, TaskLimits};
 use crate::campaign::service::Means;
 use crate::campaign::supervisor::{CampaignSupervisor, TakeUp};
+use crate::erasure::Retention;
 use crate::intake::Intake;
 use crate::journal::{self, JournalError};
 use crate::ledger::LedgerError;
@@ -32,7 +33,8 @@ use crate::reaper::{Open, Reap, Reaper, open_tasks};
 use crate::recovery::settle_orphans;
 use crate::scheduler::{Capacity, Enqueue, Lengths, Scheduler, Serve};
 use crate::service::{
-    BudgetService, Credentials, Delta, FieldError, Idempotency, NewRepo, NewTask, ServiceError, Submitted, TaskService,
+    BudgetService, Credentials, Delta, Erased, FieldError, Idempotency, NewRepo, NewTask, ServiceError, Submitted,
+    TaskService,
 };
 use crate::supervisor::{Count, TaskSupervisor, Tell};
 use crate::task::{AskError, Drain};
@@ -56,14 +58,21 @@ pub struct Defaults {
     pub timeout_seconds: u64,
     /// What follows an attempt that failed.
     pub retry: Option<Attempts>,
+    /// How long the words of what has ended are kept.
+    pub retention: Retention,
 }
 
 /// The running actors.
 pub struct Orchestra {
     pub(crate) store: Arc<dyn EventStore>,
-    read: Arc<ReadModels>,
+    pub(crate) read: Arc<ReadModels>,
     pub(crate) workshop: Arc<Workshop>,
     defaults: Defaults,
+    pub(crate) retention: Retention,
+    /// One erasure at a time, so that a mark without an event is of one that failed and not of one that has just begun.
+    pub(crate) erasing: tokio::sync::Mutex<()>,
+    /// Rung when there is something for the sweep.
+    pub(crate) erasure_wanted: tokio::sync::Notify,
     supervisor: Addr<TaskSupervisor>,
     pub(crate) campaigns: Addr<CampaignSupervisor>,
     intake: Intake,
@@ -118,7 +127,10 @@ impl Orchestra {
             store,
             read,
             workshop,
+            retention: defaults.retention.clone(),
             defaults,
+            erasing: tokio::sync::Mutex::default(),
+            erasure_wanted: tokio::sync::Notify::new(),
             supervisor,
             campaigns,
             intake,
@@ -381,8 +393,8 @@ impl Orchestra {
         Ok(task)
     }
 
-    async fn blob(&self, blob: &BlobRef) -> Result<Vec<u8>, ServiceError> {
-        self.workshop.blobs.get(blob).await.map_err(|error| ServiceError::Internal(error.to_string()))
+    async fn blob(&self, id: TaskId, blob: &BlobRef) -> Result<Vec<u8>, ServiceError> {
+        self.workshop.blobs.get(id, blob).await.map_err(|error| ServiceError::Internal(error.to_string()))
     }
 }
 
@@ -508,15 +520,24 @@ impl TaskService for Orchestra {
         if !task.diffs.is_empty() {
             let mut text = Vec::new();
             for RepoDiff { repo, diff } in &task.diffs {
-                append_diff(&mut text, task.spec.further.is_empty(), repo, &self.blob(diff).await?);
+                if diff.is_none() {
+                    return Err(ServiceError::Refused { refusal: Refusal::Erased, status: Some(task.status) });
+                }
+                append_diff(&mut text, task.spec.further.is_empty(), repo, &self.blob(id, diff).await?);
             }
             return Ok(text);
         }
         let loaded = journal::load(&*self.store, id).await;
         match loaded.map_err(|error| ServiceError::Internal(error.to_string()))? {
-            Some(loaded) => self.workshop.diff(&loaded.state).await.map_err(|f| ServiceError::Internal(f.to_string())),
+            Some(loaded) => {
+                self.workshop.diff(id, &loaded.state).await.map_err(|f| ServiceError::Internal(f.to_string()))
+            }
             None => Err(ServiceError::NoSuchTask),
         }
+    }
+
+    async fn erase_content(&self, id: TaskId, who: Who) -> Result<Erased, ServiceError> {
+        self.erase_task(id, who).await
     }
 
     fn deltas(&self, id: TaskId) -> broadcast::Receiver<Delta> {

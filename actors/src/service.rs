@@ -9,9 +9,19 @@ use orchestra_events::ledger::view::View;
 use orchestra_events::task::event::{Attempts, Budget, Harness, PullRequestWish};
 use orchestra_events::task::{Refusal, TaskResource, TaskStatus};
 use orchestra_events::{Actor, StoreError, TaskId};
+pub use orchestra_runtime::oidc::{Attempt, Identity, IdentityError, IdentityProvider};
 pub use orchestra_runtime::vault::Credentials;
 use serde_json::{Map, Value};
 use tokio::sync::broadcast;
+
+/// How far an erasure has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Erased {
+    /// No file has the words any more.
+    Done,
+    /// It is promised and goes on by itself.
+    UnderWay,
+}
 
 /// What a caller asks for, syntax checked, names not yet resolved.
 #[derive(Debug, Clone)]
@@ -181,6 +191,8 @@ pub trait TaskService: Send + Sync + 'static {
     async fn supply_credentials(&self, id: TaskId, given: Credentials, actor: Actor) -> Result<(), ServiceError>;
     /// The unified diff of what was, or would be, pushed. Empty when there is none yet.
     async fn diff(&self, id: TaskId) -> Result<Vec<u8>, ServiceError>;
+    /// Forgets what was said and written in a task that has ended. Promised when it returns, whatever dies then.
+    async fn erase_content(&self, id: TaskId, actor: Actor) -> Result<Erased, ServiceError>;
     /// What the model is saying right now. Slow readers lose pieces.
     fn deltas(&self, id: TaskId) -> broadcast::Receiver<Delta>;
 }

@@ -38,6 +38,7 @@ use uuid::Uuid;
 use self::egress::EgressDesk;
 use crate::allowed::AllowedModels;
 use crate::calls::CallMarks;
+use crate::erasure::ErasureMarks;
 use crate::images::ImageRules;
 use crate::ledger::Ledgers;
 use crate::mirror::Mirrors;
@@ -88,6 +89,8 @@ pub struct Workshop {
     pub branches: BranchPolicies,
     /// Which calls were sent.
     pub calls: CallMarks,
+    /// What is to be forgotten.
+    pub erasing: ErasureMarks,
     /// What is being said.
     pub speech: Speech,
     /// Where images come from.

@@ -241,6 +241,10 @@ impl EventStore for Troubled {
         self.inner.read_all(after, limit).await
     }
 
+    async fn erase(&self, streams: &[StreamName]) -> Result<u64, StoreError> {
+        self.inner.erase(streams).await
+    }
+
     async fn head(&self) -> Result<Position, StoreError> {
         self.inner.head().await
     }

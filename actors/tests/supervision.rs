@@ -19,7 +19,9 @@ use orchestra_actors::policy::RetryPolicy;
 use orchestra_actors::speech::Speech;
 use orchestra_actors::workshop::egress::{EgressDesk, EgressRules};
 use orchestra_actors::workshop::{CommitRules, SetupRules, Setups, Workshop};
-use orchestra_actors::{Capacity, Credentials, Defaults, NewRepo, NewTask, Orchestra, TaskService};
+use orchestra_actors::{
+    Capacity, Credentials, Defaults, ErasureMarks, NewRepo, NewTask, Orchestra, Retention, TaskService,
+};
 use orchestra_events::blob::MemoryBlobs;
 use orchestra_events::projections::ReadModels;
 use orchestra_events::store::memory::MemoryStore;
@@ -98,6 +100,10 @@ impl EventStore for TroubledStore {
         self.inner.read_matching(after, filter, limit).await
     }
 
+    async fn erase(&self, streams: &[StreamName]) -> Result<u64, StoreError> {
+        self.inner.erase(streams).await
+    }
+
     async fn head(&self) -> Result<Position, StoreError> {
         self.inner.head().await
     }
@@ -136,6 +142,7 @@ async fn house(trouble: Trouble) -> House {
     let mirrors = Mirrors::start(Arc::clone(&git), Arc::clone(&sandboxes), &at("mirrors"), CacheLimits::default());
     let workshop = Workshop {
         blobs: Arc::new(MemoryBlobs::default()),
+        erasing: ErasureMarks::open(at("erasing")).unwrap(),
         sandboxes,
         git,
         mirrors: mirrors.unwrap(),
@@ -167,7 +174,7 @@ async fn house(trouble: Trouble) -> House {
         repositories: at("repositories"),
         egress: EgressDesk::new(EgressRules::default()).unwrap(),
     };
-    let defaults = Defaults { timeout_seconds: 60, retry: None };
+    let defaults = Defaults { timeout_seconds: 60, retry: None, retention: Retention::default() };
     let capacity = Capacity { places: 1, per_team: 1 };
     let orchestra = Orchestra::start(Arc::clone(&store), read, workshop, capacity, defaults);
     orchestra.resume().await.unwrap();

@@ -75,6 +75,7 @@ pub async fn fill(data: &Path) -> Seed {
                     correlation: Some(stream.clone()),
                     causation: None,
                     data: RawValue::from_string(data.to_string()).unwrap(),
+                    private: None,
                 }
             })
             .collect();

@@ -248,8 +248,28 @@ pub struct NewEvent {
     pub correlation: Option<StreamName>,
     /// The event that led to this one.
     pub causation: Option<EventId>,
-    /// What happened, as JSON.
+    /// What happened, as JSON. Where there is a private part, this is what stays when that is erased: whole by itself,
+    /// with placeholders where readers need something.
     pub data: Box<RawValue>,
+    /// The part of what happened that may be forgotten.
+    pub private: Option<Private>,
+}
+
+/// The part of an event's data that may be erased: it is kept beside the event, and the log's hashes cover its seal.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Private {
+    /// Random bytes that go into the seal, so that nobody can try what was said until the seal fits.
+    pub salt: [u8; 32],
+    /// A JSON object. Its members stand for those of the same name in the public part: readers see the two as one
+    /// object. Those that have a placeholder there come first, in the order of the placeholders, which are the last
+    /// members of the public part; then joining the two is a copy and no parse.
+    pub content: Json,
+}
+
+impl fmt::Debug for Private {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Private({} bytes)", self.content.get().len())
+    }
 }
 
 /// An event as stored.
@@ -278,8 +298,11 @@ pub struct Envelope {
     /// The event that led to this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub causation: Option<EventId>,
-    /// What happened, as JSON.
+    /// What happened, as JSON: its private part included, unless that was erased.
     pub data: Json,
+    /// The private part was erased: placeholders stand in its place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub erased: bool,
 }
 
 #[cfg(test)]

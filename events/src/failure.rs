@@ -36,6 +36,12 @@ impl Failure {
         Self { code, message: message.into(), hint: code.hint().to_owned(), retryable: code.retryable(), budget: None }
     }
 
+    /// What stays of it when words are forgotten: its sentences may quote anything.
+    #[must_use]
+    pub fn without_words(self) -> Self {
+        Self { message: crate::ERASED.to_owned(), hint: self.code.hint().to_owned(), ..self }
+    }
+
     /// The same failure with a more exact remedy.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {

@@ -222,6 +222,10 @@ mod tests {
             Ok(page)
         }
 
+        async fn erase(&self, streams: &[StreamName]) -> Result<u64, StoreError> {
+            self.inner.erase(streams).await
+        }
+
         async fn head(&self) -> Result<Position, StoreError> {
             self.inner.head().await
         }

@@ -9,6 +9,7 @@ mod http;
 pub mod image;
 pub mod meter;
 pub mod model;
+pub mod oidc;
 mod redact;
 pub mod sandbox;
 pub mod server_key;

@@ -166,17 +166,17 @@ fn set(table: &mut Table, path: &str, text: &str) -> anyhow::Result<()> {
         | "case_twins"
         | "lfs" => Value::Boolean(text.parse().with_context(|| format!("{path} is true or false, not {text:?}"))?),
         "allow" | "permit" | "networks" | "models" | "images" | "co_authors" | "protected_files"
-        | "secrets_allowed_in" | "bases" | "names" | "push_options" => Value::Array(
+        | "secrets_allowed_in" | "bases" | "names" | "push_options" | "scopes" => Value::Array(
             text.split(',')
                 .map(str::trim)
                 .filter(|host| !host.is_empty())
                 .map(|host| Value::String(host.into()))
                 .collect(),
         ),
-        "prices" => format!("prices = {text}")
+        "prices" | "map" => format!("{leaf} = {text}")
             .parse::<Table>()
             .ok()
-            .and_then(|mut table| table.remove("prices"))
+            .and_then(|mut table| table.remove(leaf))
             .with_context(|| format!("{path} is a TOML array of tables"))?,
         _ => Value::String(text.to_owned()),
     };

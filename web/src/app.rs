@@ -6,12 +6,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use orchestra_actors::{BudgetService, CampaignService, TaskService};
-use orchestra_events::EventStore;
 use orchestra_events::projections::ReadModels;
+use orchestra_events::session::{Holder, Session};
+use orchestra_events::{EventStore, SessionId};
 use tokio::sync::Semaphore;
 
 use crate::api::once::Claims;
-use crate::auth::{Caller, KeyRing, Limits, Proxies, Refusals, Sessions, Who};
+use crate::auth::caller::Via;
+use crate::auth::{Caller, KeyRing, Limits, People, Proxies, Refusals, Sessions, Transport, Who};
 use crate::pages::Dashboard;
 use crate::problem::Problem;
 
@@ -42,7 +44,11 @@ pub struct App {
     /// What was refused, on its way into the log.
     pub refusals: Arc<Refusals>,
     /// Who is signed in to the dashboard.
-    pub sessions: Sessions,
+    pub sessions: Arc<Sessions>,
+    /// Who says who people are, where anybody does.
+    pub people: Option<People>,
+    /// How browsers reach this server.
+    pub transport: Transport,
     /// What only the dashboard needs.
     pub dashboard: Dashboard,
     /// The figures for `/metrics`, where a recorder is installed.
@@ -70,10 +76,12 @@ impl App {
             store,
             read,
             keys,
+            sessions: Arc::default(),
+            people: None,
+            transport: Transport::default(),
             proxies: Proxies::default(),
             limits: Limits::default(),
             refusals: Arc::default(),
-            sessions: Sessions::default(),
             dashboard: Dashboard::default(),
             metrics: None,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
@@ -85,6 +93,20 @@ impl App {
     #[must_use]
     pub fn with_dashboard(mut self, dashboard: Dashboard) -> Self {
         self.dashboard = dashboard;
+        self
+    }
+
+    /// The same application, with these sessions, and somebody who vouches for people.
+    #[must_use]
+    pub fn with_people(mut self, sessions: Arc<Sessions>, people: Option<People>) -> Self {
+        (self.sessions, self.people) = (sessions, people);
+        self
+    }
+
+    /// The same application, reached in this way.
+    #[must_use]
+    pub fn reached(mut self, transport: Transport) -> Self {
+        self.transport = transport;
         self
     }
 
@@ -113,14 +135,28 @@ impl App {
     pub fn current(&self, who: &Who) -> Option<Caller> {
         match who {
             Who::Key(id) => self.keys.holder(*id),
+            Who::Person { session, .. } => Caller::person(*session, &*self.sessions.get(*session)?),
+        }
+    }
+
+    /// Who is signed in with this session, as they stand now.
+    pub fn signed_in(&self, id: SessionId, session: &Session) -> Option<Caller> {
+        match &session.grant.holder {
+            Holder::Key { key } => {
+                let holder = self.keys.holder_of(*key, session.grant.generation, Timestamp::now())?;
+                Some(Caller { via: Via::Session(id), ..holder })
+            }
+            Holder::Person { .. } => Caller::person(id, session),
         }
     }
 
     /// The rights that this caller showed, as they stand now. Unlike those of [`current`](Self::current), they end when
-    /// the text that was shown is rotated away. `None`: they were taken back, or have run out.
+    /// the text that was shown is rotated away, and with the session. `None`: they were taken back, or have run out.
     pub fn standing(&self, caller: &Caller) -> Option<Caller> {
-        match &caller.who {
-            Who::Key(id) => self.keys.holder_of(*id, caller.generation, Timestamp::now()),
+        match (caller.via, &caller.who) {
+            (Via::Session(id), _) => self.signed_in(id, &*self.sessions.get(id)?),
+            (Via::Key, Who::Key(id)) => self.keys.holder_of(*id, caller.generation, Timestamp::now()),
+            (Via::Key, Who::Person { .. }) => self.current(&caller.who),
         }
     }
 

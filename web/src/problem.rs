@@ -14,11 +14,13 @@ use orchestra_events::key::Scope;
 use orchestra_events::ledger::Exhausted;
 use orchestra_events::ledger::scope::ParseScopeError;
 use orchestra_events::projections::ReadModelError;
+use orchestra_events::session::Refusal as SessionRefusal;
 use orchestra_events::task::Refusal;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::resource::ExhaustedView;
+use crate::auth::session::SessionError;
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $status:ident, $title:literal;)*) => {
@@ -326,6 +328,21 @@ impl ResponseError for Problem {
 
     fn error_response(&self) -> HttpResponse {
         self.response()
+    }
+}
+
+impl From<SessionError> for Problem {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Store(error) => error.into(),
+            SessionError::Refused(SessionRefusal::NoSuchSession) => Self::unauthenticated(),
+            SessionError::Refused(SessionRefusal::NoSuchTeam) => {
+                Self::new(Code::NotFound, "You have no part in such a team.")
+            }
+            SessionError::Refused(SessionRefusal::Exists | SessionRefusal::TooManyTeams)
+            | SessionError::NoRandomness
+            | SessionError::Json(_) => Self::internal(error.to_string()),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use super::supervisor::{TakeUp, Tell};
 use super::{AskError, JournalError, children};
 use crate::journal;
 use crate::orchestra::{Orchestra, derived_id, kinds};
-use crate::service::{FieldError, NewRepo, NewTask, ServiceError};
+use crate::service::{Erased, FieldError, NewRepo, NewTask, ServiceError};
 use crate::workshop::money::opening_quote;
 
 /// Most faults of repositories that one answer names.
@@ -71,6 +71,9 @@ pub trait CampaignService: Send + Sync + 'static {
     async fn retry_campaign(&self, id: CampaignId, given: Credentials, actor: Who) -> Result<(), ServiceError>;
     /// Replaces the secrets of a campaign and of all its tasks that run or wait for them.
     async fn supply_campaign(&self, id: CampaignId, given: Credentials, actor: Who) -> Result<(), ServiceError>;
+    /// Forgets what was said and written in a campaign and its tasks, which must all have ended. Promised when it
+    /// returns.
+    async fn erase_campaign_content(&self, id: CampaignId, actor: Who) -> Result<Erased, ServiceError>;
     /// Its account in the ledger; `None` before its first task began, and long after its end.
     async fn account(&self, team: &str, id: CampaignId) -> Result<Option<Account>, ServiceError>;
 }
@@ -112,7 +115,7 @@ fn journal_error(error: JournalError) -> ServiceError {
 }
 
 impl Orchestra {
-    async fn tell_campaign(&self, id: CampaignId, command: Command, who: Who) -> Result<(), ServiceError> {
+    pub(crate) async fn tell_campaign(&self, id: CampaignId, command: Command, who: Who) -> Result<(), ServiceError> {
         let answer = self.campaigns.send(Tell { id, ask: (command, who) }).await;
         match answer.map_err(|_| ServiceError::Busy)? {
             Ok(()) => Ok(()),
@@ -283,6 +286,10 @@ impl CampaignService for Orchestra {
         }
         // Others may have waited for them all along.
         self.give(id, given, &who).await
+    }
+
+    async fn erase_campaign_content(&self, id: CampaignId, who: Who) -> Result<Erased, ServiceError> {
+        self.erase_campaign(id, who).await
     }
 
     async fn supply_campaign(&self, id: CampaignId, given: Credentials, who: Who) -> Result<(), ServiceError> {

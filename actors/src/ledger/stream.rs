@@ -149,6 +149,7 @@ pub(super) fn new_events(events: &[Decided], time: Timestamp) -> Result<Vec<NewE
             correlation: decided.task.map(StreamName::task),
             causation: None,
             data: decided.event.data().map_err(|error| LedgerError::Damaged(error.to_string()))?,
+            private: None,
         })
     };
     events.iter().map(envelope).collect()

@@ -46,32 +46,38 @@ impl Workshop {
             .map_err(|error| Failed::new(Failure::new(FailureCode::ModelAuth, format!("{error}."))))
     }
 
-    async fn request(&self, task: &Task, turns: &[Turn], max_output_tokens: u64) -> Result<ModelRequest, Failed> {
+    async fn request(
+        &self,
+        id: TaskId,
+        task: &Task,
+        turns: &[Turn],
+        max_output_tokens: u64,
+    ) -> Result<ModelRequest, Failed> {
         Ok(ModelRequest {
             model: self.resolved(task)?,
             system: system_prompt().to_owned(),
-            conversation: self.inline(turns).await?,
+            conversation: self.inline(id, turns).await?,
             tools: tool_specs(),
             max_output_tokens,
         })
     }
 
     /// The conversation with everything that lies in the blob store put back in.
-    async fn inline(&self, turns: &[Turn]) -> Result<Vec<Turn>, Failed> {
+    async fn inline(&self, id: TaskId, turns: &[Turn]) -> Result<Vec<Turn>, Failed> {
         let mut whole = turns.to_vec();
         for turn in &mut whole {
             match turn {
                 Turn::User(parts) => {
                     for part in parts {
                         if let UserPart::ToolResult { output, .. } = part {
-                            self.fetch(output).await?;
+                            self.fetch(id, output).await?;
                         }
                     }
                 }
                 Turn::Assistant(blocks) => {
                     for block in blocks {
                         if let Block::Text { text } | Block::Thinking { text, .. } = block {
-                            self.fetch(text).await?;
+                            self.fetch(id, text).await?;
                         }
                     }
                 }
@@ -80,21 +86,21 @@ impl Workshop {
         Ok(whole)
     }
 
-    async fn fetch(&self, content: &mut Content) -> Result<(), Failed> {
+    async fn fetch(&self, id: TaskId, content: &mut Content) -> Result<(), Failed> {
         if let Content::Blob(blob) = content {
-            let bytes = self.blobs.get(blob).await.map_err(|error| internal(format!("{error}.")))?;
+            let bytes = self.blobs.get(id, blob).await.map_err(|error| internal(format!("{error}.")))?;
             *content = Content::Inline(String::from_utf8_lossy(&bytes).into_owned());
         }
         Ok(())
     }
 
     /// Moves content that is too large for an event to the blob store.
-    pub(super) async fn store(&self, content: &mut Content) -> Result<(), Failed> {
+    pub(super) async fn store(&self, id: TaskId, content: &mut Content) -> Result<(), Failed> {
         if let Content::Inline(text) = content
             && text.len() > INLINE_LIMIT
         {
             let bytes = std::mem::take(text).into_bytes();
-            *content = Content::Blob(self.blobs.put(bytes).await.map_err(|error| internal(format!("{error}.")))?);
+            *content = Content::Blob(self.blobs.put(id, bytes).await.map_err(|error| internal(format!("{error}.")))?);
         }
         Ok(())
     }
@@ -113,10 +119,10 @@ impl Workshop {
         let unheard = attempt.unheard.iter().map(|words| UserPart::Text { text: words.clone() });
         turns.push(Turn::User(unheard.collect()));
         let bytes = |request: &ModelRequest| request.bytes().map_err(|error| Failed::new(*error.failure));
-        let request = self.request(task, &turns, WANTED_OUTPUT).await?;
+        let request = self.request(id, task, &turns, WANTED_OUTPUT).await?;
         let previous = match attempt.counted {
             Some((tokens, turns)) if turns <= attempt.conversation.len() => {
-                let counted = self.request(task, &attempt.conversation[..turns], WANTED_OUTPUT).await?;
+                let counted = self.request(id, task, &attempt.conversation[..turns], WANTED_OUTPUT).await?;
                 Some((tokens, bytes(&counted)?))
             }
             _ => None,
@@ -141,7 +147,7 @@ impl Workshop {
         let Some(attempt) = task.current() else {
             return self.not_sent(task, open, internal("The attempt is gone.").failure).await;
         };
-        let request = match self.request(task, &attempt.conversation, open.max_output_tokens).await {
+        let request = match self.request(id, task, &attempt.conversation, open.max_output_tokens).await {
             Ok(request) => request,
             Err(failed) => return self.not_sent(task, open, failed.failure).await,
         };
@@ -163,7 +169,7 @@ impl Workshop {
         let call = self.model_client.call(&request, key.as_ref(), Some(deltas), cancel);
         let (answer, ()) = tokio::join!(before(deadline, call), show);
         match answer {
-            Some(Ok(reply)) => self.reply(task, open, &request.model, reply).await,
+            Some(Ok(reply)) => self.reply(id, task, open, &request.model, reply).await,
             Some(Err(failure)) => self.refused(id, task, open, &request.model, failure).await,
             None => {
                 let failure = past_deadline(task);
@@ -173,7 +179,14 @@ impl Workshop {
         }
     }
 
-    async fn reply(&self, task: &Task, open: &OpenCall, model: &ResolvedModel, mut reply: ModelReply) -> Command {
+    async fn reply(
+        &self,
+        id: TaskId,
+        task: &Task,
+        open: &OpenCall,
+        model: &ResolvedModel,
+        mut reply: ModelReply,
+    ) -> Command {
         let charge = Charge {
             cost: model.price.cost(&reply.usage),
             usage: reply.usage,
@@ -185,7 +198,7 @@ impl Workshop {
         };
         for block in &mut reply.content {
             if let Block::Text { text } | Block::Thinking { text, .. } = block
-                && let Err(failed) = self.store(text).await
+                && let Err(failed) = self.store(id, text).await
             {
                 let then = self.then(task, &failed.failure, None);
                 return Command::RecordModelFailure {

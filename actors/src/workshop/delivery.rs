@@ -268,7 +268,7 @@ impl Workshop {
         let summary = match attempt.and_then(|attempt| attempt.last_words.as_ref()) {
             Some(Content::Inline(words)) => Some(words.clone()),
             Some(Content::Blob(blob)) => {
-                self.blobs.get(blob).await.ok().map(|words| String::from_utf8_lossy(&words).into_owned())
+                self.blobs.get(id, blob).await.ok().map(|words| String::from_utf8_lossy(&words).into_owned())
             }
             None => None,
         };

@@ -116,7 +116,7 @@ impl Workshop {
         let ran = tokio::select! {
             biased;
             () = cancel.cancelled() => None,
-            ran = agent::before(Some(attempt.deadline), self.follow(task, &attempt.harness, &*sandbox, recorder)) => {
+            ran = agent::before(Some(attempt.deadline), self.follow(id, task, &attempt.harness, &*sandbox, recorder)) => {
                 Some(ran.unwrap_or_else(|| Err(Failed::new(agent::past_deadline(task)).into())))
             }
         };
@@ -205,6 +205,7 @@ impl Workshop {
     /// Starts the program unless it runs, and records what it says until it has ended.
     async fn follow(
         &self,
+        id: TaskId,
         task: &Task,
         harness: &HarnessRun,
         sandbox: &dyn Sandbox,
@@ -221,7 +222,7 @@ impl Workshop {
             stdin: prepared.stdin,
             timeout: Duration::from_secs(task.spec.timeout_seconds),
         };
-        let mut log = Log::new(task, harness, log);
+        let mut log = Log::new(id, task, harness, log);
         let main = sandbox.exec(exec, None);
         tokio::pin!(main);
         let outcome = loop {
@@ -349,15 +350,15 @@ impl Workshop {
         for entry in entries {
             match entry {
                 Entry::Session(name) => session = Some(name),
-                Entry::Message(text) => said.push(HarnessWord::Message(self.content(text).await?)),
-                Entry::Error(text) => said.push(HarnessWord::Message(self.content(text).await?)),
+                Entry::Message(text) => said.push(HarnessWord::Message(self.content(log.task, text).await?)),
+                Entry::Error(text) => said.push(HarnessWord::Message(self.content(log.task, text).await?)),
                 Entry::ToolCalled { id, name, input } => {
                     said.push(HarnessWord::ToolCalled { tool_call: id, name, input: bounded_input(input) });
                 }
                 Entry::ToolFinished { id, ok, output } => said.push(HarnessWord::ToolFinished {
                     tool_call: id,
                     outcome: if ok { ToolOutcome::Ok } else { ToolOutcome::Error },
-                    output: self.content(output).await?,
+                    output: self.content(log.task, output).await?,
                     omitted_bytes: 0,
                 }),
             }
@@ -370,9 +371,9 @@ impl Workshop {
         Ok(())
     }
 
-    async fn content(&self, text: String) -> Result<Content, Failed> {
+    async fn content(&self, task: TaskId, text: String) -> Result<Content, Failed> {
         let mut content = Content::Inline(text);
-        self.store(&mut content).await?;
+        self.store(task, &mut content).await?;
         Ok(content)
     }
 
@@ -407,6 +408,8 @@ fn bounded_input(input: Value) -> Value {
 
 /// A program's log, and how far it is read.
 struct Log {
+    /// Whose words these are.
+    task: TaskId,
     run: u32,
     harness: Harness,
     path: String,
@@ -424,8 +427,9 @@ struct Log {
 }
 
 impl Log {
-    fn new(task: &Task, run: &HarnessRun, path: String) -> Self {
+    fn new(id: TaskId, task: &Task, run: &HarnessRun, path: String) -> Self {
         Self {
+            task: id,
             run: run.run,
             harness: task.spec.harness,
             path,
@@ -489,6 +493,7 @@ mod tests {
 
     fn log(recorded: u64) -> Log {
         Log {
+            task: TaskId::from_uuid(uuid::Uuid::nil()),
             run: 1,
             harness: Harness::Command,
             path: String::new(),

@@ -1,5 +1,6 @@
 //! The steps around the repositories: clone and check out, commit, diff; and what is kept of them.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use orchestra_runtime::texts::{Standing, trailers};
 use secrecy::SecretString;
 use tokio::io::AsyncReadExt;
 
-use super::{Failed, Workshop, sandbox_of, workspace_of};
+use super::{Failed, Workshop, sandbox_of, setup_sandbox_of, workspace_of};
 use crate::mirror::WorkTreeOrder;
 
 /// The largest diff that is kept and shown, in bytes.
@@ -147,6 +148,27 @@ impl Workshop {
                 _ => {}
             }
         }
+    }
+
+    /// Removes whatever is left of a task that has ended: its commits that a retry could deliver, and sandboxes that
+    /// resisted their removal.
+    pub(crate) async fn forget_leftovers(&self, id: TaskId, attempts: u32) -> Result<(), String> {
+        let of_attempt = |attempt| [sandbox_of(id, attempt), setup_sandbox_of(id, attempt)];
+        let own: HashSet<SandboxId> = (0..=attempts + 1).flat_map(of_attempt).collect();
+        for sandbox in self.sandboxes.list().await.map_err(|error| error.to_string())? {
+            if own.contains(&sandbox) {
+                self.remove(sandbox).await;
+            }
+        }
+        for (path, of) in self.repository_folders().await {
+            if own.contains(&of)
+                && let Err(error) = tokio::fs::remove_dir_all(&path).await
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                return Err(format!("{} cannot be removed: {error}", path.display()));
+            }
+        }
+        Ok(())
     }
 
     /// Every repository on this host, whole or half-made, and whose it is.
@@ -328,7 +350,7 @@ impl Workshop {
             .await
             .map_err(|error| self.git_failed(&error))?;
         let stat = [diff.files, diff.insertions, diff.deletions].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
-        let diff = self.blobs.put(diff.text).await.map_err(|error| {
+        let diff = self.blobs.put(id, diff.text).await.map_err(|error| {
             Failed::new(Failure::new(FailureCode::Internal, format!("The diff could not be stored: {error}.")))
         })?;
         let message = messages.last().cloned().unwrap_or_default();
@@ -337,13 +359,13 @@ impl Workshop {
     }
 
     /// The unified diff of what was, or would be, pushed, in all repositories. Empty before there are files.
-    pub async fn diff(&self, task: &Task) -> Result<Vec<u8>, Failure> {
+    pub async fn diff(&self, id: TaskId, task: &Task) -> Result<Vec<u8>, Failure> {
         let Some(attempt) = task.current() else { return Ok(Vec::new()) };
         let mut text = Vec::new();
         for work in &attempt.repos {
             let one = match work.commit() {
                 Some(commit) => {
-                    let read = self.blobs.get(&commit.diff).await;
+                    let read = self.blobs.get(id, &commit.diff).await;
                     read.map_err(|error| Failure::new(FailureCode::Internal, format!("{error}.")))?
                 }
                 None => self.diff_inside(task, work).await?,

@@ -4,6 +4,7 @@ use super::event::{CampaignEvent, CampaignSpec, ChildOutcome, OpenedPullRequest}
 use super::state::{Campaign, Phase, evolve};
 use crate::envelope::Revision;
 use crate::id::TaskId;
+use crate::task::event::ErasureReason;
 
 /// Something asked of a campaign.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +45,13 @@ pub enum Command {
     },
     /// Do again what failed, and go on where it is paused.
     Retry,
+    /// Forget its words.
+    EraseContent {
+        /// Why.
+        reason: ErasureReason,
+        /// How many events its stream has.
+        events: u64,
+    },
 }
 
 /// Why a command does nothing. Nothing is recorded.
@@ -61,6 +69,12 @@ pub enum Refusal {
     /// Nothing failed, and it is not paused.
     #[error("no task of the campaign has failed, and it is not paused")]
     NothingToRetry,
+    /// It is still going on.
+    #[error("the campaign is still going on")]
+    StillOpen,
+    /// Its words are forgotten.
+    #[error("what the campaign was asked for has been erased")]
+    Erased,
     /// It stands elsewhere by now.
     #[error("the campaign has moved on")]
     MovedOn,
@@ -104,7 +118,11 @@ pub fn decide(campaign: Option<&Campaign>, command: Command) -> Result<Vec<Campa
             events.extend(finished_by(campaign, &events));
             Ok(events)
         }
+        Command::Retry if campaign.erased => Err(Refusal::Erased),
         Command::Retry => retry(campaign),
+        Command::EraseContent { .. } if !campaign.finished => Err(Refusal::StillOpen),
+        Command::EraseContent { .. } if campaign.erased => Ok(Vec::new()),
+        Command::EraseContent { reason, events } => Ok(vec![CampaignEvent::CampaignContentErased { reason, events }]),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::failure::FailureCode;
 use crate::id::{CampaignId, TaskId};
 use crate::json::DecodeError;
 use crate::repo::RepoRef;
-use crate::task::event::{Budget, TaskSpec};
+use crate::task::event::{Budget, ErasureReason, TaskSpec};
 
 /// The version of the shape of the events below. A change of shape raises it and adds an upcaster.
 pub const SCHEMA: u16 = 1;
@@ -180,6 +180,13 @@ pub enum CampaignEvent {
         /// Tasks that were cancelled, those that were never begun among them.
         cancelled: u32,
     },
+    /// The words of everything before this are forgotten, or about to be.
+    CampaignContentErased {
+        /// Why.
+        reason: ErasureReason,
+        /// How many events are before this.
+        events: u64,
+    },
 }
 
 impl CampaignEvent {
@@ -193,6 +200,7 @@ impl CampaignEvent {
         "campaign-cancelled",
         "campaign-retry-requested",
         "campaign-finished",
+        "campaign-content-erased",
     ];
 
     /// The stable name in the envelope's `type`.
@@ -206,6 +214,7 @@ impl CampaignEvent {
             Self::CampaignCancelled { .. } => "campaign-cancelled",
             Self::CampaignRetryRequested { .. } => "campaign-retry-requested",
             Self::CampaignFinished { .. } => "campaign-finished",
+            Self::CampaignContentErased { .. } => "campaign-content-erased",
         }
     }
 

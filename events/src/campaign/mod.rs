@@ -8,6 +8,7 @@ pub mod command;
 pub mod event;
 #[cfg(test)]
 mod golden;
+mod private;
 pub mod resource;
 pub mod state;
 pub mod step;

@@ -88,6 +88,9 @@ pub struct CampaignResource {
     pub created_at: Timestamp,
     /// When its last task ended.
     pub finished_at: Option<Timestamp>,
+    /// When its words were erased.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erased_at: Option<Timestamp>,
     /// The last event folded in.
     pub revision: Revision,
     /// Its place in the log.
@@ -110,6 +113,7 @@ impl CampaignResource {
                 again: Vec::new(),
                 created_at: envelope.time,
                 finished_at: None,
+                erased_at: None,
                 revision: envelope.revision,
                 position: envelope.position,
             },
@@ -184,6 +188,13 @@ impl CampaignResource {
                     self.status = CampaignStatus::Finished;
                     self.reason = format!("{succeeded} succeeded, {failed} failed, {cancelled} cancelled");
                 }
+            }
+            CampaignEvent::CampaignContentErased { .. } => {
+                if self.status == CampaignStatus::Cancelled {
+                    // In the words of whoever cancelled it.
+                    "cancelled".clone_into(&mut self.reason);
+                }
+                self.erased_at = Some(time);
             }
         }
     }

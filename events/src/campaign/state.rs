@@ -27,6 +27,8 @@ pub struct Campaign {
     pub failures: u32,
     /// When the tasks that have ended opened their pull requests, as far back from the last one as matters.
     pub opened: Vec<Timestamp>,
+    /// Its words are forgotten: nothing of it can be done again.
+    pub erased: bool,
 }
 
 /// A task of a campaign.
@@ -60,6 +62,7 @@ impl Campaign {
             finished: false,
             failures: 0,
             opened: Vec::new(),
+            erased: false,
         }
     }
 
@@ -164,6 +167,7 @@ pub fn evolve(campaign: Option<Campaign>, event: &CampaignEvent) -> Option<Campa
             campaign.finished = true;
             campaign.paused = None;
         }
+        CampaignEvent::CampaignContentErased { .. } => campaign.erased = true,
     }
     Some(campaign)
 }

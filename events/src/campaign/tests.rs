@@ -132,6 +132,7 @@ impl Story {
                 correlation: None,
                 causation: None,
                 data: Json::from(event.data().unwrap()),
+                erased: false,
             };
             assert_eq!(CampaignEvent::decode(&envelope).unwrap().as_ref(), Some(event));
             CampaignResource::fold(resource, &envelope, event)

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt::Write as _;
 
+use jiff::Timestamp;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params_from_iter};
 
@@ -185,12 +186,33 @@ impl OpenCampaigns {
                     document,
                 ))?;
         }
+        if let CampaignEvent::CampaignContentErased { .. } = event {
+            let spec: Option<String> = transaction
+                .prepare_cached("SELECT spec FROM campaigns WHERE id = ?1")?
+                .query_row([id.uuid().as_bytes()], |row| row.get(0))
+                .optional()?;
+            let texts = serde_json::from_str::<CampaignSpec>(spec.as_deref().unwrap_or_default()).and_then(|spec| {
+                let spec = spec.without_words();
+                let text = serde_json::to_string(&spec)?;
+                Ok((text, serde_json::to_string(&CampaignSpec { repos: Vec::new(), ..spec })?))
+            });
+            let (spec, summary) = match texts {
+                Ok(texts) => texts,
+                Err(error) => return Ok(Err(Odd::Document(error))),
+            };
+            transaction.prepare_cached("UPDATE campaigns SET spec = ?2, summary = ?3 WHERE id = ?1")?.execute((
+                id.uuid().as_bytes(),
+                spec,
+                summary,
+            ))?;
+        }
         Ok(Ok(()))
     }
 
     pub fn save(self, transaction: &Transaction<'_>) -> Result<(), ReadModelError> {
-        let mut statement =
-            transaction.prepare_cached("UPDATE campaigns SET status = ?2, open = ?3, document = ?4 WHERE id = ?1")?;
+        let mut statement = transaction.prepare_cached(
+            "UPDATE campaigns SET status = ?2, open = ?3, document = ?4, finished_at = ?5, erased = ?6 WHERE id = ?1",
+        )?;
         for campaign in self.campaigns.into_values().flatten() {
             let document =
                 serde_json::to_string(&campaign).map_err(|error| ReadModelError::Failed(error.to_string()))?;
@@ -199,6 +221,8 @@ impl OpenCampaigns {
                 campaign.status.as_str(),
                 !campaign.is_over(),
                 document,
+                campaign.finished_at.map(Timestamp::as_microsecond),
+                campaign.erased_at.is_some(),
             ))?;
         }
         Ok(())

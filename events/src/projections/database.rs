@@ -44,12 +44,15 @@ impl Database {
         writer.pragma_update(None, "journal_mode", "wal")?;
         // What a power cut takes away is folded again from the log.
         writer.pragma_update(None, "synchronous", "normal")?;
+        // What is forgotten is overwritten; what rows left behind when they were moved goes with `tidy`.
+        writer.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
         Migrations::new(vec![
             M::up(include_str!("../../../migrations/1001_read_models.sql")),
             M::up(include_str!("../../../migrations/1002_refunds.sql")),
             M::up(include_str!("../../../migrations/1003_repositories.sql")),
             M::up(include_str!("../../../migrations/1004_campaigns.sql")),
             M::up(include_str!("../../../migrations/1011_task_creators.sql")),
+            M::up(include_str!("../../../migrations/1009_erasure.sql")),
         ])
         .to_latest(&mut writer)
         .map_err(|error| ReadModelError::Failed(error.to_string()))?;

@@ -6,6 +6,7 @@
 
 pub mod campaigns;
 mod database;
+mod forgetting;
 pub mod tasks;
 pub mod usage;
 
@@ -25,6 +26,7 @@ use crate::task::{TaskEvent, TaskResource};
 
 pub use campaigns::{CampaignFilter, CampaignPage, CampaignRow};
 pub use database::{READ_QUEUE_WAIT, READERS};
+pub use forgetting::{Ended, EndedAt};
 pub use tasks::{Cursor, CursorError, TaskFilter, TaskPage};
 pub use usage::{Dimension, UsageGroup, UsageQuery, UsageReport};
 
@@ -239,6 +241,37 @@ impl ReadModels {
         limit: usize,
     ) -> Result<CampaignPage, ReadModelError> {
         self.database.read(move |connection| campaigns::page(connection, &filter, after, limit)).await
+    }
+
+    /// Tasks that have ended so long ago and still have their words, the oldest first, after this one.
+    pub async fn ended_tasks(
+        &self,
+        rule: Ended,
+        after: Option<EndedAt>,
+        limit: usize,
+    ) -> Result<Vec<EndedAt>, ReadModelError> {
+        self.database.read(move |connection| forgetting::ended(connection, "tasks", &rule, after, limit)).await
+    }
+
+    /// The same of campaigns.
+    pub async fn ended_campaigns(
+        &self,
+        rule: Ended,
+        after: Option<EndedAt>,
+        limit: usize,
+    ) -> Result<Vec<EndedAt>, ReadModelError> {
+        self.database.read(move |connection| forgetting::ended(connection, "campaigns", &rule, after, limit)).await
+    }
+
+    /// The size of the file, in bytes.
+    pub async fn bytes(&self) -> Result<u64, ReadModelError> {
+        self.database.read(forgetting::bytes).await
+    }
+
+    /// Writes the file anew, so that nothing of what was forgotten is in it. Nothing is folded meanwhile.
+    pub async fn tidy(&self) -> Result<(), ReadModelError> {
+        let _folding = self.folding.lock().await;
+        self.database.write(|connection| forgetting::tidy(connection)).await
     }
 
     /// What was used.

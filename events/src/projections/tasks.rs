@@ -240,11 +240,12 @@ impl OpenTasks {
     pub fn save(self, transaction: &Transaction<'_>) -> Result<(), ReadModelError> {
         let mut statement = transaction.prepare_cached(
             "INSERT INTO tasks (id, created_at, team, project, status, repo, repo_path, model, customer, campaign,
-                                cost_nano_usd, refunded_nano_usd, document, created_by)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
+                                cost_nano_usd, refunded_nano_usd, document, created_by, finished_at, erased)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
              ON CONFLICT (id) DO UPDATE SET status = excluded.status, document = excluded.document,
                                             cost_nano_usd = excluded.cost_nano_usd,
-                                            refunded_nano_usd = excluded.refunded_nano_usd",
+                                            refunded_nano_usd = excluded.refunded_nano_usd,
+                                            finished_at = excluded.finished_at, erased = excluded.erased",
         )?;
         for task in self.tasks.into_values().flatten() {
             let document = serde_json::to_string(&task).map_err(|error| ReadModelError::Failed(error.to_string()))?;
@@ -263,6 +264,8 @@ impl OpenTasks {
                 task.refunded.nanos(),
                 document,
                 &task.created_by,
+                task.finished_at.map(Timestamp::as_microsecond),
+                task.erased_at.is_some(),
             ))?;
         }
         Ok(())

@@ -76,6 +76,7 @@ async fn append_raw(store: &MemoryStore, stream: &StreamName, kind: &str, data: 
         correlation: None,
         causation: None,
         data: RawValue::from_string(data.to_owned()).expect("JSON"),
+        private: None,
     };
     store.append(stream, Expected::Any, vec![event]).await.expect("an append").position
 }

@@ -2,12 +2,17 @@
 //!
 //! ```text
 //! canonical   = 0x01 ‖ text(stream) ‖ text(type) ‖ u32 length ‖ meta ‖ text(data)
+//!             | 0x02 ‖ text(stream) ‖ text(type) ‖ u32 length ‖ meta ‖ text(public data) ‖ seal
+//! seal        = SHA-256(0x04 ‖ salt ‖ private data)
 //! body        = SHA-256(0x00 ‖ canonical)
 //! stream link = SHA-256(0x02 ‖ previous link of that stream ‖ body)
 //! global link = SHA-256(0x03 ‖ previous global link ‖ stream link)
 //! ```
 //! `text` is a big-endian `u32` length and that many bytes; `meta` is laid out in [`super::packing`]; `data` is the
 //! JSON byte for byte as it was appended. The link before the first is 32 zero bytes.
+//!
+//! An event whose data has a private part has the second form. Its seal stays when the private part and its 32 bytes of salt are
+//! erased, so that the chain verifies with and without them.
 //!
 //! Revision and position are not in `canonical`: a body is hashed before its place is known. They are what the
 //! chain itself counts: [`Verifier`] asks that revisions rise by one from 0 in each stream and positions by one from 1.
@@ -18,14 +23,17 @@ use std::fmt;
 use sha2::{Digest as _, Sha256};
 
 use super::packing::{self, MetaRef};
-use crate::envelope::{Envelope, NewEvent, Position, StreamName};
+use crate::envelope::{Envelope, NewEvent, Position, Private, StreamName};
 
-/// The version of the canonical form, its first byte.
+/// The version of the canonical form of an event without a private part, its first byte.
 pub const CANONICAL_VERSION: u8 = 1;
+/// The version of the canonical form of an event with one.
+pub const SEALED_VERSION: u8 = 2;
 
 const BODY: u8 = 0x00;
 const STREAM_LINK: u8 = 0x02;
 const GLOBAL_LINK: u8 = 0x03;
+const SEAL: u8 = 0x04;
 
 /// A SHA-256 hash.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +56,15 @@ impl fmt::Debug for Digest {
     }
 }
 
+/// The salted hash of an event's private part.
+pub type Seal = Digest;
+
+/// The seal of a private part.
+pub fn seal(private: &Private) -> Seal {
+    let hash = Sha256::new().chain_update([SEAL]).chain_update(private.salt).chain_update(private.content.get());
+    Digest(hash.finalize().into())
+}
+
 /// The two links of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Links {
@@ -60,26 +77,49 @@ pub struct Links {
 /// An event with its links.
 #[derive(Debug, Clone)]
 pub struct Linked {
-    /// The event.
+    /// The event. Its data is the public part alone.
     pub event: Envelope,
     /// What the store recorded for it.
     pub links: Links,
+    /// The seal of its private part, if it was appended with one.
+    pub seal: Option<Seal>,
+    /// The private part, unless it was erased.
+    pub private: Option<Private>,
 }
 
-/// The canonical bytes of an event.
-pub fn canonical(event: &Envelope) -> Vec<u8> {
+impl Linked {
+    /// The event as readers see it: with its private part.
+    pub fn whole(&self) -> Envelope {
+        let mut event = self.event.clone();
+        if let Some(private) = &self.private {
+            event.data = super::sealed::joined(event.data.get(), Some(private.content.get()));
+        }
+        event
+    }
+}
+
+/// The canonical bytes of an event whose data is the public part alone.
+pub fn canonical(event: &Envelope, seal: Option<Seal>) -> Vec<u8> {
     let meta = packed_meta(&event.stream, event);
     let data = event.data.get();
-    let mut out = Vec::with_capacity(32 + event.stream.as_str().len() + event.kind.len() + meta.len() + data.len());
-    canonical_head(&mut out, &event.stream, &event.kind, &meta, data.len());
+    let mut out = Vec::with_capacity(64 + event.stream.as_str().len() + event.kind.len() + meta.len() + data.len());
+    canonical_head(&mut out, seal, &event.stream, &event.kind, &meta, data.len());
     out.extend_from_slice(data.as_bytes());
+    out.extend_from_slice(seal.as_ref().map_or(&[], |seal| &seal.0));
     out
 }
 
-/// Everything of the canonical form but the bytes of the data at its end.
-fn canonical_head(out: &mut Vec<u8>, stream: &StreamName, kind: &str, meta: &[u8], data_len: usize) {
+/// Everything of the canonical form but the bytes of the data, and the seal, at its end.
+fn canonical_head(
+    out: &mut Vec<u8>,
+    seal: Option<Seal>,
+    stream: &StreamName,
+    kind: &str,
+    meta: &[u8],
+    data_len: usize,
+) {
     let length = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX).to_be_bytes();
-    out.push(CANONICAL_VERSION);
+    out.push(if seal.is_some() { SEALED_VERSION } else { CANONICAL_VERSION });
     packing::put_text(out, stream.as_str());
     packing::put_text(out, kind);
     out.extend_from_slice(&length(meta.len()));
@@ -101,21 +141,25 @@ fn packed_meta(stream: &StreamName, event: &Envelope) -> Vec<u8> {
     )
 }
 
-/// The hash of an event's content.
-pub fn body(event: &Envelope) -> Digest {
+/// The hash of an event's content; its data is the public part alone.
+pub fn body(event: &Envelope, seal: Option<Seal>) -> Digest {
     let meta = packed_meta(&event.stream, event);
-    body_of(&event.stream, &event.kind, &meta, event.data.get())
+    body_of(&event.stream, &event.kind, &meta, event.data.get(), seal)
 }
 
-fn body_of(stream: &StreamName, kind: &str, meta: &[u8], data: &str) -> Digest {
+fn body_of(stream: &StreamName, kind: &str, meta: &[u8], data: &str, seal: Option<Seal>) -> Digest {
     let mut head = Vec::with_capacity(256);
     head.push(BODY);
-    canonical_head(&mut head, stream, kind, meta, data.len());
-    Digest(Sha256::new().chain_update(&head).chain_update(data).finalize().into())
+    canonical_head(&mut head, seal, stream, kind, meta, data.len());
+    let mut hash = Sha256::new().chain_update(&head).chain_update(data);
+    if let Some(seal) = seal {
+        hash.update(seal.0);
+    }
+    Digest(hash.finalize().into())
 }
 
-/// The packed metadata and the body hash of an event that is about to be appended.
-pub(crate) fn prepare(stream: &StreamName, event: &NewEvent) -> (Vec<u8>, Digest) {
+/// What can be computed of an event that is about to be appended: its packed metadata, its seal and its body hash.
+pub(crate) fn prepare(stream: &StreamName, event: &NewEvent) -> (Vec<u8>, Option<Seal>, Digest) {
     let meta = packing::pack(
         stream,
         &MetaRef {
@@ -127,8 +171,9 @@ pub(crate) fn prepare(stream: &StreamName, event: &NewEvent) -> (Vec<u8>, Digest
             causation: event.causation,
         },
     );
-    let body = body_of(stream, &event.kind, &meta, event.data.get());
-    (meta, body)
+    let seal = event.private.as_ref().map(seal);
+    let body = body_of(stream, &event.kind, &meta, event.data.get(), seal);
+    (meta, seal, body)
 }
 
 fn link(tag: u8, previous: Digest, next: Digest) -> Digest {
@@ -178,6 +223,16 @@ pub enum Break {
         /// Where in its stream.
         revision: u64,
     },
+    /// The private part of an event is there and is not what was sealed.
+    #[error("the words of the event at position {at:?} ({stream}, revision {revision}) are not those that were sealed")]
+    Content {
+        /// The stream.
+        stream: StreamName,
+        /// Where in the log.
+        at: Position,
+        /// Where in its stream.
+        revision: u64,
+    },
 }
 
 /// Walks the log in order of position and recomputes every link.
@@ -199,7 +254,7 @@ impl Default for Verifier {
 impl Verifier {
     /// Checks the next event.
     pub fn check(&mut self, linked: &Linked) -> Result<(), Break> {
-        let Linked { event, links } = linked;
+        let Linked { event, links, seal: sealed, private } = linked;
         if event.position.0 != self.last.0 + 1 {
             return Err(Break::Position { after: self.last, found: event.position });
         }
@@ -212,8 +267,16 @@ impl Verifier {
                 found: event.revision.0,
             });
         }
-        if extend(previous, self.global, body(event)) != *links {
+        if extend(previous, self.global, body(event, *sealed)) != *links {
             return Err(Break::Link { stream: event.stream.clone(), at: event.position, revision: event.revision.0 });
+        }
+        // What was erased leaves its seal; what is there must fit it.
+        if private.as_ref().is_some_and(|private| Some(seal(private)) != *sealed) {
+            return Err(Break::Content {
+                stream: event.stream.clone(),
+                at: event.position,
+                revision: event.revision.0,
+            });
         }
         self.last = event.position;
         self.global = links.global;

@@ -6,6 +6,7 @@
 // A test suite, also where another crate compiles it: a broken promise is a panic.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod erasing;
 mod racing;
 
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use super::{
 use crate::envelope::{Actor, ActorKind, Envelope, NewEvent, Position, Revision, StreamName};
 use crate::id::EventId;
 use crate::subscription::{Delivery, Subscription};
+
+pub use erasing::event_with_private;
 
 type Store = Arc<dyn EventStore>;
 
@@ -35,6 +38,9 @@ pub async fn run<F: Future<Output = Store>>(make: impl Fn() -> F) {
     filters_choose(make().await).await;
     streams_are_listed_by_category(make().await).await;
     a_subscription_says_when_it_caught_up(make().await).await;
+    erasing::both_parts_are_read_as_one_until_the_private_one_is_erased(make().await).await;
+    erasing::long_streams_are_erased_whole(make().await).await;
+    erasing::parts_that_do_not_fit_are_refused(make().await).await;
     racing::one_writer_wins(make().await).await;
     racing::writers_of_many_streams_do_not_disturb_each_other(make().await).await;
     racing::subscribers_see_each_event_once_and_in_order(make().await).await;
@@ -56,6 +62,7 @@ pub fn event(kind: &str, data: &str) -> NewEvent {
         correlation: None,
         causation: None,
         data: RawValue::from_string(data.to_owned()).unwrap(),
+        private: None,
     }
 }
 

@@ -93,7 +93,7 @@ impl Log {
         let indexes = self.streams.entry(stream.clone()).or_default();
         let mut link = indexes.last().map_or(Digest::GENESIS, |index| self.events[*index].links.stream);
         for (new, revision) in batch.into_iter().zip(place..) {
-            let (_, body) = chain::prepare(stream, &new);
+            let (_, seal, body) = chain::prepare(stream, &new);
             let links = chain::extend(link, global, body);
             (link, global) = (links.stream, links.global);
             indexes.push(self.events.len());
@@ -110,8 +110,9 @@ impl Log {
                 correlation: new.correlation,
                 causation: new.causation,
                 data: new.data.into(),
+                erased: false,
             };
-            self.events.push(Linked { event, links });
+            self.events.push(Linked { event, links, seal, private: new.private });
         }
         Ok(Appended { revision: Revision(indexes.len() as u64 - 1), position: self.head() })
     }
@@ -149,7 +150,7 @@ impl EventStore for MemoryStore {
     ) -> Result<Vec<Envelope>, StoreError> {
         let log = self.log();
         let Some(indexes) = log.streams.get(stream) else { return Ok(Vec::new()) };
-        let event = |index: &usize| log.events[*index].event.clone();
+        let event = |index: &usize| log.events[*index].whole();
         let from = from.map(|from| usize::try_from(from.0).unwrap_or(usize::MAX));
         let limit = limit.min(MAX_PAGE);
         Ok(match direction {
@@ -162,7 +163,19 @@ impl EventStore for MemoryStore {
     }
 
     async fn read_all(&self, after: Position, limit: usize) -> Result<Vec<Envelope>, StoreError> {
-        Ok(self.log().after(after, limit).map(|linked| linked.event.clone()).collect())
+        Ok(self.log().after(after, limit).map(Linked::whole).collect())
+    }
+
+    async fn erase(&self, streams: &[StreamName]) -> Result<u64, StoreError> {
+        let mut log = self.log();
+        let mut erased = 0;
+        let indexes: Vec<_> = streams.iter().filter_map(|stream| log.streams.get(stream)).flatten().copied().collect();
+        for index in indexes {
+            let linked = &mut log.events[index];
+            erased += u64::from(linked.private.take().is_some());
+            linked.event.erased = linked.seal.is_some();
+        }
+        Ok(erased)
     }
 
     async fn head(&self) -> Result<Position, StoreError> {

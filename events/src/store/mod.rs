@@ -11,6 +11,7 @@ pub mod conformance;
 pub mod filter;
 pub mod memory;
 pub mod packing;
+pub mod sealed;
 pub mod sqlite;
 
 use std::collections::{BTreeSet, HashSet};
@@ -22,7 +23,7 @@ use tokio::sync::watch;
 use crate::envelope::{Envelope, NewEvent, Position, Revision, StreamName};
 use crate::id::EventId;
 
-pub use chain::{Linked, Links};
+pub use chain::{Linked, Links, Seal};
 pub use filter::{Filter, Page};
 
 /// What the writer believes about the stream it appends to.
@@ -56,7 +57,7 @@ pub enum Direction {
 
 /// Most events one append may carry.
 pub const MAX_BATCH: usize = 1_000;
-/// Largest `data` of one event, in bytes; what is larger belongs into the blob store.
+/// Largest `data` of one event, in bytes, its private part included; what is larger belongs into the blob store.
 pub const MAX_EVENT_BYTES: usize = 1024 * 1024;
 /// Most bytes of `data` one append may carry, so that a full queue to the writer stays small.
 pub const MAX_BATCH_BYTES: usize = 16 * 1024 * 1024;
@@ -80,10 +81,10 @@ pub enum StoreError {
         actual: Option<Revision>,
     },
     /// No events, or more than [`MAX_BATCH`], or one larger than [`MAX_EVENT_BYTES`], or all of them larger than
-    /// [`MAX_BATCH_BYTES`].
+    /// [`MAX_BATCH_BYTES`], or one whose private part does not fit its public one.
     #[error(
         "an append carries 1 to {MAX_BATCH} events of at most {MAX_EVENT_BYTES} bytes each and \
-         {MAX_BATCH_BYTES} bytes together"
+         {MAX_BATCH_BYTES} bytes together, private parts laid out after their placeholders"
     )]
     BadBatch,
     /// An event with this id already stands elsewhere, or twice in the batch. Nothing was written.
@@ -177,6 +178,11 @@ pub trait EventStore: Send + Sync + 'static {
         Ok(names.into_iter().filter(|name| after.is_none_or(|after| name > after)).take(limit.min(MAX_PAGE)).collect())
     }
 
+    /// Deletes the private parts of these streams' events, as many as there are, for good: when it returns, no file of
+    /// the store holds them. The events, their public parts and their links stay as they are. Gives the number of events
+    /// that had one; a repeat finds none and is harmless, and finishes what an interrupted one has left.
+    async fn erase(&self, streams: &[StreamName]) -> Result<u64, StoreError>;
+
     /// The position of the last event, or [`Position::START`].
     async fn head(&self) -> Result<Position, StoreError>;
 
@@ -201,9 +207,9 @@ pub(crate) fn check_batch(stream: &StreamName, events: &[NewEvent]) -> Result<()
     }
     let mut bytes = 0;
     for event in events {
-        let length = event.data.get().len();
+        let length = sealed::data_bytes(event);
         bytes += length;
-        if length > MAX_EVENT_BYTES {
+        if length > MAX_EVENT_BYTES || !sealed::is_laid_out(event) {
             return Err(StoreError::BadBatch);
         }
     }

@@ -11,6 +11,7 @@
 //! ```
 
 mod checkpoint;
+mod erase;
 mod reader;
 mod shared;
 mod state;
@@ -39,11 +40,12 @@ use self::state::State;
 use self::writer::{Job, Prepared, Request, Writer};
 use super::{
     Appended, Direction, EventStore, Expected, Filter, Linked, LinkedLog, MAX_PAGE, Page, StoreError, chain,
-    check_batch,
+    check_batch, sealed,
 };
 use crate::envelope::{Envelope, NewEvent, Position, Revision, StreamName};
 
 pub use self::checkpoint::{CHECKPOINT_EVERY, WAL_BOUND, WAL_LIMIT};
+pub use self::erase::ERASE_BATCH;
 pub use self::reader::{READERS, SCAN_ROWS};
 pub use self::shared::{RING_BYTES, RING_EVENTS};
 pub use self::state::{HEADS, RECENT_IDS};
@@ -64,6 +66,7 @@ const WRITER_CACHE_KIB: i64 = 16 * 1024;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 const EVENT_LOG: &str = include_str!("../../../migrations/0001_event_log.sql");
+const CONTENTS: &str = include_str!("../../../migrations/0002_contents.sql");
 
 /// The embedded event store.
 pub struct SqliteStore {
@@ -85,7 +88,7 @@ impl SqliteStore {
         let path = path.as_ref();
         let lock = lock(path)?;
         let mut conn = open_writer(path)?;
-        Migrations::new(vec![M::up(EVENT_LOG)])
+        Migrations::new(vec![M::up(EVENT_LOG), M::up(CONTENTS)])
             .to_latest(&mut conn)
             .map_err(|error| StoreError::Failed(format!("preparing {}: {error}", path.display())))?;
         let (state, live) = State::load(&conn).map_err(|error| failed("reading the end of the log", &error))?;
@@ -112,8 +115,8 @@ impl SqliteStore {
     async fn prepare(stream: StreamName, events: Vec<NewEvent>, bytes: usize) -> Result<Vec<Prepared>, StoreError> {
         let prepare = move || {
             let prepared = events.into_iter().map(|event| {
-                let (meta, body) = chain::prepare(&stream, &event);
-                Prepared { event, meta, body }
+                let (meta, seal, body) = chain::prepare(&stream, &event);
+                Prepared { event, meta, seal, body }
             });
             prepared.collect()
         };
@@ -186,7 +189,7 @@ impl EventStore for SqliteStore {
         events: Vec<NewEvent>,
     ) -> Result<Appended, StoreError> {
         check_batch(stream, &events)?;
-        let bytes = events.iter().map(|event| event.data.get().len()).sum();
+        let bytes = events.iter().map(sealed::data_bytes).sum();
         let events = Self::prepare(stream.clone(), events, bytes).await?;
         let queued = self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
@@ -267,6 +270,10 @@ impl EventStore for SqliteStore {
         self.readers.read(move |reader| reader.names(&after, &end, limit)).await
     }
 
+    async fn erase(&self, streams: &[StreamName]) -> Result<u64, StoreError> {
+        self.erase_all(streams).await
+    }
+
     async fn head(&self) -> Result<Position, StoreError> {
         Ok(self.shared.live().head)
     }
@@ -330,6 +337,8 @@ fn open_writer(path: &Path) -> Result<Connection, StoreError> {
         conn.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
         conn.pragma_update(None, "synchronous", "FULL")?;
         conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+        // What is erased is overwritten.
+        conn.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
         conn.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
         conn.set_prepared_statement_cache_capacity(32);
         Ok(conn)

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::conversation::{Block, StopReason, Usage};
 use super::delivery::{self, is_committed};
 use super::egress::{EgressDecision, EgressRest};
-use super::event::{CredentialKind, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
+use super::event::{CredentialKind, ErasureReason, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome};
 use super::harness::{HarnessWord, by_harness};
 use super::setup;
 use super::state::{AgentTurn, Attempt, Ending, OpenCall, Phase, Task, ToolProgress};
@@ -238,6 +238,13 @@ pub enum Command {
     },
     /// Start again.
     Retry,
+    /// Forget its words.
+    EraseContent {
+        /// Why.
+        reason: ErasureReason,
+        /// How many events its stream has.
+        events: u64,
+    },
     /// Say how it ended.
     Finish {
         /// How.
@@ -398,6 +405,9 @@ pub enum Refusal {
     /// It is still going on.
     #[error("the task is still going on")]
     StillOpen,
+    /// Its words are forgotten.
+    #[error("what the task was asked for has been erased")]
+    Erased,
     /// The next step is another one by now.
     #[error("the task has moved on: its next step is another one")]
     MovedOn,
@@ -481,7 +491,10 @@ pub fn decide(task: Option<&Task>, command: Command) -> Result<Vec<TaskEvent>, R
         (Some(task), command) => (task, command),
     };
     match task {
-        (task, command @ (Command::Steer { .. } | Command::Cancel { .. } | Command::Retry)) => by_caller(task, command),
+        (
+            task,
+            command @ (Command::Steer { .. } | Command::Cancel { .. } | Command::Retry | Command::EraseContent { .. }),
+        ) => by_caller(task, command),
         (task, Command::SupplyCredentials { supplied, now }) => supply(task, supplied, now),
         (task, command @ (Command::RecordSandboxUsage(_) | Command::RecordOperatorEntry { .. })) => {
             about_sandbox(task, command)
@@ -492,6 +505,12 @@ pub fn decide(task: Option<&Task>, command: Command) -> Result<Vec<TaskEvent>, R
 
 fn by_caller(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
     match (command, &task.phase) {
+        (Command::EraseContent { reason, events }, Phase::Ended(_)) => {
+            let erased = TaskEvent::ContentErased { reason, events };
+            Ok(if task.erased { Vec::new() } else { vec![erased] })
+        }
+        (Command::EraseContent { .. }, _) => Err(Refusal::StillOpen),
+        (Command::Retry, _) if task.erased => Err(Refusal::Erased),
         (Command::Retry, Phase::Ended(Ending::Failed(_) | Ending::Cancelled)) => Ok(vec![TaskEvent::Queued {}]),
         (Command::Retry, Phase::Ended(ending)) => Err(ended(ending)),
         (Command::Retry, _) => Err(Refusal::StillOpen),

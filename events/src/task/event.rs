@@ -439,6 +439,33 @@ pub enum TaskEvent {
     },
     /// It is done.
     Succeeded {},
+    /// The words of everything before this are forgotten, or about to be.
+    ContentErased {
+        /// Why.
+        reason: ErasureReason,
+        /// How many events are before this.
+        events: u64,
+    },
+}
+
+/// Why words are forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErasureReason {
+    /// Somebody asked for it.
+    Request,
+    /// They were as old as the operator lets them become.
+    Retention,
+}
+
+impl ErasureReason {
+    /// The stable name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Retention => "retention",
+        }
+    }
 }
 
 /// Why a sandbox is gone.
@@ -500,6 +527,7 @@ impl TaskEvent {
             Self::Cancelled {} => "cancelled",
             Self::Failed { .. } => "failed",
             Self::Succeeded {} => "succeeded",
+            Self::ContentErased { .. } => "content-erased",
         }
     }
 
@@ -556,6 +584,7 @@ impl TaskEvent {
         "cancelled",
         "failed",
         "succeeded",
+        "content-erased",
     ];
 
     /// Reads an event back from its envelope. `None`: a type this version does not know, which is kept but means

@@ -2,7 +2,7 @@
 //!
 //! Read [`TaskSpec`] for what a user asks for, [`event`] for what can happen, [`command`] for what can be asked, [`state`] for
 //! what is known from it, [`step`] for what comes next, and [`delivery`] for the way of each repository's commits to their
-//! pull request. [`usage`] is what its sandbox uses of the host, and [`resource`] what the outside sees.
+//! pull request. [`usage`] is what its sandbox uses of the host, `private` which fields hold words that may be forgotten, and [`resource`] what the outside sees.
 
 pub mod command;
 pub mod conversation;
@@ -12,6 +12,7 @@ pub mod event;
 #[cfg(test)]
 mod golden;
 pub mod harness;
+pub(crate) mod private;
 pub mod resource;
 pub mod setup;
 mod spec;

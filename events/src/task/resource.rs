@@ -121,6 +121,9 @@ pub struct TaskResource {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
+    /// When its words were erased.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erased_at: Option<Timestamp>,
     /// The last event folded in.
     pub revision: Revision,
     /// Its place in the log.
@@ -184,6 +187,7 @@ impl TaskResource {
                 created_at: envelope.time,
                 started_at: None,
                 finished_at: None,
+                erased_at: None,
                 revision: envelope.revision,
                 position: envelope.position,
             },
@@ -214,6 +218,28 @@ impl TaskResource {
     /// What is billed: the cost less what was refunded.
     pub fn billable(&self) -> NanoUsd {
         self.cost.saturating_sub(self.refunded)
+    }
+
+    /// Forgets the words: what is left is what the log without them folds to.
+    fn forget(&mut self, time: Timestamp) {
+        self.spec = self.spec.without_words();
+        self.failure = self.failure.take().map(|(failure, attempt)| (failure.without_words(), attempt));
+        self.diffs.iter_mut().for_each(|change| change.diff = BlobRef::none());
+        self.reason = match (self.status, &self.failure) {
+            (TaskStatus::Succeeded, _) => self.outcome(),
+            (TaskStatus::Failed, Some((failure, _))) => failure.message.clone(),
+            (status, _) => status.as_str().to_owned(),
+        };
+        self.erased_at = Some(time);
+    }
+
+    /// What a task that succeeded has done.
+    fn outcome(&self) -> String {
+        match self.pull_requests.as_slice() {
+            [] => format!("pushed {}", self.spec.branch),
+            [one] => format!("opened {}", one.url),
+            several => format!("opened {} pull requests", several.len()),
+        }
     }
 
     fn apply(&mut self, time: Timestamp, event: &TaskEvent) {
@@ -365,13 +391,10 @@ impl TaskResource {
             }
             TaskEvent::Succeeded {} => {
                 self.failure = None;
-                let reason = match self.pull_requests.as_slice() {
-                    [] => format!("pushed {}", self.spec.branch),
-                    [one] => format!("opened {}", one.url),
-                    several => format!("opened {} pull requests", several.len()),
-                };
+                let reason = self.outcome();
                 self.end(Status::Succeeded, time, reason);
             }
+            TaskEvent::ContentErased { .. } => self.forget(time),
         }
     }
 }

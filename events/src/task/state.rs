@@ -49,6 +49,8 @@ pub struct Task {
     pub begin_after: Option<Timestamp>,
     /// What its sandboxes connected to, in numbers.
     pub egress: EgressUse,
+    /// Its words are forgotten: it cannot be done again.
+    pub erased: bool,
 }
 
 /// What an attempt leaves to the next one: a workspace to go on in, or commits that are only to be delivered.
@@ -412,6 +414,7 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
                 kept: None,
                 begin_after: None,
                 egress: EgressUse::default(),
+                erased: false,
             }),
             // A stream that does not begin with `created` is no task; the decider never writes one.
             _ => None,
@@ -498,6 +501,10 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
             task.phase = Phase::Ended(Ending::Failed(failure.clone()));
         }
         TaskEvent::Succeeded {} => task.phase = Phase::Ended(Ending::Succeeded),
+        TaskEvent::ContentErased { .. } => {
+            task.erased = true;
+            task.kept = None;
+        }
         TaskEvent::SandboxUsage(_) => {
             if let Some(attempt) = task.current_mut() {
                 attempt.samples = attempt.samples.saturating_add(1);
@@ -676,6 +683,7 @@ fn evolve_attempt(attempt: &mut Attempt, spec: &TaskSpec, event: &TaskEvent) {
         | TaskEvent::Cancelled {}
         | TaskEvent::Failed { .. }
         | TaskEvent::Succeeded {}
+        | TaskEvent::ContentErased { .. }
         | TaskEvent::SandboxUsage(_)
         | TaskEvent::OperatorEntered { .. }
         | TaskEvent::TokensCharged { .. } => {}

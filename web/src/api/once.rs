@@ -175,6 +175,7 @@ impl Named {
             correlation: None,
             causation: None,
             data,
+            private: None,
         };
         self.app.store.append(&self.stream, expected, vec![event]).await
     }

@@ -54,6 +54,15 @@ impl Proxies {
         }
     }
 
+    /// Whether the proxy that sent the request was itself asked encrypted (`X-Forwarded-Proto`).
+    pub fn says_https(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> bool {
+        let said = headers.get("x-forwarded-proto").and_then(|said| said.to_str().ok());
+        // Of several, the last is the nearest proxy's own.
+        let nearest = said.and_then(|said| said.rsplit(',').next()).map(str::trim);
+        peer.is_some_and(|peer| self.trusts(peer.to_canonical()))
+            && nearest.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"))
+    }
+
     fn walk(&self, headers: &HeaderMap, name: &HeaderName, part: fn(&str) -> Option<&str>) -> Said {
         let lines: Vec<_> = headers.get_all(name).collect();
         let hops = lines.into_iter().rev().flat_map(|line| line.to_str().unwrap_or("?").rsplit(','));

@@ -10,10 +10,12 @@ use actix_web::http::header::{self, HeaderMap};
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
 use jiff::Timestamp;
 use orchestra_events::key::{Bounds, KeyLimits, Scope};
-use orchestra_events::{Actor, ActorKind, EventId, KeyId, Origin};
+use orchestra_events::session::Session;
+use orchestra_events::{Actor, ActorKind, EventId, KeyId, Origin, SessionId};
+use sha2::{Digest as _, Sha256};
 
 use super::limits::Verdict;
-use super::{address, session};
+use super::{address, transport};
 use crate::App;
 use crate::problem::Problem;
 
@@ -22,8 +24,8 @@ use crate::problem::Problem;
 pub enum Via {
     /// `Authorization: Bearer orc_…`.
     Key,
-    /// The dashboard's cookie.
-    Session,
+    /// The cookie of a session at the dashboard.
+    Session(SessionId),
 }
 
 /// Whose rights a caller has.
@@ -31,12 +33,20 @@ pub enum Via {
 pub enum Who {
     /// Those of a key they hold or signed in with.
     Key(KeyId),
+    /// Those of a person whom an identity provider vouched for, as long as the session lasts.
+    Person {
+        /// The session.
+        session: SessionId,
+        /// The person, by a name that is the same in every session.
+        id: Arc<str>,
+    },
 }
 
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Key(id) => id.fmt(f),
+            Self::Person { id, .. } => f.write_str(id),
         }
     }
 }
@@ -54,8 +64,6 @@ pub struct Caller {
     pub scopes: Vec<Scope>,
     /// How they showed it.
     pub via: Via,
-    /// The claim that their request was let in under, where they gave it a name (`Idempotency-Key`).
-    pub request: Option<EventId>,
     /// What of their team's things is theirs.
     pub bounds: Arc<Bounds>,
     /// How much they may ask at once, where their key says so itself.
@@ -68,6 +76,9 @@ pub struct Caller {
     pub address: Option<IpAddr>,
     /// The program they called with, by its own word.
     pub user_agent: Option<String>,
+    /// The request they are at, where they gave it a name of its own: the same for each repeat of it, and for one that was
+    /// claimed in the log the id of its claim.
+    pub request: Option<EventId>,
 }
 
 impl Caller {
@@ -79,14 +90,26 @@ impl Caller {
             team: None,
             scopes: Vec::new(),
             via: Via::Key,
-            request: None,
             bounds: Arc::default(),
             limits: KeyLimits::default(),
             ends: None,
             generation: 0,
             address: None,
             user_agent: None,
+            request: None,
         }
+    }
+
+    /// A person in their session, with the rights of the team that they have chosen. `None`: a key decides.
+    pub fn person(id: SessionId, session: &Session) -> Option<Self> {
+        let membership = session.membership()?;
+        let who = Who::Person { session: id, id: session.grant.holder.id().into() };
+        Some(Self {
+            team: membership.team.clone(),
+            scopes: membership.scopes(),
+            via: Via::Session(id),
+            ..Self::named(who, session.grant.name.clone())
+        })
     }
 
     /// Whether they may do everything, for every team.
@@ -133,7 +156,7 @@ impl Caller {
     pub fn actor(&self) -> Actor {
         let kind = match self.via {
             Via::Key => ActorKind::ApiKey,
-            Via::Session => ActorKind::Person,
+            Via::Session(_) => ActorKind::Person,
         };
         let origin = Origin {
             name: address::kept(&self.name),
@@ -170,13 +193,12 @@ fn recognise(app: &App, request: &HttpRequest) -> Result<Caller, Problem> {
     if request.headers().contains_key(header::AUTHORIZATION) {
         return bearer(request.headers()).and_then(|key| app.keys.authenticate(key)).ok_or_else(Problem::unknown_key);
     }
-    let cookie = request.cookie(session::COOKIE).ok_or_else(Problem::unauthenticated)?;
+    let cookie = transport::session_cookie(app, request).ok_or_else(Problem::unauthenticated)?;
     let caller = app
         .sessions
-        .find(cookie.value())
-        // What the key may do is asked again: one that was revoked or rotated away ends its sessions too.
-        .and_then(|caller| app.standing(&caller))
-        .map(|caller| Caller { via: Via::Session, ..caller })
+        .find(&cookie)
+        // What a key may do is asked again: one that was revoked or rotated away ends its sessions too.
+        .and_then(|open| app.signed_in(open.id, &open.session))
         .ok_or_else(Problem::unauthenticated)?;
     if same_origin(request) { Ok(caller) } else { Err(Problem::cross_site()) }
 }
@@ -204,13 +226,27 @@ pub fn identify(request: &HttpRequest) -> Result<Caller, Problem> {
     }
 }
 
+/// The name that a caller gave a request, as an id: of the caller and the name, so that two callers' names do not meet.
+fn named(headers: &HeaderMap, who: &Who) -> Option<EventId> {
+    let name = headers.get("idempotency-key")?.as_bytes();
+    let hash = Sha256::new().chain_update(b"request\n").chain_update(who.to_string()).chain_update(b"\n");
+    let hash: [u8; 32] = hash.chain_update(name).finalize().into();
+    let bytes = *hash.first_chunk::<16>()?;
+    Some(EventId(uuid::Builder::from_bytes(bytes).with_version(uuid::Version::Custom).into_uuid()))
+}
+
 fn look(request: &HttpRequest) -> Result<Recognised, Problem> {
     let app = request.app_data::<web::Data<App>>().ok_or_else(|| Problem::internal("no application"))?;
     let peer = address::peer(request);
     let from = app.proxies.origin(peer, request.headers());
     let recognised = recognise(app, request);
     let caller = match recognised {
-        Ok(caller) => Caller { address: from, user_agent: address::user_agent(request.headers()), ..caller },
+        Ok(caller) => Caller {
+            address: from,
+            user_agent: address::user_agent(request.headers()),
+            request: named(request.headers(), &caller.who),
+            ..caller
+        },
         Err(problem) => {
             // Whoever brings nothing guesses nothing.
             let guessed = request.headers().contains_key(header::AUTHORIZATION);

@@ -98,6 +98,7 @@ async fn record(
                 correlation: None,
                 causation: None,
                 data: event.data().map_err(|error| KeyError::Json(error.to_string()))?,
+                private: None,
             })
         })
         .collect::<Result<Vec<_>, KeyError>>()?;

@@ -202,6 +202,7 @@ async fn write(store: &dyn EventStore, Entry { actor, denied }: Entry) -> Result
         correlation: None,
         causation: None,
         data: denied.data().map_err(|error| StoreError::Failed(error.to_string()))?,
+        private: None,
     };
     store.append(&stream, Expected::Any, vec![event]).await.map(drop)
 }

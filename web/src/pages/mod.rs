@@ -15,6 +15,7 @@ pub mod html;
 pub mod live;
 pub mod machine;
 pub mod panels;
+pub mod people;
 pub mod prose;
 pub mod routes;
 pub mod sample;

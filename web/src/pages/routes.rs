@@ -5,7 +5,7 @@ use actix_web::http::Method;
 use actix_web::{Handler, Responder, web};
 use orchestra_events::key::Scope;
 
-use super::{actions, assets, budgets, campaigns, docs, live, sign_in, task, tasks};
+use super::{actions, assets, budgets, campaigns, docs, live, people, sign_in, task, tasks};
 use crate::routes::{Access, Endpoint, Surface};
 
 /// A row with its handler.
@@ -75,8 +75,14 @@ pub fn pages() -> Vec<Endpoint> {
         get("/budgets", scope(Scope::BudgetsRead), budgets::show),
         get("/sign-in", Access::Anyone, sign_in::show),
         post("/sign-in", Access::Anyone, sign_in::submit),
+        get("/sign-in/oidc", Access::Anyone, sign_in::oidc::start),
+        get("/sign-in/oidc/return", Access::Anyone, sign_in::oidc::finish),
         get("/sign-in/{ticket}", Access::Anyone, sign_in::redeem),
         post("/sign-out", Access::Known, sign_in::sign_out),
+        post("/team", Access::Known, people::choose),
+        get("/people", scope(Scope::KeysWrite), people::show),
+        post("/people/{id}/end", scope(Scope::KeysWrite), people::end),
+        post("/people/{id}/end-all", scope(Scope::KeysWrite), people::end_all),
         get("/assets/{name}", Access::Anyone, assets::serve),
         get("/docs/errors", Access::Anyone, docs::index),
     ]

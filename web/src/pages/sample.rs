@@ -10,7 +10,8 @@ use orchestra_events::repo::RepoRef;
 use orchestra_events::task::conversation::{Block, StopReason, Usage};
 use orchestra_events::task::egress::{EgressDecision, EgressRest, EgressVerdict};
 use orchestra_events::task::event::{
-    Budget, CredentialKind, Harness, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome, Workspace,
+    Budget, CredentialKind, ErasureReason, Harness, PushOutcome, SandboxEnd, TaskEvent, TaskSpec, ToolOutcome,
+    Workspace,
 };
 use orchestra_events::task::resource::PullRequest;
 use orchestra_events::task::usage::{OperatorEntry, SandboxLimits, SandboxUsage, Traffic};
@@ -118,6 +119,7 @@ pub fn tasks() -> Vec<TaskResource> {
             created_at: time(),
             started_at: (status != TaskStatus::Queued).then(time),
             finished_at: status.is_final().then(time),
+            erased_at: (status == TaskStatus::Cancelled).then(time),
             revision: Revision(9),
             position: Position(100),
         })
@@ -142,6 +144,7 @@ pub fn campaigns() -> Vec<CampaignRow> {
                 again: Vec::new(),
                 created_at: time(),
                 finished_at: (status == CampaignStatus::Finished).then(time),
+                erased_at: (status == CampaignStatus::Cancelled).then(time),
                 revision: Revision(9),
                 position: Position(100),
             },
@@ -326,6 +329,7 @@ pub fn events() -> Vec<TaskEvent> {
         TaskEvent::Cancelled {},
         TaskEvent::Failed { failure, attempt: 2 },
         TaskEvent::Succeeded {},
+        TaskEvent::ContentErased { reason: ErasureReason::Request, events: 40 },
     ]
 }
 
@@ -343,6 +347,7 @@ pub fn envelopes() -> Vec<Envelope> {
         correlation: None,
         causation: None,
         data: data.into(),
+        erased: false,
     };
     let raw = |text: &str| serde_json::value::RawValue::from_string(text.to_owned()).expect("JSON");
     let known = events().into_iter().map(|event| (event.kind().to_owned(), event.data().expect("events are JSON")));

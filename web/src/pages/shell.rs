@@ -5,15 +5,20 @@ use std::future::{Ready, ready};
 use actix_web::dev::Payload;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, ContentType};
+use actix_web::web::Data;
 use actix_web::{FromRequest, HttpRequest, HttpResponse};
 use askama::Template;
+use orchestra_events::SessionId;
+use orchestra_events::key::Scope;
+use orchestra_events::session::{Membership, Session};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::assets;
 use super::error::PageError;
+use crate::App;
 use crate::auth::caller::Via;
-use crate::auth::{Caller, Who, session};
+use crate::auth::{Caller, Who, transport};
 
 /// What every page's frame needs.
 #[derive(Debug, Clone)]
@@ -65,8 +70,36 @@ pub struct Visitor {
     pub name: String,
     /// What every form of theirs carries.
     pub csrf: String,
-    /// The session's cookie, which streams look at again and again.
-    cookie: Option<String>,
+    /// The teams that they have a part in, where there is a choice.
+    pub teams: Vec<TeamChoice>,
+    /// Whether the page of who is signed in is for them.
+    pub sees_people: bool,
+}
+
+/// One of the teams that a person has a part in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TeamChoice {
+    /// What the form sends; empty for the whole server.
+    pub value: String,
+    /// What the person reads.
+    pub name: String,
+    /// They speak for it now.
+    pub chosen: bool,
+}
+
+impl TeamChoice {
+    fn all(session: &Session) -> Vec<Self> {
+        let chosen = session.membership();
+        let choice = |membership: &Membership| Self {
+            value: membership.team.clone().unwrap_or_default(),
+            name: match &membership.team {
+                Some(team) => format!("{team} ({})", membership.role),
+                None => "Whole server".to_owned(),
+            },
+            chosen: Some(membership) == chosen,
+        };
+        session.grant.memberships.iter().map(choice).collect()
+    }
 }
 
 /// The token that proves that a form was made for this session: the hash of a secret that only its cookie holds.
@@ -76,26 +109,28 @@ pub fn csrf_token(cookie: &str) -> String {
 }
 
 impl Visitor {
-    fn new(caller: Caller, cookie: Option<String>) -> Self {
-        let csrf = cookie.as_deref().map(csrf_token).unwrap_or_default();
-        Self { name: caller.name.clone(), caller, csrf, cookie }
+    fn new(caller: Caller, cookie: Option<&str>, session: Option<&Session>) -> Self {
+        Self {
+            name: caller.name.clone(),
+            csrf: cookie.map(csrf_token).unwrap_or_default(),
+            teams: session.map(TeamChoice::all).unwrap_or_default(),
+            sees_people: caller.may(Scope::KeysWrite),
+            caller,
+        }
     }
 
     /// Whether a form that carries this token was made for this visitor. Who sends a key with every request needs none.
     pub fn check_form(&self, token: &str) -> Result<(), PageError> {
         let matches = match self.caller.via {
             Via::Key => true,
-            Via::Session => bool::from(self.csrf.as_bytes().ct_eq(token.as_bytes())),
+            Via::Session(_) => bool::from(self.csrf.as_bytes().ct_eq(token.as_bytes())),
         };
         if matches { Ok(()) } else { Err(PageError::stale_form()) }
     }
 
-    /// Whether they are still signed in; asked by streams, which outlive the request.
-    pub fn still_here(&self, app: &crate::App) -> bool {
-        match &self.cookie {
-            Some(cookie) => app.sessions.find(cookie).is_some() && app.current(&self.caller.who).is_some(),
-            None => app.current(&self.caller.who).is_some(),
-        }
+    /// Whether they are still signed in, with the rights that they had; asked by streams, which outlive the request.
+    pub fn still_here(&self, app: &App) -> bool {
+        app.standing(&self.caller).is_some_and(|now| now.team == self.caller.team && now.scopes == self.caller.scopes)
     }
 
     /// A visitor of tests.
@@ -103,10 +138,13 @@ impl Visitor {
         let key = orchestra_events::KeyId::from_uuid(uuid::Uuid::from_u128(7));
         let caller = Caller {
             team: Some("platform".to_owned()),
-            via: Via::Session,
+            via: Via::Session(SessionId::from_uuid(uuid::Uuid::from_u128(8))),
             ..Caller::named(Who::Key(key), "Ada's laptop <b>")
         };
-        Self::new(caller, Some("cookie".to_owned()))
+        let choice =
+            |value: &str, name: &str, chosen| TeamChoice { value: value.to_owned(), name: name.to_owned(), chosen };
+        let teams = vec![choice("platform", "platform (admin)", true), choice("", "Whole server", false)];
+        Self { teams, sees_people: true, ..Self::new(caller, Some("cookie"), None) }
     }
 }
 
@@ -117,11 +155,11 @@ impl FromRequest for Visitor {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let caller = Caller::from_request(request, payload).into_inner();
         ready(caller.map_err(PageError::from).map(|caller| {
-            let cookie = match caller.via {
-                Via::Session => request.cookie(session::COOKIE).map(|cookie| cookie.value().to_owned()),
-                Via::Key => None,
+            let Some((app, Via::Session(id))) = request.app_data::<Data<App>>().map(|app| (app, caller.via)) else {
+                return Self::new(caller, None, None);
             };
-            Self::new(caller, cookie)
+            let (cookie, session) = (transport::session_cookie(app, request), app.sessions.get(id));
+            Self::new(caller, cookie.as_deref(), session.as_deref())
         }))
     }
 }

@@ -335,7 +335,7 @@ pub async fn send_output(
             }
             Content::Blob(blob) => {
                 let blobs = app.dashboard.blobs.as_ref().ok_or_else(PageError::not_found)?;
-                whole.extend(blobs.get(&blob).await.map_err(Problem::internal)?);
+                whole.extend(blobs.get(current.task.id, &blob).await.map_err(Problem::internal)?);
             }
         }
     }

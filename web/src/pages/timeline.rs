@@ -5,7 +5,7 @@ use orchestra_events::blob::Content;
 use orchestra_events::task::TaskEvent;
 use orchestra_events::task::conversation::{Block, StopReason};
 use orchestra_events::task::egress::{EgressDecision, EgressVerdict};
-use orchestra_events::task::event::{CredentialKind, PushOutcome, SandboxEnd, ToolOutcome, Workspace};
+use orchestra_events::task::event::{CredentialKind, ErasureReason, PushOutcome, SandboxEnd, ToolOutcome, Workspace};
 use orchestra_events::task::resource::activity;
 use orchestra_events::task::usage::OperatorEntry;
 use orchestra_events::{Actor, ActorKind, Envelope, Failure, TaskId};
@@ -405,6 +405,12 @@ impl TimelineRow {
                 self.failure = Some(FailureBox::new(failure));
             }
             TaskEvent::Succeeded {} => self.say(Tone::Good, "Task", "Done."),
+            TaskEvent::ContentErased { reason: ErasureReason::Request, .. } => {
+                self.say(Tone::Person, who(actor), "Erased what was said and written.");
+            }
+            TaskEvent::ContentErased { reason: ErasureReason::Retention, .. } => {
+                self.say(Tone::Quiet, "Retention", "What was said and written was old enough to be erased.");
+            }
         }
     }
 

@@ -95,8 +95,8 @@ async fn a_revoked_key_is_worth_nothing() {
     let key = server.team_key("platform").await;
     assert_eq!(server.get(&key, "/v1/tasks").await.status, StatusCode::OK);
     let caller = server.app.keys.authenticate(&key).expect("a caller");
-    let cookie = server.app.sessions.start(caller.clone()).expect("a session");
-    let Who::Key(id) = caller.who;
+    let cookie = server.session(&key).await;
+    let Who::Key(id) = caller.who else { panic!("{} is no key", caller.who) };
     revoke_key(&*server.store, id, &Actor::system("test")).await.expect("an append");
     server.keys_caught_up().await;
     assert_eq!(server.get(&key, "/v1/tasks").await.status, StatusCode::UNAUTHORIZED);
@@ -108,8 +108,7 @@ async fn a_revoked_key_is_worth_nothing() {
 #[actix_web::test]
 async fn a_session_acts_only_from_our_own_pages() {
     let server = Server::start().await;
-    let caller = server.app.keys.authenticate(&server.admin).expect("a caller");
-    let cookie = format!("{}={}", session::COOKIE, server.app.sessions.start(caller).expect("a session"));
+    let cookie = format!("{}={}", session::COOKIE, server.session(&server.admin).await);
     let submit = || {
         TestRequest::post()
             .uri("/v1/tasks")

@@ -21,16 +21,19 @@ use budgets::Budgets;
 use campaigns::Campaigns;
 use jiff::Timestamp;
 use orchestra_actors::service::ServiceError;
-use orchestra_actors::{Credentials, Delta, NewTask, Submitted, TaskService};
+use orchestra_actors::{Credentials, Delta, Erased, NewTask, Submitted, TaskService};
 use orchestra_events::key::Scope;
 use orchestra_events::projections::{ReadModels, project};
 use orchestra_events::repo::RepoRef;
+use orchestra_events::session::{Holder, Membership, Role, Way};
 use orchestra_events::store::memory::MemoryStore;
 use orchestra_events::store::{Direction, MAX_PAGE};
-use orchestra_events::task::event::{CredentialKind, SCHEMA};
+use orchestra_events::task::event::{CredentialKind, ErasureReason, SCHEMA};
 use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
 use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, NewEvent, Revision, StreamName, TaskId};
-use orchestra_web::auth::{KeyRing, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses};
+use orchestra_web::auth::{
+    KeyRing, NewSession, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses,
+};
 use orchestra_web::{App, configure};
 use secrecy::ExposeSecret;
 use serde_json::Value;
@@ -83,6 +86,7 @@ impl Service {
                 correlation: Some(StreamName::task(id)),
                 causation: None,
                 data: event.data().expect("JSON"),
+                private: None,
             })
             .collect();
         self.store.append(&StreamName::task(id), expected, events).await.expect("an append");
@@ -199,6 +203,13 @@ impl TaskService for Service {
         self.command(id, Command::SupplyCredentials { supplied, now: Timestamp::now() }, &actor).await
     }
 
+    async fn erase_content(&self, id: TaskId, who: Actor) -> Result<Erased, ServiceError> {
+        let command = Command::EraseContent { reason: ErasureReason::Request, events: 1 };
+        self.command(id, command, &who).await?;
+        self.store.erase(&[StreamName::task(id)]).await?;
+        Ok(Erased::Done)
+    }
+
     async fn diff(&self, _: TaskId) -> Result<Vec<u8>, ServiceError> {
         Ok(b"--- a/x\n+++ b/x\n".to_vec())
     }
@@ -312,9 +323,41 @@ impl Server {
 
     /// Takes a key back, and waits until the ring knows.
     pub async fn revoke(&self, who: &Who) {
-        let Who::Key(id) = who;
+        let Who::Key(id) = who else { panic!("{who} is no key") };
         revoke_key(&*self.store, *id, &Actor::system("test")).await.expect("an append");
         self.keys_caught_up().await;
+    }
+
+    /// Signs in with a key; the cookie's value.
+    pub async fn session(&self, key: &str) -> String {
+        let caller = self.app.keys.authenticate(key).expect("a key that is known");
+        let Who::Key(id) = caller.who else { panic!("{} is no key", caller.who) };
+        let new = NewSession {
+            holder: Holder::Key { key: id },
+            way: Way::Key,
+            name: caller.name.clone(),
+            memberships: Vec::new(),
+            generation: caller.generation,
+        };
+        let begun = self.app.sessions.start(&*self.store, new, None, &caller.actor()).await;
+        begun.expect("a session").1.expose_secret().to_owned()
+    }
+
+    /// Sessions of people in the team `platform`, by id.
+    pub async fn disposable_sessions(&self, count: usize) -> Vec<String> {
+        let mut ids = Vec::new();
+        for number in 0..count {
+            let new = NewSession {
+                holder: Holder::Person { issuer: "https://a.example".to_owned(), subject: number.to_string() },
+                way: Way::Oidc,
+                name: "canary".to_owned(),
+                memberships: vec![Membership { team: Some("platform".to_owned()), role: Role::Viewer }],
+                generation: 0,
+            };
+            let begun = self.app.sessions.start(&*self.store, new, None, &Actor::system("test")).await;
+            ids.push(begun.expect("a session").0.to_string());
+        }
+        ids
     }
 
     pub async fn keys_caught_up(&self) {

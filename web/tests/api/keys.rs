@@ -307,15 +307,19 @@ async fn every_act_says_where_it_came_from_as_far_as_proxies_are_trusted() {
     let key = server.team_key("platform").await;
     let submit = || post(&key, "/v1/tasks", &example().to_string()).insert_header(("user-agent", "ci/2"));
     let forwarded = |request: TestRequest| request.insert_header(("x-forwarded-for", "198.51.100.1, 203.0.113.5"));
+    let mut requests = Vec::new();
     for (peer, address) in [("10.0.0.1", "203.0.113.5"), ("192.0.2.9", "192.0.2.9")] {
-        let answer = server.send(from(peer, forwarded(submit()))).await;
+        let named = submit().insert_header(("idempotency-key", format!("by {peer}")));
+        let answer = server.send(from(peer, forwarded(named))).await;
         assert_eq!(answer.status, StatusCode::ACCEPTED);
         let id = answer.json()["id"].as_str().expect("an id").parse().expect("a task's id");
         let events = read_whole_stream(&*server.store, &StreamName::task(id)).await.expect("a stream");
         let origin = events[0].actor.origin.as_ref().expect("an origin");
         assert_eq!(origin.address, Some(address.parse().expect("an address")), "by {peer}");
         assert_eq!((origin.name.as_deref(), origin.user_agent.as_deref()), (Some("test"), Some("ci/2")));
+        requests.push(origin.request.expect("a request with a name"));
     }
+    assert_ne!(requests[0], requests[1]);
 }
 
 #[actix_web::test]

@@ -4,6 +4,7 @@
 //! path, a request that would go through; a path without one fails the test, so that a new route cannot be forgotten.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 use actix_web::Error;
 use actix_web::body::BoxBody;
@@ -29,6 +30,9 @@ use crate::harness::{SOON, Server, example};
 const MARK: &str = "canary";
 /// Ids that nothing has.
 const NO_TASK: &str = "task_00000000000000000000000000";
+const NO_SESSION: &str = "session_00000000000000000000000000";
+/// More sessions than are ended in a test.
+const DISPOSABLE: usize = 1_000;
 const NO_KEY: &str = "key_00000000000000000000000000";
 const NO_CAMPAIGN: &str = "campaign_00000000000000000000000000";
 
@@ -71,6 +75,8 @@ struct Things {
     key: String,
     /// The revision of an event of the task with a text of its own.
     output: u64,
+    /// Sessions that may be ended, one at a time.
+    sessions: Mutex<Vec<String>>,
 }
 
 impl Things {
@@ -103,7 +109,8 @@ impl Things {
         server.service.record(task, vec![said], &Actor::system("test"), Timestamp::now()).await;
         let last = server.store.read_stream(&StreamName::task(task), None, Direction::Backwards, 1).await;
         let output = last.expect("a stream").first().expect("an event").revision.0;
-        Self { task, campaign, key, output }
+        let sessions = Mutex::new(server.disposable_sessions(DISPOSABLE).await);
+        Self { task, campaign, key, output, sessions }
     }
 
     /// The sample of a row. Whoever adds a route adds a request that would go through here.
@@ -149,6 +156,15 @@ impl Things {
                 at(&format!("/sign-in/{}", ticket.expose_secret()))
             }
             ("POST", "/sign-in") => plain(Body::Form(vec![("key", server.admin.clone()), ("next", "/".to_owned())])),
+            // Without a provider there is nothing there.
+            ("GET", "/sign-in/oidc" | "/sign-in/oidc/return") => plain(Body::Nothing),
+            ("POST", "/team") => plain(Body::Form(vec![("team", "platform".to_owned())])),
+            ("GET", "/people") => plain(Body::Nothing),
+            ("POST", "/people/{id}/end" | "/people/{id}/end-all") => {
+                let session = self.sessions.lock().expect("not poisoned").pop().expect("enough sessions");
+                let of = |id: &str| row.path.replace("{id}", id);
+                Sample { path: of(&session), missing: Some(of(NO_SESSION)), body: Body::Form(Vec::new()) }
+            }
             ("POST", "/sign-out") => plain(Body::Form(Vec::new())),
             ("GET", "/tasks/{id}" | "/tasks/{id}/live" | "/tasks/{id}/diff" | "/tasks/{id}/diff.patch") => {
                 of(task, Body::Nothing)
@@ -296,12 +312,11 @@ async fn every_route_asks_every_caller_for_its_scope() {
         let good = server.key(Some("platform"), &scopes).await;
         let revoked = server.key(Some("platform"), &scopes).await;
         let holder = server.app.keys.authenticate(&revoked).expect("not revoked yet");
-        let cookie = server.app.sessions.start(server.app.keys.authenticate(&good).expect("a caller"));
-        let ended = server.app.sessions.start(holder.clone()).expect("randomness");
+        let (cookie, ended) = (server.session(&good).await, server.session(&revoked).await);
         server.revoke(&holder.who).await;
-        let callers = [
-            ("a good key", true, Shown::Bearer(good)),
-            ("its session", true, Shown::Cookie(cookie.expect("randomness"))),
+        let mut callers = [
+            ("a good key", true, Shown::Bearer(good.clone())),
+            ("its session", true, Shown::Cookie(cookie)),
             ("a revoked key", false, Shown::Bearer(revoked)),
             ("a revoked key's session", false, Shown::Cookie(ended)),
             ("nobody", false, Shown::Nothing),
@@ -331,6 +346,10 @@ async fn every_route_asks_every_caller_for_its_scope() {
                     }
                     (_, true) => assert_eq!(status, StatusCode::FORBIDDEN, "{cell}"),
                 }
+            }
+            // Signing in anew and signing out end a session.
+            if row.path.starts_with("/sign-") {
+                callers[1].2 = Shown::Cookie(server.session(&good).await);
             }
         }
     }

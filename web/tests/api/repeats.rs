@@ -55,6 +55,7 @@ async fn after_crash(server: &Server, lost: impl Fn(&Envelope) -> bool) -> Serve
             correlation: event.correlation,
             causation: event.causation,
             data,
+            private: None,
         };
         store.append(&stream, expected, vec![event]).await.expect("an append");
     }
@@ -164,7 +165,8 @@ async fn after_a_crash_the_repeat_finds_what_was_done_or_does_it() {
 
     // Claimed, and nothing done.
     let done = |event: &Envelope| {
-        event.actor.origin.as_ref().is_some_and(|from| from.request.is_some()) || &*event.kind == "request-answered"
+        let caused = event.actor.origin.as_ref().is_some_and(|from| from.request.is_some());
+        caused && &*event.kind != "request-claimed" || &*event.kind == "request-answered"
     };
     let forsaken = after_crash(&server, done).await;
     assert_eq!(count(&forsaken, "queued").await, 1);

@@ -15,7 +15,7 @@ use budgets::Budgets;
 use campaigns::Campaigns;
 use jiff::Timestamp;
 use orchestra_actors::service::ServiceError;
-use orchestra_actors::{BudgetService as _, Credentials, Delta, NewTask, Submitted, TaskService};
+use orchestra_actors::{BudgetService as _, Credentials, Delta, Erased, NewTask, Submitted, TaskService};
 use orchestra_events::blob::{BlobRef, Content};
 use orchestra_events::key::Scope;
 use orchestra_events::ledger::{Budget as ScopeBudget, Cap};
@@ -26,7 +26,7 @@ use orchestra_events::store::memory::MemoryStore;
 use orchestra_events::task::command::{Charge, PullRequestOutcome, Then};
 use orchestra_events::task::conversation::{Block, StopReason, Usage};
 use orchestra_events::task::event::{
-    Budget, CredentialKind, Harness, PushOutcome, SCHEMA, SandboxEnd, TaskSpec, ToolOutcome,
+    Budget, CredentialKind, ErasureReason, Harness, PushOutcome, SCHEMA, SandboxEnd, TaskSpec, ToolOutcome,
 };
 use orchestra_events::task::state::Ending;
 use orchestra_events::task::{Command, Task, TaskEvent, decide, evolve};
@@ -92,6 +92,7 @@ impl Scripted {
                 correlation: None,
                 causation: None,
                 data: event.data().expect("events are JSON"),
+                private: None,
             });
         }
         self.store.append(&stream, expected, stamped).await?;
@@ -126,6 +127,13 @@ impl TaskService for Scripted {
         let kinds = [(given.model.is_some(), CredentialKind::Model), (given.git.is_some(), CredentialKind::Git)];
         let supplied = kinds.into_iter().filter_map(|(given, kind)| given.then_some(kind)).collect();
         self.act(id, &actor, Command::SupplyCredentials { supplied, now: Timestamp::now() }).await
+    }
+
+    async fn erase_content(&self, id: TaskId, who: Actor) -> Result<Erased, ServiceError> {
+        let command = Command::EraseContent { reason: ErasureReason::Request, events: 1 };
+        self.command(id, command, &who).await?;
+        self.store.erase(&[StreamName::task(id)]).await?;
+        Ok(Erased::Done)
     }
 
     async fn diff(&self, _: TaskId) -> Result<Vec<u8>, ServiceError> {

@@ -7,11 +7,12 @@ use orchestra_actors::Credentials;
 use orchestra_actors::campaign::JournalError;
 use orchestra_actors::campaign::service::{Accepted, Account, CampaignService, NewCampaign};
 use orchestra_actors::journal;
-use orchestra_actors::service::{FieldError, ServiceError};
+use orchestra_actors::service::{Erased, FieldError, ServiceError};
 use orchestra_events::campaign::{CampaignRepo, CampaignSpec, Command, Refusal, child_id, decide};
 use orchestra_events::repo::RepoRef;
 use orchestra_events::store::memory::MemoryStore;
 use orchestra_events::task::TaskSpec;
+use orchestra_events::task::event::ErasureReason;
 use orchestra_events::{Actor, CampaignId};
 use secrecy::ExposeSecret;
 use uuid::Uuid;
@@ -127,6 +128,11 @@ impl CampaignService for Campaigns {
     async fn supply_campaign(&self, _: CampaignId, given: Credentials, _: Actor) -> Result<(), ServiceError> {
         self.keep(&given);
         Ok(())
+    }
+
+    async fn erase_campaign_content(&self, id: CampaignId, who: Actor) -> Result<Erased, ServiceError> {
+        self.command(id, Command::EraseContent { reason: ErasureReason::Request, events: 1 }, &who).await?;
+        Ok(Erased::UnderWay)
     }
 
     async fn account(&self, _: &str, _: CampaignId) -> Result<Option<Account>, ServiceError> {

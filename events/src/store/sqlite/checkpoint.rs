@@ -7,6 +7,7 @@
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rusqlite::Connection;
 
@@ -17,6 +18,9 @@ pub const CHECKPOINT_EVERY: usize = 16 * 1024 * 1024;
 pub const WAL_BOUND: usize = 32 * 1024 * 1024;
 /// Above this length (a disk that does not keep up) the writer waits until the log is copied, whatever it takes.
 pub const WAL_LIMIT: usize = 128 * 1024 * 1024;
+
+/// How long cutting the log waits for its readers. Appends wait meanwhile.
+const CUT_WAIT: Duration = Duration::from_millis(100);
 
 /// How long the log is, in bytes: all of it, and the part that is not in the database yet.
 #[derive(Clone, Copy)]
@@ -95,6 +99,19 @@ impl Checkpointer {
         {
             self.busy = ask.try_send(()).is_ok();
         }
+    }
+
+    /// Copies everything and cuts the log to nothing, so that what was overwritten is in no file. `false`: somebody
+    /// reads, or the side thread copies; the next try may succeed.
+    pub fn cut(&mut self, conn: &Connection) -> rusqlite::Result<bool> {
+        conn.busy_timeout(CUT_WAIT)?;
+        let busy = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+        conn.busy_timeout(super::BUSY_TIMEOUT)?;
+        let cut = !busy?;
+        if cut {
+            self.lengths = Lengths { log: 0, rest: 0 };
+        }
+        Ok(cut)
     }
 
     /// Copies everything, so that the next opening has nothing to recover.

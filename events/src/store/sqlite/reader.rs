@@ -4,15 +4,16 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use tokio::sync::Semaphore;
 
 use super::failed;
 use super::shared::Run;
-use crate::envelope::{Envelope, Position, Revision, StreamName};
+use crate::envelope::{Envelope, Position, Private, Revision, StreamName};
 use crate::json::Json;
 use crate::store::chain::{Digest, Linked, Links};
-use crate::store::{Direction, Filter, MAX_PAGE_BYTES, Page, StoreError, packing};
+use crate::store::{Direction, Filter, MAX_PAGE_BYTES, Page, StoreError, packing, sealed};
 
 /// Reads that run at the same time; more wait their turn. SQLite readers are bound by the processor, so a few suffice.
 pub const READERS: usize = 4;
@@ -23,7 +24,10 @@ pub const NAMES: usize = 8_192;
 /// Pages that one reader caches, in KiB. The operating system caches the rest.
 const CACHE_KIB: i64 = 4_096;
 
-const COLUMNS: &str = "e.position, e.stream_id, e.revision, e.type, e.meta, e.data";
+const COLUMNS: &str = "e.position, e.stream_id, e.revision, e.type, e.meta, e.data, e.seal";
+/// The private part of an event, looked up only where there was one. Rows come in the order of their positions, or nearly, so
+/// the next one is mostly beside the last.
+const CONTENTS: &str = "LEFT JOIN contents c ON c.position = iif(e.seal IS NULL, NULL, e.position)";
 
 /// The read-only connections.
 pub(super) struct Readers {
@@ -155,7 +159,14 @@ impl Reader {
     ) -> rusqlite::Result<Page> {
         let mut page = Page { events: Vec::with_capacity(limit), through: after };
         let mut bytes = 0;
-        let sql = select(COLUMNS, "events e WHERE e.position > ?1 AND e.position <= ?2 ORDER BY e.position LIMIT ?3");
+        // A reader that passes over most events does not read their private parts.
+        let everything = *filter == Filter::everything();
+        let (content, from) = if everything { ("c.content", CONTENTS) } else { ("NULL", "") };
+        let sql = format!(
+            "SELECT {COLUMNS}, {content} FROM events e {from} WHERE e.position > ?1 AND e.position <= ?2 \
+             ORDER BY e.position LIMIT ?3"
+        );
+        let mut content = self.conn.prepare_cached("SELECT content FROM contents WHERE position = ?1")?;
         let mut statement = self.conn.prepare_cached(&sql)?;
         let mut found = statement.query(params![after.0, head.0, rows])?;
         while let Some(row) = found.next()? {
@@ -167,8 +178,15 @@ impl Reader {
             if !filter.admits_place(&stream, text(row, 3)?) {
                 continue;
             }
-            let event = envelope(row, stream, &mut self.names)?;
+            let mut event = envelope(row, stream, &mut self.names)?;
             if filter.admits_team(event.actor.team.as_deref()) {
+                if !everything && event.erased {
+                    let words = content.query_row([event.position.0], |row| row.get::<_, Option<String>>(0));
+                    if let Some(words) = words.optional()?.flatten() {
+                        event.data = sealed::joined(event.data.get(), Some(&words));
+                        event.erased = false;
+                    }
+                }
                 bytes += event.data.get().len();
                 page.events.push(event);
             }
@@ -180,8 +198,10 @@ impl Reader {
     pub fn links(&mut self, after: Position, head: Position, limit: usize) -> rusqlite::Result<Vec<Linked>> {
         let mut page = Vec::with_capacity(limit);
         let mut bytes = 0;
-        let columns = format!("{COLUMNS}, e.links");
-        let sql = select(&columns, "events e WHERE e.position > ?1 AND e.position <= ?2 ORDER BY e.position LIMIT ?3");
+        let sql = format!(
+            "SELECT {COLUMNS}, NULL, e.links, c.salt, c.content FROM events e {CONTENTS} \
+             WHERE e.position > ?1 AND e.position <= ?2 ORDER BY e.position LIMIT ?3"
+        );
         let mut statement = self.conn.prepare_cached(&sql)?;
         let mut found = statement.query(params![after.0, head.0, limit])?;
         while let Some(row) = found.next()? {
@@ -189,9 +209,14 @@ impl Reader {
                 break;
             }
             let stream = self.names.stream(&self.conn, row.get(1)?)?;
-            let event = envelope(row, stream, &mut self.names)?;
-            bytes += event.data.get().len();
-            page.push(Linked { event, links: links(row, 6)? });
+            let mut event = envelope(row, stream, &mut self.names)?;
+            let seal: Option<[u8; 32]> = row.get(6)?;
+            let salt: Option<[u8; 32]> = row.get(9)?;
+            let content = row.get_ref(10)?.as_str_or_null().map_err(|error| damaged(10, Box::new(error)))?;
+            let private = salt.zip(content).map(|(salt, content)| Private { salt, content: Json::stored(content) });
+            event.erased = seal.is_some() && private.is_none();
+            bytes += event.data.get().len() + content.map_or(0, str::len);
+            page.push(Linked { event, links: links(row, 8)?, seal: seal.map(Digest), private });
         }
         Ok(page)
     }
@@ -257,7 +282,7 @@ impl Reader {
             return Ok(());
         }
         let sql = format!(
-            "SELECT {COLUMNS} FROM stream_index i CROSS JOIN events e ON e.position = i.position \
+            "SELECT {COLUMNS}, c.content FROM stream_index i CROSS JOIN events e ON e.position = i.position {CONTENTS} \
              WHERE i.stream_id = ?1 AND i.revision >= ?2 AND i.revision < ?3 ORDER BY i.revision {order} LIMIT ?4"
         );
         let mut statement = self.conn.prepare_cached(&sql)?;
@@ -278,7 +303,7 @@ impl Reader {
         read: &StreamRead,
         page: &mut StreamPage,
     ) -> rusqlite::Result<()> {
-        let sql = select(COLUMNS, "events e WHERE e.position = ?1");
+        let sql = format!("SELECT {COLUMNS}, c.content FROM events e {CONTENTS} WHERE e.position = ?1");
         let mut statement = self.conn.prepare_cached(&sql)?;
         for position in positions {
             if page.is_full() {
@@ -308,16 +333,15 @@ impl StreamPage {
     }
 }
 
-fn select(columns: &str, rest: &str) -> String {
-    format!("SELECT {columns} FROM {rest}")
-}
-
 fn text<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<&'a str> {
     row.get_ref(column)?.as_str().map_err(|error| damaged(column, Box::new(error)))
 }
 
+/// An event from the columns of [`COLUMNS`] and, behind them, its private part.
 fn envelope(row: &Row<'_>, stream: StreamName, names: &mut Names) -> rusqlite::Result<Envelope> {
     let packed = row.get_ref(4)?.as_blob().map_err(|error| damaged(4, Box::new(error)))?;
+    let content = row.get_ref(7)?.as_str_or_null().map_err(|error| damaged(7, Box::new(error)))?;
+    let sealed = row.get_ref(6)? != ValueRef::Null;
     let meta = packing::unpack(&stream, packed).ok_or_else(|| damaged(4, "metadata that does not unpack".into()))?;
     Ok(Envelope {
         id: meta.id,
@@ -330,7 +354,8 @@ fn envelope(row: &Row<'_>, stream: StreamName, names: &mut Names) -> rusqlite::R
         actor: meta.actor,
         correlation: meta.correlation,
         causation: meta.causation,
-        data: Json::stored(text(row, 5)?),
+        data: sealed::joined(text(row, 5)?, content),
+        erased: sealed && content.is_none(),
     })
 }
 

@@ -92,6 +92,16 @@ impl Live {
         self.ring.get(usize::try_from(position.checked_sub(first)?).ok()?)
     }
 
+    /// Puts an event in the place of the one at its position, if that is among the newest.
+    pub fn replace(&mut self, position: Position, event: Arc<Envelope>) {
+        let Some(first) = self.ring.front().map(|event| event.position.0) else { return };
+        let place = position.0.checked_sub(first).and_then(|place| usize::try_from(place).ok());
+        if let Some(old) = place.and_then(|place| self.ring.get_mut(place)) {
+            self.ring_bytes = self.ring_bytes - old.data.get().len() + event.data.get().len();
+            *old = event;
+        }
+    }
+
     /// All events after a position, if they are all in memory.
     pub fn after(&self, after: Position) -> Option<impl Iterator<Item = &Arc<Envelope>>> {
         if after >= self.head {

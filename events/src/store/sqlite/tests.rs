@@ -109,6 +109,7 @@ async fn streams_are_whole_whatever_the_index_holds() {
             correlation: None,
             causation: None,
             data: serde_json::from_str(newest.data.get()).unwrap(),
+            private: None,
         };
         let repeated = reopened.append(&newest.stream, Expected::Any, vec![again]).await.unwrap();
         assert_eq!(repeated.position, head, "an id is recognised after a restart");
@@ -224,6 +225,131 @@ async fn what_was_changed_behind_its_back_shows() {
     assert!(matches!(found, Break::Link { at: Position(4), .. }), "{found}");
     let found = tampered("DELETE FROM events WHERE position = 2").await;
     assert!(matches!(found, Break::Position { after: Position(1), found: Position(3) }), "{found}");
+}
+
+/// A stream with words that occur nowhere else, some of them larger than a page.
+fn words(task: usize, revision: usize) -> (String, NewEvent) {
+    let canary = format!("canary-{task}-{revision}-{:x}.", (task * 7_919 + revision * 104_729) ^ 0x5bd1_e995);
+    // Rows of all sizes: several on a page, just one, and some on pages of their own.
+    let filler = "lorem ipsum ".repeat((task * 31 + revision * 17) % 1_500);
+    let content = format!(r#"{{"text":"{filler}{canary}{filler}"}}"#);
+    (canary, conformance::event_with_private("message", r#"{"n":1,"text":"[erased]"}"#, &content))
+}
+
+/// Every byte of every file in the folder.
+fn raw(folder: &TempDir) -> Vec<(String, Vec<u8>)> {
+    let files = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap());
+    files.map(|file| (file.file_name().into_string().unwrap(), std::fs::read(file.path()).unwrap())).collect()
+}
+
+fn found(files: &[(String, Vec<u8>)], words: &str) -> Option<String> {
+    let holds = |bytes: &[u8]| bytes.windows(words.len()).any(|window| window == words.as_bytes());
+    files.iter().find(|(_, bytes)| holds(bytes)).map(|(name, _)| name.clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_erased_is_in_no_file() {
+    const TASKS: usize = 24;
+    const EVENTS: usize = 10;
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = open(&folder);
+    let mut gone = Vec::new();
+    let mut kept = HashMap::new();
+    for revision in 0..EVENTS {
+        for task in 0..TASKS {
+            let (canary, new) = words(task, revision);
+            store.append(&stream(&format!("task-{task}")), Expected::Any, vec![new]).await.unwrap();
+            kept.entry(task).or_insert_with(Vec::new).push(canary);
+        }
+    }
+    let before = raw(&folder);
+    assert!(kept.values().flatten().all(|canary| found(&before, canary).is_some()), "the search finds what is there");
+    // In an order of no meaning, with appends in between and once with a restart.
+    for turn in 0..TASKS - 4 {
+        let task = (turn * 11 + 3) % TASKS;
+        assert_eq!(store.erase(&[stream(&format!("task-{task}"))]).await, Ok(EVENTS as u64));
+        gone.extend(kept.remove(&task).unwrap());
+        let (canary, new) = words(100, turn);
+        store.append(&stream("task-100"), Expected::Any, vec![new]).await.unwrap();
+        kept.entry(100).or_default().push(canary);
+        if turn == 7 {
+            drop(store);
+            store = open(&folder);
+        }
+    }
+    let files = raw(&folder);
+    for canary in &gone {
+        assert_eq!(found(&files, canary), None, "{canary} is still there");
+    }
+    assert!(kept.values().flatten().all(|canary| found(&files, canary).is_some()), "and nothing else is gone");
+    let all = store.head().await.unwrap().0;
+    assert_eq!(verify(&store).await, Ok(all), "the chain verifies without the words");
+
+    let conn = Connection::open(path(&folder)).unwrap();
+    let position: u64 =
+        conn.query_row("SELECT MAX(position) FROM contents WHERE content IS NOT NULL", [], |row| row.get(0)).unwrap();
+    conn.execute("UPDATE contents SET content = replace(content, 'canary', 'parrot') WHERE position = ?1", [position])
+        .unwrap();
+    let broken = verify(&store).await.expect_err("words that were never said");
+    assert!(matches!(broken, Break::Content { at, .. } if at.0 == position), "{broken}");
+    // A seal is part of what the links cover.
+    conn.execute("UPDATE events SET seal = zeroblob(32) WHERE position = 5", []).unwrap();
+    let broken = verify(&store).await.expect_err("another seal");
+    assert!(matches!(broken, Break::Link { at: Position(5), .. }), "{broken}");
+    conn.execute("UPDATE events SET seal = NULL WHERE position = 5", []).unwrap();
+    assert!(verify(&store).await.is_err(), "no seal");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_waits_for_readers_and_then_happens() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(&folder));
+    let name = stream("task-1");
+    let (canary, new) = words(1, 1);
+    store.append(&name, Expected::NoStream, vec![new]).await.unwrap();
+    // A back-up that takes its time: it still sees the words.
+    let reader = Connection::open(path(&folder)).unwrap();
+    reader.execute_batch("BEGIN; SELECT * FROM contents;").unwrap();
+    let erasing = tokio::spawn({
+        let (store, name) = (Arc::clone(&store), name.clone());
+        async move { store.erase(std::slice::from_ref(&name)).await }
+    });
+    store.append(&name, Expected::Any, vec![event("m", "{}")]).await.expect("appends go on");
+    let mut erased = read_whole_stream(&*store, &name).await.unwrap()[0].erased;
+    while !erased {
+        tokio::task::yield_now().await;
+        erased = read_whole_stream(&*store, &name).await.unwrap()[0].erased;
+    }
+    assert!(found(&raw(&folder), &canary).is_some(), "the old page cannot go while somebody reads it");
+    assert!(!erasing.is_finished());
+    drop(reader);
+    assert_eq!(erasing.await.unwrap(), Ok(1));
+    assert_eq!(found(&raw(&folder), &canary), None);
+}
+
+#[tokio::test]
+async fn a_log_from_before_there_were_private_parts_reads_as_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let (name, old) = (stream("task-1"), event("created", "{\"task\":\"old\"}"));
+    {
+        let conn = Connection::open(path(&folder)).unwrap();
+        conn.execute_batch(EVENT_LOG).unwrap();
+        conn.pragma_update(None, "user_version", 1).unwrap();
+        let (meta, _, body) = chain::prepare(&name, &old);
+        let links = chain::extend(chain::Digest::GENESIS, chain::Digest::GENESIS, body);
+        conn.execute_batch("INSERT INTO streams (id, name) VALUES (1, 'task-1')").unwrap();
+        conn.execute(
+            "INSERT INTO events VALUES (1, 1, 0, 'created', ?1, ?2, ?3)",
+            rusqlite::params![meta, [links.stream.0, links.global.0].concat(), old.data.get()],
+        )
+        .unwrap();
+    }
+    let store = open(&folder);
+    store.append(&name, Expected::Exactly(Revision(0)), vec![words(1, 1).1]).await.unwrap();
+    assert_eq!(verify(&store).await, Ok(2));
+    let read = read_whole_stream(&store, &name).await.unwrap();
+    assert_eq!((read[0].id, read[0].data.get(), read[0].erased), (old.id, old.data.get(), false));
+    assert_eq!(store.erase(std::slice::from_ref(&name)).await, Ok(1), "what is in the chain itself stays");
 }
 
 const CHILD: &str = "EVENT_STORE_CHILD";

@@ -8,13 +8,14 @@ use rusqlite::{CachedStatement, Connection, params};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checkpoint::Checkpointer;
+use super::erase::Erasure;
 use super::failed;
 use super::shared::{Live, Shared};
 use super::state::{Head, State, Unindexed};
 use crate::envelope::{Envelope, NewEvent, Position, Revision, StreamName};
 use crate::id::EventId;
-use crate::store::chain::{self, Digest};
-use crate::store::{Appended, Expected, StoreError, packing, place_of};
+use crate::store::chain::{self, Digest, Seal};
+use crate::store::{Appended, Expected, StoreError, packing, place_of, sealed};
 
 /// Most events in one commit: enough that the trip to the disk is shared, few enough that the first does not wait
 /// long for the last.
@@ -38,12 +39,14 @@ pub(super) struct Job {
 pub(super) struct Prepared {
     pub event: NewEvent,
     pub meta: Vec<u8>,
+    pub seal: Option<Seal>,
     pub body: Digest,
 }
 
 /// What the writer is asked to do.
 pub(super) enum Request {
     Append(Job),
+    Erase(Erasure),
     /// Limits the database's size, so that tests can fill the disk.
     #[cfg(test)]
     LimitPages(u32, oneshot::Sender<()>),
@@ -90,6 +93,7 @@ impl Writer {
         let mut group = Vec::new();
         while let Some(first) = requests.blocking_recv() {
             let (mut events, mut bytes) = (0, 0);
+            let mut erasure = None;
             let mut next = Some(first);
             while let Some(request) = next.take() {
                 match request {
@@ -98,6 +102,7 @@ impl Writer {
                         bytes += job.bytes;
                         group.push(job);
                     }
+                    Request::Erase(asked) => erasure = Some(asked),
                     #[cfg(test)]
                     Request::LimitPages(pages, done) => {
                         self.conn.pragma_update(None, "max_page_count", pages).expect("a pragma");
@@ -106,12 +111,18 @@ impl Writer {
                     #[cfg(test)]
                     Request::Panic => panic!("as a test asked"),
                 }
-                if events < GROUP_EVENTS && bytes < GROUP_BYTES {
+                // What was asked for before is done before.
+                if events < GROUP_EVENTS && bytes < GROUP_BYTES && erasure.is_none() {
                     next = requests.try_recv().ok();
                 }
             }
             self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.commit(&mut group);
+            if !group.is_empty() {
+                self.commit(&mut group);
+            }
+            if let Some(erasure) = erasure {
+                self.erase(erasure);
+            }
             self.evicted.clear();
             self.checkpointer.tend(&self.conn);
         }
@@ -175,11 +186,14 @@ impl Writer {
             let live = self.shared.live();
             let mut stage = Stage { conn: &self.conn, state: &mut self.state, live: &live, staged: &mut staged };
             let mut insert = self.conn.prepare_cached(
-                "INSERT INTO events (position, stream_id, revision, type, meta, links, data) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                "INSERT INTO events (position, stream_id, revision, type, meta, links, data, seal) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             )?;
+            let mut insert_content =
+                self.conn.prepare_cached("INSERT INTO contents (position, salt, content) VALUES (?1, ?2, ?3)")?;
+            let mut inserts = Inserts { event: &mut insert, content: &mut insert_content };
             for (stream, expected, events) in jobs {
-                answers.push(stage.job(stream, expected, events, &mut insert, &mut written)?);
+                answers.push(stage.job(stream, expected, events, &mut inserts, &mut written)?);
             }
         }
         if staged.is_empty() && !indexed {
@@ -256,8 +270,18 @@ fn envelope(event: NewEvent, stream: StreamName, entry: Unindexed) -> Envelope {
         actor: event.actor,
         correlation: event.correlation,
         causation: event.causation,
-        data: event.data.into(),
+        data: match &event.private {
+            None => event.data.into(),
+            Some(private) => sealed::joined(event.data.get(), Some(private.content.get())),
+        },
+        erased: false,
     }
+}
+
+/// The statements that write an event.
+struct Inserts<'a, 'c> {
+    event: &'a mut CachedStatement<'c>,
+    content: &'a mut CachedStatement<'c>,
 }
 
 /// One group between BEGIN and COMMIT.
@@ -275,7 +299,7 @@ impl Stage<'_> {
         stream: StreamName,
         expected: Expected,
         events: Vec<Prepared>,
-        insert: &mut CachedStatement<'_>,
+        insert: &mut Inserts<'_, '_>,
         written: &mut usize,
     ) -> rusqlite::Result<Result<Appended, StoreError>> {
         let head = self.state.head(self.conn, self.live, &stream)?;
@@ -309,15 +333,19 @@ impl Stage<'_> {
         let position = self.state.position + 1;
         let mut global = self.state.link.unwrap_or(Digest::GENESIS);
         let mut kept = Vec::with_capacity(events.len());
-        for (Prepared { event, meta, body }, offset) in events.into_iter().zip(0..) {
+        for (Prepared { event, meta, seal, body }, offset) in events.into_iter().zip(0..) {
             let links = chain::extend(link, global, body);
             (link, global) = (links.stream, links.global);
             let mut both = [0; 64];
             both[..32].copy_from_slice(&link.0);
             both[32..].copy_from_slice(&global.0);
             let data = event.data.get();
-            insert.execute(params![position + offset, stream_id, first + offset, &*event.kind, meta, both, data])?;
-            *written += data.len() + meta.len() + 96;
+            let (place, seal) = (position + offset, seal.map(|seal| seal.0));
+            insert.event.execute(params![place, stream_id, first + offset, &*event.kind, meta, both, data, seal])?;
+            if let Some(private) = &event.private {
+                insert.content.execute(params![place, private.salt, private.content.get()])?;
+            }
+            *written += sealed::data_bytes(&event) + meta.len() + 128;
             self.state.recent.put(event.id, position + offset);
             kept.push(event);
         }
