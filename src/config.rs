@@ -10,6 +10,7 @@ mod layers;
 mod limits;
 mod retention;
 mod sign_in;
+mod webhooks;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ pub use images::ImagesSection;
 pub use layers::{Loaded, load};
 pub use limits::{LimitsSection, TeamLimits};
 pub use sign_in::{OidcSection, SessionsSection};
+pub use webhooks::WebhooksSection;
 
 /// Every key. `*` stands for a name of the operator's choosing.
 pub const KEYS: &[&str] = &[
@@ -149,6 +151,12 @@ pub const KEYS: &[&str] = &[
     "oidc.map",
     "sessions.lifetime",
     "sessions.idle",
+    "webhooks.networks",
+    "webhooks.max",
+    "webhooks.timeout",
+    "webhooks.first_wait",
+    "webhooks.give_up",
+    "webhooks.disable_after",
 ];
 
 /// The effective configuration.
@@ -219,6 +227,8 @@ pub struct Config {
     /// How long people stay signed in.
     #[serde(default)]
     pub sessions: SessionsSection,
+    /// Who outside is told what happens.
+    pub webhooks: WebhooksSection,
 }
 
 /// `models.NAME`.
@@ -486,6 +496,7 @@ impl Default for Config {
             egress: EgressSection::default(),
             oidc: OidcSection::default(),
             sessions: SessionsSection::default(),
+            webhooks: WebhooksSection::default(),
         }
     }
 }
@@ -547,6 +558,7 @@ impl Config {
         self.check_images()?;
         self.egress.rules(&self.teams, &self.images_dir())?;
         self.check_sign_in()?;
+        self.webhooks.rules()?;
         let timeouts = self.timeouts()?;
         let refuse = |wrong: bool, text: &str| if wrong { bail!("{text}") } else { Ok(()) };
         refuse(self.cache.lowers == 0, "cache.lowers is at least 1")?;

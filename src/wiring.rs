@@ -17,18 +17,20 @@ use orchestra_actors::speech::Speech;
 use orchestra_actors::usage::Totals;
 use orchestra_actors::workshop::egress::EgressDesk;
 use orchestra_actors::workshop::{SetupRules, Setups, Workshop};
-use orchestra_actors::{Capacity, Defaults, ErasureMarks, Orchestra};
+use orchestra_actors::{Capacity, Defaults, ErasureMarks, Orchestra, Webhooks};
 use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
 use orchestra_events::projections::ReadModels;
 use orchestra_events::store::sqlite::SqliteStore;
 use orchestra_events::task::event::Attempts;
 use orchestra_events::{Actor, EventStore, KeyId, SandboxId};
+use orchestra_runtime::egress::SystemResolver;
 use orchestra_runtime::forge::Forges;
 use orchestra_runtime::gateway::Gateway;
 use orchestra_runtime::git::{CacheLimits, Git, GitConfig};
 use orchestra_runtime::model::Models;
 use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, SandboxSpec, Sandboxes, SetupLimits};
+use orchestra_runtime::server_key::ServerKey;
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
 use orchestra_web::App;
@@ -55,6 +57,7 @@ pub struct Server {
     pub address: SocketAddr,
     /// The actors.
     pub orchestra: Arc<Orchestra>,
+    webhooks: Arc<Webhooks>,
     /// What the handlers share.
     pub app: web::Data<App>,
     /// The admin key, when this was the first start.
@@ -113,6 +116,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         },
     );
     orchestra.limit_tasks(Arc::new(config.open_tasks(Arc::clone(&keys))));
+    let server_key = Arc::new(ServerKey::open(data).context("cannot use the server's key")?);
+    let rules = config.webhooks.rules()?;
+    let webhooks = Webhooks::start(Arc::clone(&store), Arc::clone(&server_key), Arc::new(SystemResolver), rules);
     let listener = TcpListener::bind(&config.listen)
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
@@ -122,6 +128,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         .with_dashboard(dashboard)
         .with_people(sessions, config.people(&public_url)?)
         .reached(Transport::of(&public_url))
+        .with_webhooks(Arc::clone(&webhooks) as _)
         .behind(config.proxies()?)
         .limited(auth::Limits::new(config.rates()));
     let refusals = Arc::clone(&app.refusals);
@@ -146,10 +153,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     // Beside everything else: a task that needs one of them before waits for its pull.
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { images.pull_all().await }));
     let resumed = orchestra.resume().await.context("cannot take up the open tasks")?;
+    webhooks.resume().await.context("cannot take up the webhooks")?;
     let forgetting = Arc::clone(&orchestra);
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { forgetting.keep_forgetting().await }));
     tracing::info!(%address, resumed, "serving");
-    Ok(Server { address, orchestra, app, admin_key, public_url, handle, serving, cancel })
+    Ok(Server { address, orchestra, webhooks, app, admin_key, public_url, handle, serving, cancel })
 }
 
 async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Workshop> {
@@ -282,6 +290,8 @@ impl Server {
         self.handle.stop(true).await;
         self.serving.await.context("the web server died")??;
         self.orchestra.stop().await;
+        // Last: what the others wrote on their way out is told too, or at the next start.
+        self.webhooks.stop().await;
         Ok(())
     }
 }

@@ -209,19 +209,27 @@ impl Orchestra {
     /// Finishes what marks are there for.
     async fn go_on(&self) -> Result<(), String> {
         let (marked, _) = self.workshop.erasing.list().await.map_err(|error| error.to_string())?;
-        for stream in marked {
+        for streams in marked.chunks(BATCH) {
             let _one = self.erasing.lock().await;
-            match (stream.task_id(), stream.campaign_id()) {
-                (Some(task), _) => {
-                    let loaded = journal::load(&*self.store, task).await.map_err(|error| error.to_string())?;
-                    match loaded.filter(|loaded| loaded.state.erased) {
-                        Some(loaded) => drop(self.finish(vec![(stream, loaded.state.attempt)]).await),
-                        // The event never came.
-                        None => self.workshop.erasing.clear(&[stream]).await.map_err(|error| error.to_string())?,
-                    }
+            let (mut promised, mut stale) = (Vec::with_capacity(BATCH), Vec::new());
+            for stream in streams {
+                if let Some(campaign) = stream.campaign_id() {
+                    self.finish_campaign(campaign, stream.clone()).await?;
+                    continue;
                 }
-                (None, Some(campaign)) => self.finish_campaign(campaign, stream).await?,
-                (None, None) => self.workshop.erasing.clear(&[stream]).await.map_err(|error| error.to_string())?,
+                let loaded = match stream.task_id() {
+                    Some(task) => journal::load(&*self.store, task).await.map_err(|error| error.to_string())?,
+                    None => None,
+                };
+                match loaded.filter(|loaded| loaded.state.erased) {
+                    Some(loaded) => promised.push((stream.clone(), loaded.state.attempt)),
+                    // The event never came.
+                    None => stale.push(stream.clone()),
+                }
+            }
+            self.workshop.erasing.clear(&stale).await.map_err(|error| error.to_string())?;
+            if !promised.is_empty() {
+                self.finish(promised).await;
             }
         }
         Ok(())

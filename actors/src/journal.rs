@@ -1,4 +1,4 @@
-//! A stream that one actor decides on, read and written: load and fold, decide and append. Tasks and campaigns have theirs here.
+//! A stream that one actor decides on, read and written: load and fold, decide and append. Tasks, campaigns and webhooks have theirs here.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -8,9 +8,10 @@ use orchestra_events::campaign::{self, Campaign, CampaignEvent, CampaignSpec};
 use orchestra_events::json::DecodeError;
 use orchestra_events::store::fold_stream;
 use orchestra_events::task::{self, Task, TaskEvent, TaskSpec};
+use orchestra_events::webhook::{self, Webhook, WebhookEvent};
 use orchestra_events::{
     Actor, Appended, CampaignId, Envelope, EventId, EventStore, Expected, NewEvent, Private, Revision, StoreError,
-    StreamName, TaskId,
+    StreamName, TaskId, WebhookId,
 };
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -85,6 +86,30 @@ impl Subject for CampaignId {
 
     fn evolve(state: Option<Campaign>, event: &CampaignEvent) -> Option<Campaign> {
         campaign::evolve(state, event)
+    }
+}
+
+impl Subject for WebhookId {
+    type State = Webhook;
+    type Event = WebhookEvent;
+    type Refusal = webhook::Refusal;
+    const KIND: &'static str = "webhook";
+    const SCHEMA: u16 = webhook::event::SCHEMA;
+
+    fn stream(self) -> StreamName {
+        StreamName::webhook(self)
+    }
+
+    fn decode(envelope: &Envelope) -> Result<Option<WebhookEvent>, DecodeError> {
+        WebhookEvent::decode(envelope)
+    }
+
+    fn encode(event: &WebhookEvent, _salt: [u8; 32]) -> Result<Encoded, serde_json::Error> {
+        Ok((event.kind(), event.data()?, None))
+    }
+
+    fn evolve(state: Option<Webhook>, event: &WebhookEvent) -> Option<Webhook> {
+        webhook::evolve(state, event)
     }
 }
 
@@ -220,7 +245,7 @@ pub async fn create_campaign(
 }
 
 /// Appends the first events of a stream. `false`: there is such a stream already.
-async fn begin<I: Subject>(
+pub(crate) async fn begin<I: Subject>(
     store: &dyn EventStore,
     id: I,
     events: Vec<NewEvent>,
@@ -245,7 +270,7 @@ fn stop_here_if_asked(category: &str, reached: Revision) {
     }
     let Ok(failpoint) = std::env::var("ORCHESTRA_FAILPOINT") else { return };
     let wanted = failpoint.strip_prefix("campaign:");
-    if wanted.is_some() != (category == "campaign") {
+    if category == WebhookId::KIND || wanted.is_some() != (category == "campaign") {
         return;
     }
     let Some((revision, file)) = wanted.unwrap_or(&failpoint).split_once(':') else { return };

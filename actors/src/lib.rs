@@ -27,6 +27,7 @@ pub mod speech;
 pub mod supervisor;
 pub mod task;
 pub mod usage;
+pub mod webhook;
 pub mod workshop;
 
 pub use campaign::service::CampaignService;
@@ -38,3 +39,4 @@ pub use service::{
     Attempt, BudgetService, Credentials, Delta, Erased, FieldError, Identity, IdentityError, IdentityProvider, NewRepo,
     NewTask, Submitted, TaskService,
 };
+pub use webhook::service::{MadeWebhook, NewWebhook, WebhookRules, WebhookService, Webhooks};

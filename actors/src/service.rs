@@ -8,6 +8,7 @@ use orchestra_events::ledger::scope::Scope;
 use orchestra_events::ledger::view::View;
 use orchestra_events::task::event::{Attempts, Budget, Harness, PullRequestWish};
 use orchestra_events::task::{Refusal, TaskResource, TaskStatus};
+use orchestra_events::webhook::Refusal as WebhookRefusal;
 use orchestra_events::{Actor, StoreError, TaskId};
 pub use orchestra_runtime::oidc::{Attempt, Identity, IdentityError, IdentityProvider};
 pub use orchestra_runtime::vault::Credentials;
@@ -128,6 +129,12 @@ pub enum ServiceError {
     /// The campaign's state does not allow it.
     #[error("{0}")]
     CampaignRefused(CampaignRefusal),
+    /// There is no such webhook.
+    #[error("there is no such webhook")]
+    NoSuchWebhook,
+    /// The webhook's state does not allow it.
+    #[error("{0}")]
+    WebhookRefused(WebhookRefusal),
     /// The task's state does not allow it.
     #[error("{refusal}")]
     Refused {

@@ -26,6 +26,7 @@ pub mod session;
 pub mod store;
 pub mod subscription;
 pub mod task;
+pub mod webhook;
 
 pub use envelope::{Actor, ActorKind, Envelope, NewEvent, Origin, Position, Private, Revision, StreamName};
 pub use failure::{Failure, FailureCode};

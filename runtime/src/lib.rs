@@ -15,3 +15,4 @@ pub mod sandbox;
 pub mod server_key;
 pub mod texts;
 pub mod vault;
+pub mod webhook;

@@ -13,6 +13,7 @@ mod scripted_model;
 mod serve;
 mod tasks;
 mod templates;
+mod webhooks;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -56,6 +57,9 @@ enum Verb {
     /// Issue, list, rotate and revoke API keys
     #[command(subcommand)]
     Keys(keys::Keys),
+    /// Make, list, show, change, test, rotate, replay and remove webhooks
+    #[command(subcommand)]
+    Webhooks(webhooks::Webhooks),
     /// Check this machine and say how to mend what is missing
     Doctor(doctor::Doctor),
     /// One whole task on this machine, with a scripted model
@@ -115,6 +119,7 @@ pub fn main() -> ExitCode {
             Verb::Templates(templates) => templates.run().await,
             Verb::Campaigns(campaigns) => campaigns.run().await,
             Verb::Keys(keys) => keys.run().await,
+            Verb::Webhooks(webhooks) => webhooks.run().await,
             Verb::Doctor(doctor) => doctor.run(),
             Verb::Demo(demo) => demo.run().await,
             Verb::Projections(projections) => projections.run().await,

@@ -153,7 +153,7 @@ fn set(table: &mut Table, path: &str, text: &str) -> anyhow::Result<()> {
     }
     let value = match leaf {
         "pids" | "warm_pool" | "places" | "per_team" | "depth" | "lowers" | "first" | "ranges" | "max_connections"
-        | "most_failures" | "attempts" | "retries_per_task" | "web_search" | "web_fetch" => {
+        | "most_failures" | "attempts" | "retries_per_task" | "max" | "web_search" | "web_fetch" => {
             Value::Integer(text.parse().with_context(|| format!("{path} is a whole number, not {text:?}"))?)
         }
         "cpus" => Value::Float(text.parse().with_context(|| format!("{path} is a number, not {text:?}"))?),

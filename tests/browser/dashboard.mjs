@@ -51,6 +51,12 @@ const looks = {
 async function open(look) {
   const context = await browser.newContext({ ...looks[look], reducedMotion: "reduce" });
   context.setDefaultTimeout(PATIENCE);
+  // Said aloud, so that it is among the complaints whatever the browser itself says of it.
+  await context.addInitScript(() => {
+    addEventListener("securitypolicyviolation", (event) => {
+      console.error(`policy: ${event.violatedDirective} ${event.blockedURI} ${event.sourceFile}:${event.lineNumber}`);
+    });
+  });
   const page = await context.newPage();
   const complaints = [];
   page.on("console", (message) => {
@@ -166,6 +172,36 @@ try {
     check(await page.getByRole("heading", { name: "team:platform" }).count() === 1, `${look}: the team's budget is shown`);
     await basics(page, `${look} budgets`);
     await shot(page, `${look}-budgets`);
+
+    // A key is made, shown once, and taken back.
+    await page.getByRole("link", { name: "Keys", exact: true }).click();
+    await page.waitForURL("**/keys");
+    await page.getByText("New key").click();
+    await page.getByLabel("Name").fill(`ci of ${look}`);
+    await page.getByLabel("Team", { exact: true }).fill("platform");
+    await page.getByLabel("tasks:read").check();
+    await basics(page, `${look} keys`);
+    await shot(page, `${look}-keys`);
+    await page.getByRole("button", { name: "Issue the key" }).click();
+    await page.getByRole("heading", { name: "A new key" }).waitFor();
+    const text = await page.locator(".key-text").innerText();
+    check(/^orc_live_[0-9a-z]{26}_[0-9a-f]{64}$/.test(text.trim()), `${look}: the key's text is shown`);
+    await basics(page, `${look} key shown`);
+    await shot(page, `${look}-key-shown`);
+    await page.getByRole("link", { name: "To the keys" }).click();
+    check(!(await page.content()).includes(text.trim()), `${look}: … and only once`);
+    const reads = (key) => page.evaluate(async (key) => (await fetch("/v1/tasks", { headers: { authorization: `Bearer ${key}` }, credentials: "omit" })).status, key);
+    check((await reads(text.trim())) === 200, `${look}: it opens the door`);
+    await page.getByRole("button", { name: `Revoke ci of ${look}`, exact: true }).click();
+    await page.getByRole("status").filter({ hasText: "Revoked" }).waitFor();
+    // Refused requests stand in the browser's console: asked without a page that listens.
+    const after = await context.request.get(`${base}/v1/tasks`, { headers: { authorization: `Bearer ${text.trim()}` } });
+    check(after.status() === 401, `${look}: revoked, it does not`);
+    await page.getByRole("link", { name: "People" }).click();
+    await page.waitForURL("**/people");
+    check(await page.getByText("(this session)").count() === 1, `${look}: the own session is marked among those that are open`);
+    await basics(page, `${look} people`);
+    await shot(page, `${look}-people`);
     await page.getByRole("link", { name: "Tasks" }).click();
 
     await page.locator(`#row-${given.task} h2 a`).click();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
-use orchestra_actors::{BudgetService, CampaignService, TaskService};
+use orchestra_actors::{BudgetService, CampaignService, TaskService, WebhookService};
 use orchestra_events::projections::ReadModels;
 use orchestra_events::session::{Holder, Session};
 use orchestra_events::{EventStore, SessionId};
@@ -31,6 +31,8 @@ pub struct App {
     pub campaigns: Arc<dyn CampaignService>,
     /// What can be asked of budgets.
     pub budgets: Arc<dyn BudgetService>,
+    /// What can be asked of webhooks, where there are any.
+    pub webhooks: Option<Arc<dyn WebhookService>>,
     /// The log.
     pub store: Arc<dyn EventStore>,
     /// What is folded from it.
@@ -73,6 +75,7 @@ impl App {
             tasks,
             campaigns,
             budgets,
+            webhooks: None,
             store,
             read,
             keys,
@@ -108,6 +111,18 @@ impl App {
     pub fn reached(mut self, transport: Transport) -> Self {
         self.transport = transport;
         self
+    }
+
+    /// The same application, with webhooks.
+    #[must_use]
+    pub fn with_webhooks(mut self, webhooks: Arc<dyn WebhookService>) -> Self {
+        self.webhooks = Some(webhooks);
+        self
+    }
+
+    /// What can be asked of webhooks.
+    pub fn webhooks(&self) -> Result<&dyn WebhookService, Problem> {
+        self.webhooks.as_deref().ok_or_else(Problem::no_webhooks)
     }
 
     /// The same application, behind these proxies.

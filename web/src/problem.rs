@@ -265,6 +265,16 @@ impl Problem {
         Self::new(Code::NotFound, "There is no such campaign, or it belongs to another team. Check the id.")
     }
 
+    /// There is no such webhook for this caller.
+    pub fn no_such_webhook() -> Self {
+        Self::new(Code::NotFound, "There is no such webhook, or it belongs to another team. Check the id.")
+    }
+
+    /// The server was started without webhooks.
+    pub fn no_webhooks() -> Self {
+        Self::new(Code::NotFound, "This server was started without webhooks.")
+    }
+
     /// There is no such key for this caller.
     pub fn no_such_key() -> Self {
         Self::new(Code::NotFound, "There is no such key, or it belongs to another team. Check the id.")
@@ -387,6 +397,8 @@ impl From<ServiceError> for Problem {
                 Self::no_such_task()
             }
             ServiceError::NoSuchCampaign => Self::no_such_campaign(),
+            ServiceError::NoSuchWebhook => Self::no_such_webhook(),
+            ServiceError::WebhookRefused(refusal) => Self::new(Code::Conflict, format!("Nothing was done: {refusal}.")),
             ServiceError::CampaignRefused(refusal) => {
                 Self::new(Code::Conflict, format!("Nothing was done: {refusal}."))
             }

@@ -19,7 +19,7 @@ use orchestra_events::task::{Command, TaskEvent};
 use orchestra_events::{Actor, EventStore as _, StreamName, TaskId};
 use orchestra_web::headers::CONTENT_SECURITY_POLICY;
 use orchestra_web::pages::sample::HOSTILE;
-use orchestra_web::pages::{budgets, campaigns, docs, error, sign_in, task, tasks};
+use orchestra_web::pages::{budgets, campaigns, docs, error, keys, people, sign_in, task, tasks, webhooks};
 use scripted::World;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
@@ -92,16 +92,74 @@ fn every_template_renders_every_sample() {
         all(task::TaskPage::samples()),
         all(task::DiffPage::samples()),
         all(sign_in::SignInPage::samples()),
+        all(sign_in::OnwardPage::samples()),
+        all(people::PeoplePage::samples()),
+        all(keys::KeysPage::samples()),
+        all(keys::KeyShownPage::samples()),
         all(error::MessagePage::samples()),
         all(docs::DocPage::samples()),
         all(budgets::BudgetsPage::samples()),
         all(campaigns::CampaignsPage::samples()),
         all(campaigns::CampaignPage::samples()),
+        all(webhooks::WebhooksPage::samples()),
+        all(webhooks::WebhookPage::samples()),
     ];
     for html in pages.iter().flatten() {
         assert!(html.starts_with("<!doctype html>") && html.contains("<h1") && html.contains("</html>"), "{html}");
         assert_harmless(html);
     }
+}
+
+#[actix_web::test]
+async fn a_webhooks_secret_is_on_the_page_that_made_it_and_on_no_other() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let world = World::new(folder.path()).await;
+    let server = server!(world);
+    let cookie = sign_in!(server, world.admin);
+    let get = |path: &str| TestRequest::get().uri(path).cookie(cookie.clone()).to_request();
+    let list = text(call_service(&server, get("/webhooks")).await).await;
+    let form = |csrf: String| {
+        [
+            ("csrf", csrf),
+            ("url", "https://receiver.example/hook".to_owned()),
+            ("events", "task.*, campaign.finished".to_owned()),
+            ("description", HOSTILE.chars().filter(|char| !char.is_control()).take(80).collect()),
+        ]
+    };
+    let send = |path: &str, csrf: String| {
+        let request = TestRequest::post().uri(path).cookie(cookie.clone());
+        request.insert_header(("sec-fetch-site", "same-origin")).set_form(form(csrf)).to_request()
+    };
+    let stale = call_service(&server, send("/webhooks", "00".repeat(32))).await;
+    assert!(stale.status().is_client_error(), "a form without its token makes nothing");
+    let made = call_service(&server, send("/webhooks", csrf(&list))).await;
+    assert_eq!(made.status(), StatusCode::OK);
+    assert_eq!(made.headers().get(header::CACHE_CONTROL).and_then(|v| v.to_str().ok()), Some("no-store"));
+    let made = text(made).await;
+    assert!(made.contains("whsec_"), "{made}");
+    assert_harmless(&made);
+    let list = text(call_service(&server, get("/webhooks")).await).await;
+    let (_, after) = list.split_once("href=\"/webhooks/webhook_").expect("a link");
+    let path = format!("/webhooks/webhook_{}", after.split('"').next().expect("an id"));
+    let page = text(call_service(&server, get(&path)).await).await;
+    assert_harmless(&page);
+    assert!(!page.contains("whsec_") && !list.contains("whsec_"));
+    let rotated = text(call_service(&server, send(&format!("{path}/secret"), csrf(&page))).await).await;
+    assert!(
+        rotated.contains("whsec_")
+            && !made.contains(rotated.split("whsec_").nth(1).expect("a secret").split('<').next().expect("its end"))
+    );
+    for (action, shows_words) in [("disable", "Disabled"), ("enable", "Enabled")] {
+        let done = call_service(&server, send(&format!("{path}/{action}"), csrf(&page))).await;
+        assert_eq!(done.status(), StatusCode::SEE_OTHER, "{action}");
+        assert!(shows(&text(call_service(&server, get(&path)).await).await, shows_words), "{action}");
+    }
+    assert!(shows(
+        &text(call_service(&server, send(&format!("{path}/test"), csrf(&page))).await).await,
+        "answered 500"
+    ));
+    assert_eq!(location(&call_service(&server, send(&format!("{path}/remove"), csrf(&page))).await), "/webhooks");
+    assert_eq!(call_service(&server, get(&path)).await.status(), StatusCode::NOT_FOUND);
 }
 
 #[actix_web::test]

@@ -65,7 +65,7 @@ impl Key {
     }
 }
 
-/// Something asked of a key.
+/// Something asked of a key. Its uses are not asked for: they are noted as they happen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Give it to somebody.
@@ -79,8 +79,6 @@ pub enum Command {
         /// The time.
         now: Timestamp,
     },
-    /// Note that it was used.
-    Use(LastUse),
     /// Take it back.
     Revoke,
 }
@@ -107,7 +105,7 @@ pub fn decide(key: Option<&Key>, command: Command) -> Result<Vec<KeyEvent>, Refu
     match (key, command) {
         (None, Command::Issue(grant)) => Ok(vec![KeyEvent::KeyIssued(grant)]),
         (Some(_), Command::Issue(_)) => Err(Refusal::Exists),
-        (None, Command::Revoke | Command::Rotate { .. } | Command::Use(_)) => Err(Refusal::NoSuchKey),
+        (None, Command::Revoke | Command::Rotate { .. }) => Err(Refusal::NoSuchKey),
         // Taking back what was taken back changes nothing.
         (Some(Key { revoked: true, .. }), Command::Revoke) => Ok(Vec::new()),
         (Some(_), Command::Revoke) => Ok(vec![KeyEvent::KeyRevoked {}]),
@@ -116,7 +114,6 @@ pub fn decide(key: Option<&Key>, command: Command) -> Result<Vec<KeyEvent>, Refu
         (Some(_), Command::Rotate { secret_sha256, previous_until, now: _ }) => {
             Ok(vec![KeyEvent::KeyRotated { secret_sha256, previous_until }])
         }
-        (Some(_), Command::Use(LastUse { at, address })) => Ok(vec![KeyEvent::KeyUsed { at, address }]),
     }
 }
 

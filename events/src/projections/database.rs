@@ -53,6 +53,7 @@ impl Database {
             M::up(include_str!("../../../migrations/1004_campaigns.sql")),
             M::up(include_str!("../../../migrations/1011_task_creators.sql")),
             M::up(include_str!("../../../migrations/1009_erasure.sql")),
+            M::up(include_str!("../../../migrations/1008_webhooks.sql")),
         ])
         .to_latest(&mut writer)
         .map_err(|error| ReadModelError::Failed(error.to_string()))?;

@@ -9,6 +9,7 @@ mod database;
 mod forgetting;
 pub mod tasks;
 pub mod usage;
+pub mod webhooks;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,15 +21,17 @@ use tokio::sync::watch;
 
 use crate::campaign::CampaignEvent;
 use crate::envelope::{Envelope, Position};
-use crate::id::{CampaignId, TaskId};
+use crate::id::{CampaignId, TaskId, WebhookId};
 use crate::store::{EventStore, StoreError};
 use crate::task::{TaskEvent, TaskResource};
+use crate::webhook::{MessageId, WebhookEvent};
 
 pub use campaigns::{CampaignFilter, CampaignPage, CampaignRow};
 pub use database::{READ_QUEUE_WAIT, READERS};
 pub use forgetting::{Ended, EndedAt};
 pub use tasks::{Cursor, CursorError, TaskFilter, TaskPage};
 pub use usage::{Dimension, UsageGroup, UsageQuery, UsageReport};
+pub use webhooks::{DeliveryOutcome, DeliveryPage, DeliveryRow, WebhookPage, WebhookRow};
 
 use database::Database;
 
@@ -82,10 +85,12 @@ enum Odd {
 type Folded = Result<Result<(), Odd>, rusqlite::Error>;
 
 /// The projections, in the order in which an event passes through them.
-const PROJECTIONS: [&str; 3] = ["tasks", "usage", "campaigns"];
+const PROJECTIONS: [&str; 4] = ["tasks", "usage", "campaigns", "webhooks"];
 
-/// The place of the campaigns among them: theirs are the only events that are not a task's.
+/// The place of the campaigns among them: theirs are events that are not a task's.
 const CAMPAIGNS: usize = 2;
+/// That of the webhooks.
+const WEBHOOKS: usize = 3;
 
 /// The read models of one node.
 pub struct ReadModels {
@@ -183,7 +188,8 @@ impl ReadModels {
             .write(|connection| {
                 let transaction = connection.transaction()?;
                 transaction.execute_batch(
-                    "DELETE FROM tasks; DELETE FROM usage; DELETE FROM campaigns; UPDATE checkpoints SET position = 0, skipped = 0;",
+                    "DELETE FROM tasks; DELETE FROM usage; DELETE FROM campaigns; DELETE FROM webhooks; DELETE FROM deliveries;
+                     UPDATE checkpoints SET position = 0, skipped = 0;",
                 )?;
                 Ok(transaction.commit()?)
             })
@@ -274,6 +280,39 @@ impl ReadModels {
         self.database.write(|connection| forgetting::tidy(connection)).await
     }
 
+    /// One webhook.
+    pub async fn webhook(&self, id: WebhookId) -> Result<Option<WebhookRow>, ReadModelError> {
+        self.database.read(move |connection| webhooks::find(connection, id)).await
+    }
+
+    /// Webhooks, newest first: of one team (`Some(None)`: of the operators), or all; pages as those of
+    /// [`tasks`](Self::tasks).
+    pub async fn webhooks(
+        &self,
+        team: Option<Option<String>>,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<WebhookPage, ReadModelError> {
+        self.database.read(move |connection| webhooks::page(connection, team, after, limit)).await
+    }
+
+    /// What became of a webhook's messages, those that were first tried last first. `after` is where the page before
+    /// ended.
+    pub async fn deliveries(
+        &self,
+        webhook: WebhookId,
+        outcome: Option<DeliveryOutcome>,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<DeliveryPage, ReadModelError> {
+        self.database.read(move |connection| webhooks::deliveries(connection, webhook, outcome, after, limit)).await
+    }
+
+    /// What became of one message; `None` when it is not among the newest.
+    pub async fn delivery(&self, webhook: WebhookId, id: MessageId) -> Result<Option<DeliveryRow>, ReadModelError> {
+        self.database.read(move |connection| webhooks::delivery(connection, webhook, id)).await
+    }
+
     /// What was used.
     pub async fn usage(&self, query: UsageQuery) -> Result<UsageReport, ReadModelError> {
         self.database.read(move |connection| usage::report(connection, &query)).await
@@ -297,6 +336,12 @@ fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Posi
             at.0[index] = envelope.position;
             if index == CAMPAIGNS {
                 if let Err(odd) = fold_campaign(transaction, &mut open_campaigns, envelope)? {
+                    skip(name, envelope, &odd, &mut skipped[index]);
+                }
+                continue;
+            }
+            if index == WEBHOOKS {
+                if let Err(odd) = fold_webhook(transaction, envelope)? {
                     skip(name, envelope, &odd, &mut skipped[index]);
                 }
                 continue;
@@ -333,6 +378,17 @@ fn fold_campaign(transaction: &Transaction<'_>, open: &mut campaigns::OpenCampai
     }
     match CampaignEvent::decode(envelope) {
         Ok(Some(event)) => open.apply(transaction, envelope, &event),
+        Ok(None) => Ok(Ok(())),
+        Err(error) => Ok(Err(error.into())),
+    }
+}
+
+fn fold_webhook(transaction: &Transaction<'_>, envelope: &Envelope) -> Folded {
+    if envelope.stream.webhook_id().is_none() {
+        return Ok(Ok(()));
+    }
+    match WebhookEvent::decode(envelope) {
+        Ok(Some(event)) => webhooks::apply(transaction, envelope, &event),
         Ok(None) => Ok(Ok(())),
         Err(error) => Ok(Err(error.into())),
     }

@@ -32,13 +32,16 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+pub(crate) use address::check;
 pub use address::{Network, NetworkError};
 pub use authority::MAX_HOST;
+pub(crate) use authority::read_host;
 pub use head::{MAX_FIELDS, MAX_FIRST_LINE, MAX_HEAD};
 pub use hello::MAX_HELLO;
 pub use pattern::{Entry, MAX_ENTRIES, PACKAGE_REGISTRIES, Pattern, PatternError, expand, is_within, read_list};
 pub use reason::Reason;
 pub use record::{Batch, Bytes, Decision, Lost, MAX_BATCH, Sink, Verdict};
+pub(crate) use resolve::addresses;
 pub use resolve::{Resolve, SystemResolver};
 
 use crate::sandbox::{Sandbox, SandboxError};

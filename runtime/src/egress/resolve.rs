@@ -50,7 +50,7 @@ impl Resolve for SystemResolver {
 ///
 /// # Errors
 /// When there is none, or one that nobody may connect to.
-pub(super) async fn addresses(host: &str, resolver: &dyn Resolve, networks: &[Network]) -> Result<Vec<IpAddr>, Reason> {
+pub(crate) async fn addresses(host: &str, resolver: &dyn Resolve, networks: &[Network]) -> Result<Vec<IpAddr>, Reason> {
     let found = timeout(RESOLVE_WAIT, resolver.resolve(host)).await;
     let Ok(Ok(mut found)) = found else { return Err(Reason::Unresolvable) };
     if found.is_empty() || found.len() > MAX_ADDRESSES {

@@ -125,6 +125,9 @@ pub struct CampaignView {
     /// When its last task ended.
     #[schema(format = "date-time")]
     finished_at: Option<String>,
+    /// When its words were erased.
+    #[schema(format = "date-time")]
+    content_erased_at: Option<String>,
     links: LinksView,
 }
 
@@ -165,6 +168,7 @@ impl From<CampaignRow> for CampaignView {
             children: None,
             created_at: campaign.created_at.to_string(),
             finished_at: campaign.finished_at.map(|time| time.to_string()),
+            content_erased_at: campaign.erased_at.map(|time| time.to_string()),
             links,
         }
     }

@@ -3,7 +3,7 @@
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::future::LocalBoxFuture;
-use orchestra_actors::service::Idempotency;
+use orchestra_actors::service::{Erased, Idempotency};
 use orchestra_events::campaign::CampaignStatus;
 use orchestra_events::projections::tasks::MAX_PAGE;
 use orchestra_events::projections::{CampaignFilter, CampaignRow, Cursor};
@@ -147,6 +147,22 @@ pub async fn cancel(
     let actor = caller.actor_for(&row.spec.template.team);
     app.campaigns.cancel_campaign(row.campaign.id, reason, actor).await?;
     as_it_stands(&app, &caller, &id).await
+}
+
+/// Erases what was asked for, said and written in a campaign and all its tasks, which must have ended. It cannot be
+/// undone, and a repeat is harmless.
+#[utoipa::path(delete, path = "/v1/campaigns/{id}/content", tag = "campaigns", operation_id = "eraseCampaignContent",
+    params(("id" = String, Path)),
+    responses((status = 202, description = "It is promised, and goes on by itself", body = CampaignView),
+        (status = 204, description = "It is gone"),
+        (status = 409, description = "The campaign or one of its tasks is still going on", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn erase(app: web::Data<App>, caller: Caller, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+    let row = visible(&app, &caller, &id).await?;
+    let actor = caller.actor_for(&row.spec.template.team);
+    match app.campaigns.erase_campaign_content(row.campaign.id, actor).await? {
+        Erased::Done => Ok(HttpResponse::NoContent().finish()),
+        Erased::UnderWay => as_it_stands(&app, &caller, &id).await,
+    }
 }
 
 /// Does again what failed, and nothing else; a paused campaign goes on. New credentials may come along.

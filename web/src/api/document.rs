@@ -89,7 +89,7 @@ fn codes(endpoint: &Endpoint, operation: &Value) -> Vec<Code> {
     match repeat(&endpoint.method, endpoint.path) {
         Some(Repeat::Claimed { .. }) => codes.extend(WITH_NAME),
         Some(Repeat::NamesWhatIsMade) => codes.push(Code::IdempotencyKeyReused),
-        Some(Repeat::Idempotent) | None => {}
+        Some(Repeat::Idempotent | Repeat::KeepsNothing) | None => {}
     }
     codes.sort_unstable_by_key(|code| (code.status().as_u16(), code.as_str()));
     codes.dedup();
@@ -150,7 +150,7 @@ fn complete(endpoint: &Endpoint, operation: &mut Value) {
         let said = operation["responses"][&key]["description"].as_str().map(str::to_owned);
         operation["responses"][&key] = refusal(status, &codes, said.as_deref());
     }
-    if endpoint.method == Method::POST {
+    if matches!(repeat(&endpoint.method, endpoint.path), Some(Repeat::NamesWhatIsMade | Repeat::Claimed { .. })) {
         name_of_request(endpoint, operation);
     }
     if endpoint.access != Access::Anyone {

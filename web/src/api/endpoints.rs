@@ -8,7 +8,7 @@ use orchestra_events::key::Scope;
 
 use super::once::{Post, at_most_once};
 use super::repeat::{Repeat, repeat};
-use super::{budgets, campaigns, docs, events, health, keys, openapi, task_actions, tasks, usage};
+use super::{budgets, campaigns, docs, events, health, keys, openapi, task_actions, tasks, usage, webhooks};
 use crate::pages;
 use crate::routes::Surface;
 pub use crate::routes::{Access, Endpoint};
@@ -48,6 +48,12 @@ pub fn endpoints() -> Vec<Endpoint> {
         web::route().to(task_actions::credentials),
     );
     add(Method::GET, "/v1/tasks/{id}/diff", Access::Scope(Scope::TasksRead), web::route().to(task_actions::diff));
+    add(
+        Method::DELETE,
+        "/v1/tasks/{id}/content",
+        Access::Scope(Scope::ContentErase),
+        web::route().to(task_actions::erase),
+    );
     add(Method::POST, "/v1/campaigns", Access::Scope(Scope::CampaignsCreate), web::route().to(campaigns::create));
     add(Method::GET, "/v1/campaigns", Access::Scope(Scope::CampaignsRead), web::route().to(campaigns::list));
     add(Method::GET, "/v1/campaigns/{id}", Access::Scope(Scope::CampaignsRead), web::route().to(campaigns::get));
@@ -69,6 +75,12 @@ pub fn endpoints() -> Vec<Endpoint> {
         Access::Scope(Scope::CampaignsCreate),
         web::route().to(campaigns::credentials),
     );
+    add(
+        Method::DELETE,
+        "/v1/campaigns/{id}/content",
+        Access::Scope(Scope::ContentErase),
+        web::route().to(campaigns::erase),
+    );
     add(Method::GET, "/v1/events", Access::Scope(Scope::AuditRead), web::route().to(events::of_log));
     add(Method::GET, "/v1/budgets", Access::Scope(Scope::BudgetsRead), web::route().to(budgets::list));
     add(Method::GET, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsRead), web::route().to(budgets::get));
@@ -79,6 +91,16 @@ pub fn endpoints() -> Vec<Endpoint> {
     add(Method::GET, "/v1/keys/{id}", Access::Scope(Scope::KeysRead), web::route().to(keys::get));
     add(Method::DELETE, "/v1/keys/{id}", Access::Scope(Scope::KeysWrite), web::route().to(keys::revoke));
     add(Method::POST, "/v1/keys/{id}/rotate", Access::Scope(Scope::KeysWrite), web::route().to(keys::rotate));
+    let (reads, writes) = (Access::Scope(Scope::WebhooksRead), Access::Scope(Scope::WebhooksWrite));
+    add(Method::GET, "/v1/webhooks", reads, web::route().to(webhooks::list));
+    add(Method::POST, "/v1/webhooks", writes, web::route().to(webhooks::create));
+    add(Method::GET, "/v1/webhooks/{id}", reads, web::route().to(webhooks::get));
+    add(Method::PATCH, "/v1/webhooks/{id}", writes, web::route().to(webhooks::change));
+    add(Method::DELETE, "/v1/webhooks/{id}", writes, web::route().to(webhooks::remove));
+    add(Method::POST, "/v1/webhooks/{id}/secret", writes, web::route().to(webhooks::rotate));
+    add(Method::POST, "/v1/webhooks/{id}/test", writes, web::route().to(webhooks::test));
+    add(Method::POST, "/v1/webhooks/{id}/replay", writes, web::route().to(webhooks::replay));
+    add(Method::GET, "/v1/webhooks/{id}/deliveries", reads, web::route().to(webhooks::deliveries));
     add(Method::GET, "/openapi.json", Access::Anyone, web::route().to(openapi::openapi_json));
     add(Method::GET, "/docs", Access::Anyone, web::route().to(docs::index));
     add(Method::GET, "/docs/style.css", Access::Anyone, web::route().to(docs::style));

@@ -15,6 +15,7 @@ use orchestra_events::key::bounds::{MAX_ENTRIES, MAX_PATTERN};
 use orchestra_events::key::{Bounds, KeyGrant, KeyLimits, KeyResource, Pattern, Refusal, Scope};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::fields::{Faults, Object, nearest, step};
@@ -22,6 +23,7 @@ use super::query::Parameters;
 use super::{body, rules};
 use crate::App;
 use crate::auth::issuing::{KeyError, NewKey, is_environment, issue, revoke_key, rotate_key};
+use crate::auth::keys::KeyPage;
 use crate::auth::{Caller, Who};
 use crate::problem::{Code, Field, Problem, ProblemBody};
 
@@ -420,21 +422,33 @@ pub async fn create(
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     let raw = body::json(&request, payload).await?;
+    let (key, text) = issue_for(&app, &caller, &raw).await?;
+    let location = format!("/v1/keys/{}", key.id);
+    let body = answer(&text, KeyView::of(&key, Timestamp::now()));
+    Ok(HttpResponse::Created().insert_header((header::LOCATION, location)).json(body))
+}
+
+/// Issues the key that a request describes; its text is in the answer alone.
+pub async fn issue_for(app: &App, caller: &Caller, raw: &RawValue) -> Result<(KeyResource, SecretString), Problem> {
     let now = Timestamp::now();
     let mut faults = Faults::default();
-    let new = Object::read(&raw, "", &mut faults).map(|body| new_key(body, &caller, now, &mut faults));
+    let new = Object::read(raw, "", &mut faults).map(|body| new_key(body, caller, now, &mut faults));
     faults.none()?;
     let Some(new) = new else { return Err(Problem::internal("a key that was read is not there")) };
     let _one_at_a_time = app.keys.changing().await;
-    let caller = still(&app, &caller).await?;
+    let caller = still(app, caller).await?;
     too_much(excess(&caller, &new))?;
     let actor = new.team.as_deref().map_or_else(|| caller.actor(), |team| caller.actor_for(team));
     let (id, text) = issue(&*app.store, new, &actor).await?;
     app.keys.catch_up(&*app.store).await?;
     let key = app.keys.find(id).ok_or_else(|| Problem::internal("the new key is not there"))?;
-    let location = format!("/v1/keys/{id}");
-    let body = answer(&text, KeyView::of(&key, Timestamp::now()));
-    Ok(HttpResponse::Created().insert_header((header::LOCATION, location)).json(body))
+    Ok((key, text))
+}
+
+/// The keys that exist for a caller, before this one, newest first.
+pub async fn page_for(app: &App, caller: &Caller, before: Option<KeyId>, limit: usize) -> Result<KeyPage, Problem> {
+    app.keys.catch_up(&*app.store).await?;
+    Ok(app.keys.page(|key| sees(caller, key), before, limit))
 }
 
 /// The caller's rights as they stand once everybody before them is done: two people at once do not act on what the other
@@ -513,9 +527,21 @@ pub async fn rotate(
         overlap
     });
     faults.none()?;
+    let overlap = overlap.map_or(OVERLAP, Duration::from_secs);
+    let (key, text) = rotate_for(&app, &caller, &id, overlap).await?;
+    Ok(HttpResponse::Ok().json(answer(&text, KeyView::of(&key, Timestamp::now()))))
+}
+
+/// Gives a key a new text, which is in the answer alone.
+pub async fn rotate_for(
+    app: &App,
+    caller: &Caller,
+    id: &str,
+    overlap: Duration,
+) -> Result<(KeyResource, SecretString), Problem> {
     let _one_at_a_time = app.keys.changing().await;
-    let key = visible(&app, &caller, &id).await?;
-    let caller = still(&app, &caller).await?;
+    let key = visible(app, caller, id).await?;
+    let caller = still(app, caller).await?;
     // Whoever gets the new text has what the key has.
     let KeyGrant { name, team, environment, scopes, bounds, expires_at, limits, .. } = key.key.grant.clone();
     let grant = NewKey { name, team, environment, scopes, bounds, expires_at, limits };
@@ -523,11 +549,10 @@ pub async fn rotate(
         too_much(excess(&caller, &grant))?;
     }
     let actor = grant.team.as_deref().map_or_else(|| caller.actor(), |team| caller.actor_for(team));
-    let overlap = overlap.map_or(OVERLAP, Duration::from_secs);
     let text = rotate_key(&*app.store, key.id, &grant.environment, overlap, &actor).await?;
     app.keys.catch_up(&*app.store).await?;
     let key = app.keys.find(key.id).ok_or_else(Problem::no_such_key)?;
-    Ok(HttpResponse::Ok().json(answer(&text, KeyView::of(&key, Timestamp::now()))))
+    Ok((key, text))
 }
 
 /// Revokes a key for good.
@@ -550,9 +575,15 @@ pub async fn revoke(
     let mut query = Parameters::of(&request)?;
     let itself = query.parsed::<bool>("self", "true or false").unwrap_or(false);
     query.finish()?;
+    revoke_for(&app, &caller, &id, itself).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+/// Revokes a key; the caller's own only if they mean it.
+pub async fn revoke_for(app: &App, caller: &Caller, id: &str, itself: bool) -> Result<(), Problem> {
     let _one_at_a_time = app.keys.changing().await;
-    let key = visible(&app, &caller, &id).await?;
-    let caller = still(&app, &caller).await?;
+    let key = visible(app, caller, id).await?;
+    let caller = still(app, caller).await?;
     let conflict = |detail: &str| Err(Problem::new(Code::Conflict, detail));
     let admin = key.key.grant.scopes.contains(&Scope::Admin);
     if admin && !caller.is_admin() {
@@ -569,7 +600,7 @@ pub async fn revoke(
     let actor = team.map_or_else(|| caller.actor(), |team| caller.actor_for(team));
     revoke_key(&*app.store, key.id, &actor).await?;
     app.keys.catch_up(&*app.store).await?;
-    Ok(HttpResponse::NoContent().finish())
+    Ok(())
 }
 
 // What is described and not built is in `openapi.rs`; this keeps its figures true.

@@ -24,3 +24,5 @@ pub mod sandbox_usage;
 pub mod task_actions;
 pub mod tasks;
 pub mod usage;
+pub mod webhook_resource;
+pub mod webhooks;

@@ -9,7 +9,7 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::web;
 use futures_util::future::LocalBoxFuture;
 
-use super::{campaigns, keys, tasks};
+use super::{campaigns, keys, tasks, webhooks};
 use crate::App;
 use crate::auth::Caller;
 use crate::problem::Problem;
@@ -24,6 +24,8 @@ pub enum Repeat {
     Idempotent,
     /// The key is the id of what is made, so that a repeat meets it: no second record is needed.
     NamesWhatIsMade,
+    /// It keeps nothing and so has nothing that a repeat could be shown: each copy is done.
+    KeepsNothing,
     /// Claimed in the log before it is done.
     Claimed {
         /// The status when it was done.
@@ -40,13 +42,17 @@ pub fn repeat(method: &Method, path: &str) -> Option<Repeat> {
     }
     let claimed = |done, show| Some(Repeat::Claimed { done, show });
     match path {
-        "/v1/tasks" | "/v1/campaigns" => Some(Repeat::NamesWhatIsMade),
+        "/v1/tasks" | "/v1/campaigns" | "/v1/webhooks" => Some(Repeat::NamesWhatIsMade),
         "/v1/tasks/{id}/cancel" | "/v1/tasks/{id}/retry" | "/v1/tasks/{id}/messages" => {
             claimed(StatusCode::ACCEPTED, tasks::show)
         }
         "/v1/campaigns/{id}/cancel" | "/v1/campaigns/{id}/retry" => claimed(StatusCode::ACCEPTED, campaigns::show),
         "/v1/keys" => claimed(StatusCode::CREATED, keys::show),
         "/v1/keys/{id}/rotate" => claimed(StatusCode::OK, keys::show),
+        "/v1/webhooks/{id}/secret" => claimed(StatusCode::OK, webhooks::show_secret),
+        "/v1/webhooks/{id}/replay" => claimed(StatusCode::ACCEPTED, webhooks::show),
+        // A message to the receiver that says that it is a test.
+        "/v1/webhooks/{id}/test" => Some(Repeat::KeepsNothing),
         _ => None,
     }
 }

@@ -189,6 +189,9 @@ pub struct TaskView {
     started_at: Option<String>,
     #[schema(format = "date-time")]
     finished_at: Option<String>,
+    /// When its words were erased: what was asked for, said and written.
+    #[schema(format = "date-time")]
+    content_erased_at: Option<String>,
     links: Links,
 }
 
@@ -258,6 +261,7 @@ impl From<TaskResource> for TaskView {
             created_at: task.created_at.to_string(),
             started_at: task.started_at.map(|time| time.to_string()),
             finished_at: task.finished_at.map(|time| time.to_string()),
+            content_erased_at: task.erased_at.map(|time| time.to_string()),
             links,
         }
     }

@@ -205,8 +205,9 @@ pub async fn write_uses(ring: Arc<KeyRing>, store: Arc<dyn EventStore>, cancel: 
             },
             () = &mut cancel => return,
         };
-        // What is lost here is the date of one use.
-        if let Err(error) = change(&*store, id, &by, |_| Command::Use(last)).await {
+        // A note and no decision: wherever the stream stands. What is lost here is the date of one use.
+        let used = vec![KeyEvent::KeyUsed { at: last.at, address: last.address }];
+        if let Err(error) = record(&*store, id, Expected::Any, used, &by).await {
             tracing::warn!(key = %id, "a use of a key could not be written down: {error}");
         }
     }

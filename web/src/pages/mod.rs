@@ -12,6 +12,7 @@ pub mod docs;
 pub mod error;
 pub mod format;
 pub mod html;
+pub mod keys;
 pub mod live;
 pub mod machine;
 pub mod panels;
@@ -24,6 +25,7 @@ pub mod sign_in;
 pub mod task;
 pub mod tasks;
 pub mod timeline;
+pub mod webhooks;
 
 use std::sync::Arc;
 

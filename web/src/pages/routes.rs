@@ -5,7 +5,7 @@ use actix_web::http::Method;
 use actix_web::{Handler, Responder, web};
 use orchestra_events::key::Scope;
 
-use super::{actions, assets, budgets, campaigns, docs, live, people, sign_in, task, tasks};
+use super::{actions, assets, budgets, campaigns, docs, keys, live, people, sign_in, task, tasks, webhooks};
 use crate::routes::{Access, Endpoint, Surface};
 
 /// A row with its handler.
@@ -63,16 +63,27 @@ pub fn pages() -> Vec<Endpoint> {
         post("/tasks/{id}/cancel", scope(Scope::TasksCancel), actions::cancel),
         post("/tasks/{id}/retry", scope(Scope::TasksCreate), actions::retry),
         post("/tasks/{id}/messages", scope(Scope::TasksCreate), actions::message),
+        post("/tasks/{id}/erase", scope(Scope::ContentErase), actions::erase),
         post("/tasks/{id}/credentials", scope(Scope::TasksCreate), actions::credentials),
         live("/live/tasks", scope(Scope::TasksRead), live::list::stream),
         get("/campaigns", scope(Scope::CampaignsRead), campaigns::show),
         get("/campaigns/{id}", scope(Scope::CampaignsRead), campaigns::show_one),
         live("/campaigns/{id}/live", scope(Scope::CampaignsRead), live::campaigns::one),
         post("/campaigns/{id}/cancel", scope(Scope::CampaignsCancel), campaigns::cancel),
+        post("/campaigns/{id}/erase", scope(Scope::ContentErase), campaigns::erase),
         post("/campaigns/{id}/retry", scope(Scope::CampaignsCreate), campaigns::retry),
         post("/campaigns/{id}/credentials", scope(Scope::CampaignsCreate), campaigns::credentials),
         live("/live/campaigns", scope(Scope::CampaignsRead), live::campaigns::list),
         get("/budgets", scope(Scope::BudgetsRead), budgets::show),
+        get("/webhooks", scope(Scope::WebhooksRead), webhooks::show),
+        post("/webhooks", scope(Scope::WebhooksWrite), webhooks::create),
+        get("/webhooks/{id}", scope(Scope::WebhooksRead), webhooks::show_one),
+        post("/webhooks/{id}/test", scope(Scope::WebhooksWrite), webhooks::test),
+        post("/webhooks/{id}/enable", scope(Scope::WebhooksWrite), webhooks::enable),
+        post("/webhooks/{id}/disable", scope(Scope::WebhooksWrite), webhooks::disable),
+        post("/webhooks/{id}/secret", scope(Scope::WebhooksWrite), webhooks::rotate),
+        post("/webhooks/{id}/replay", scope(Scope::WebhooksWrite), webhooks::replay),
+        post("/webhooks/{id}/remove", scope(Scope::WebhooksWrite), webhooks::remove),
         get("/sign-in", Access::Anyone, sign_in::show),
         post("/sign-in", Access::Anyone, sign_in::submit),
         get("/sign-in/oidc", Access::Anyone, sign_in::oidc::start),
@@ -80,6 +91,10 @@ pub fn pages() -> Vec<Endpoint> {
         get("/sign-in/{ticket}", Access::Anyone, sign_in::redeem),
         post("/sign-out", Access::Known, sign_in::sign_out),
         post("/team", Access::Known, people::choose),
+        get("/keys", scope(Scope::KeysRead), keys::show),
+        post("/keys", scope(Scope::KeysWrite), keys::issue),
+        post("/keys/{id}/rotate", scope(Scope::KeysWrite), keys::rotate),
+        post("/keys/{id}/revoke", scope(Scope::KeysWrite), keys::revoke),
         get("/people", scope(Scope::KeysWrite), people::show),
         post("/people/{id}/end", scope(Scope::KeysWrite), people::end),
         post("/people/{id}/end-all", scope(Scope::KeysWrite), people::end_all),

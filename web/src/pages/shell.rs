@@ -72,6 +72,8 @@ pub struct Visitor {
     pub csrf: String,
     /// The teams that they have a part in, where there is a choice.
     pub teams: Vec<TeamChoice>,
+    /// Whether the page of keys is for them.
+    pub sees_keys: bool,
     /// Whether the page of who is signed in is for them.
     pub sees_people: bool,
 }
@@ -114,6 +116,7 @@ impl Visitor {
             name: caller.name.clone(),
             csrf: cookie.map(csrf_token).unwrap_or_default(),
             teams: session.map(TeamChoice::all).unwrap_or_default(),
+            sees_keys: caller.may(Scope::KeysRead),
             sees_people: caller.may(Scope::KeysWrite),
             caller,
         }
@@ -144,7 +147,7 @@ impl Visitor {
         let choice =
             |value: &str, name: &str, chosen| TeamChoice { value: value.to_owned(), name: name.to_owned(), chosen };
         let teams = vec![choice("platform", "platform (admin)", true), choice("", "Whole server", false)];
-        Self { teams, sees_people: true, ..Self::new(caller, Some("cookie"), None) }
+        Self { teams, sees_keys: true, sees_people: true, ..Self::new(caller, Some("cookie"), None) }
     }
 }
 

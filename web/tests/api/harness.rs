@@ -4,6 +4,8 @@
 mod budgets;
 #[path = "../support/campaigns.rs"]
 mod campaigns;
+#[path = "../support/webhooks.rs"]
+mod webhooks;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -40,6 +42,7 @@ use serde_json::Value;
 use tokio::sync::broadcast;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
+use webhooks::Webhooks;
 
 /// The longest that a test waits for what must come.
 pub const SOON: Duration = Duration::from_secs(10);
@@ -224,6 +227,7 @@ pub struct Server {
     pub store: Arc<MemoryStore>,
     pub service: Arc<Service>,
     pub campaigns: Arc<Campaigns>,
+    pub webhooks: Arc<Webhooks>,
     pub admin: String,
     stop: DropGuard,
     _folder: tempfile::TempDir,
@@ -299,9 +303,10 @@ impl Server {
         actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&log), cancel.clone().cancelled_owned()));
         let campaigns = Arc::new(Campaigns::new(Arc::clone(&store)));
         let budgets = Arc::new(Budgets::default());
+        let webhooks = Arc::new(Webhooks(Arc::clone(&store)));
         let app = change(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys));
-        let app = web::Data::new(app);
-        Self { app, store, service, campaigns, admin, stop: cancel.drop_guard(), _folder: folder }
+        let app = web::Data::new(app.with_webhooks(webhooks.clone()));
+        Self { app, store, service, campaigns, webhooks, admin, stop: cancel.drop_guard(), _folder: folder }
     }
 
     /// Has uses of keys and refusals written down from now on.

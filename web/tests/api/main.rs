@@ -15,3 +15,4 @@ mod security;
 mod streams;
 mod tasks;
 mod usage;
+mod webhooks;

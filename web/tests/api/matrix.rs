@@ -17,7 +17,8 @@ use orchestra_events::blob::Content;
 use orchestra_events::key::Scope;
 use orchestra_events::task::TaskEvent;
 use orchestra_events::task::conversation::Block;
-use orchestra_events::{Actor, CampaignId, Direction, EventStore as _, StreamName, TaskId};
+use orchestra_events::webhook::MessageId;
+use orchestra_events::{Actor, CampaignId, Direction, EventStore as _, StreamName, TaskId, WebhookId};
 use orchestra_web::auth::session;
 use orchestra_web::configure;
 use orchestra_web::routes::{Access, Surface, table};
@@ -35,6 +36,10 @@ const NO_SESSION: &str = "session_00000000000000000000000000";
 const DISPOSABLE: usize = 1_000;
 const NO_KEY: &str = "key_00000000000000000000000000";
 const NO_CAMPAIGN: &str = "campaign_00000000000000000000000000";
+const NO_WEBHOOK: &str = "webhook_00000000000000000000000000";
+
+/// More than there are cells in which a webhook is removed.
+const REMOVALS: usize = 600;
 
 /// A row of the tables, without its handler.
 #[derive(Clone)]
@@ -71,6 +76,11 @@ struct Sample {
 struct Things {
     task: TaskId,
     campaign: CampaignId,
+    webhook: WebhookId,
+    /// One of its messages.
+    message: MessageId,
+    /// Webhooks that go when they are asked to, each once.
+    removable: Mutex<Vec<WebhookId>>,
     /// A key that whoever may change keys may change: it can do nothing else itself.
     key: String,
     /// The revision of an event of the task with a text of its own.
@@ -110,13 +120,25 @@ impl Things {
         let last = server.store.read_stream(&StreamName::task(task), None, Direction::Backwards, 1).await;
         let output = last.expect("a stream").first().expect("an event").revision.0;
         let sessions = Mutex::new(server.disposable_sessions(DISPOSABLE).await);
-        Self { task, campaign, key, output, sessions }
+        let webhook = json!({"url": "https://receiver.example/canary", "events": ["task.*"], "team": "platform"});
+        let answer = server.post(&server.admin, "/v1/webhooks", &webhook.to_string()).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+        let webhook = answer.json()["id"].as_str().expect("an id").parse().expect("a webhook id");
+        let message = server.webhooks.delivered(webhook, 1).await;
+        let removable = Mutex::new(server.webhooks.many(REMOVALS, "platform", MARK).await);
+        Self { task, campaign, key, webhook, message, removable, output, sessions }
+    }
+
+    fn removable(&self, row: &Row) -> String {
+        let id = self.removable.lock().expect("no panic while held").pop().expect("there are REMOVALS of them");
+        row.path.replace("{id}", &id.to_string())
     }
 
     /// The sample of a row. Whoever adds a route adds a request that would go through here.
     fn sample(&self, server: &Server, row: &Row) -> Sample {
         let task = (row.path.replace("{id}", &self.task.to_string()), row.path.replace("{id}", NO_TASK));
         let campaign = (row.path.replace("{id}", &self.campaign.to_string()), row.path.replace("{id}", NO_CAMPAIGN));
+        let webhook = (row.path.replace("{id}", &self.webhook.to_string()), row.path.replace("{id}", NO_WEBHOOK));
         let key = (row.path.replace("{id}", &self.key), row.path.replace("{id}", NO_KEY));
         let of = |(path, missing): (String, String), body| Sample { path, missing: Some(missing), body };
         let plain = |body| Sample { path: row.path.to_owned(), missing: None, body };
@@ -142,6 +164,24 @@ impl Things {
                 let at = |team: &str| format!("/v1/budgets/project:{team}/canary");
                 of((at("platform"), at("no-such-team")), body)
             }
+            ("POST", "/v1/webhooks") => {
+                plain(Body::Json(json!({"url": "https://receiver.example/hook", "events": ["task.*"]})))
+            }
+            ("PATCH", "/v1/webhooks/{id}") => of(webhook, Body::Json(json!({"enabled": true}))),
+            ("POST", "/v1/webhooks/{id}/replay") => of(webhook, Body::Json(json!({"from": 1, "to": 1}))),
+            // Gone, every row after this would find nothing: each time another one.
+            ("DELETE", "/v1/webhooks/{id}") => of((self.removable(row), webhook.1), Body::Nothing),
+            ("POST", "/webhooks/{id}/remove") => of((self.removable(row), webhook.1), Body::Form(Vec::new())),
+            (_, "/v1/webhooks/{id}" | "/v1/webhooks/{id}/deliveries" | "/v1/webhooks/{id}/secret")
+            | ("POST", "/v1/webhooks/{id}/test") => of(webhook, Body::Nothing),
+            ("POST", "/webhooks") => plain(Body::Form(vec![
+                ("url", "https://receiver.example/hook".to_owned()),
+                ("events", "task.*".to_owned()),
+            ])),
+            ("GET", "/webhooks/{id}") => of(webhook, Body::Nothing),
+            ("POST", "/webhooks/{id}/replay") => of(webhook, Body::Form(vec![("message", self.message.to_string())])),
+            ("POST", path) if path.starts_with("/webhooks/{id}/") => of(webhook, Body::Form(Vec::new())),
+            ("GET", "/v1/webhooks" | "/webhooks") => plain(Body::Nothing),
             ("GET", "/v1/tasks" | "/v1/campaigns" | "/v1/keys" | "/v1/events" | "/v1/budgets" | "/v1/usage")
             | ("GET", "/openapi.json" | "/docs" | "/docs/style.css" | "/docs/errors")
             | ("GET", "/healthz" | "/readyz" | "/metrics")
@@ -159,7 +199,12 @@ impl Things {
             // Without a provider there is nothing there.
             ("GET", "/sign-in/oidc" | "/sign-in/oidc/return") => plain(Body::Nothing),
             ("POST", "/team") => plain(Body::Form(vec![("team", "platform".to_owned())])),
-            ("GET", "/people") => plain(Body::Nothing),
+            ("GET", "/people" | "/keys") => plain(Body::Nothing),
+            ("POST", "/keys") => plain(Body::Form(vec![("name", "x".to_owned()), ("scopes", "keys:write".to_owned())])),
+            ("POST", "/keys/{id}/rotate" | "/keys/{id}/revoke") => {
+                let key = row.path.replace("{id}", &self.key);
+                Sample { path: key, missing: Some(row.path.replace("{id}", NO_KEY)), body: Body::Form(Vec::new()) }
+            }
             ("POST", "/people/{id}/end" | "/people/{id}/end-all") => {
                 let session = self.sessions.lock().expect("not poisoned").pop().expect("enough sessions");
                 let of = |id: &str| row.path.replace("{id}", id);

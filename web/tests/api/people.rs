@@ -193,10 +193,12 @@ async fn the_role_decides() {
         assert!(allowed(governs, server.send(budget).await.status), "{group}");
     }
     // What they did is theirs in the log.
+    let lead = sign_in(&server, &provider, &["leads"]).await;
+    assert_eq!(server.send(form(&format!("/tasks/{task}/cancel"), &lead, &[])).await.status, StatusCode::SEE_OTHER);
     let stream = orchestra_events::StreamName::task(task);
     let events = orchestra_events::store::read_whole_stream(&*server.store, &stream).await.expect("events");
-    let steered = events.iter().find(|event| &*event.kind == "steered").expect("an event");
-    assert_eq!((steered.actor.kind, &*steered.actor.id), (ActorKind::Person, "login.example.com:5f0"));
+    let asked = events.iter().find(|event| &*event.kind == "cancel-requested").expect("an event");
+    assert_eq!((asked.actor.kind, &*asked.actor.id), (ActorKind::Person, "login.example.com:5f0"));
     let root = sign_in(&server, &provider, &["root"]).await;
     assert_eq!(status(&server, &root, &format!("/tasks/{foreign}")).await, StatusCode::OK);
 }
@@ -394,4 +396,43 @@ async fn a_proxy_that_is_believed_says_whether_it_was_asked_encrypted() {
         assert_eq!(cookie_of(&answer, session::SECURE_COOKIE).is_some(), https, "{peer} {said}");
         assert_eq!(answer.header("strict-transport-security").is_some(), https, "{peer} {said}");
     }
+}
+
+#[actix_web::test]
+async fn keys_are_made_and_taken_back_on_their_page() {
+    let (server, provider) = server(false).await;
+    let viewer = sign_in(&server, &provider, &["readers"]).await;
+    let fields = [("name", "ci <b>"), ("scopes", "tasks:read"), ("scopes", "tasks:create"), ("repos", "github:acme/*")];
+    let fields = [&fields[..], &[("days", "7"), ("projects", "infra, web")]].concat();
+    assert_eq!(server.send(form("/keys", &viewer, &fields)).await.status, StatusCode::FORBIDDEN);
+    assert!(!server.send(browse("/keys", session::COOKIE, &viewer)).await.text().contains("action=\"/keys\""));
+    let lead = sign_in(&server, &provider, &["leads"]).await;
+    let shown = server.send(form("/keys", &lead, &fields)).await;
+    assert_eq!(shown.status, StatusCode::OK, "{}", shown.text());
+    let (_, after) = shown.text().split_once("<code>").expect("the text");
+    let text = after.split('<').next().expect("the text").to_owned();
+    let key = server.app.keys.authenticate(&text).expect("a key");
+    assert_eq!(key.team.as_deref(), Some("platform"), "the team that they speak for");
+    assert_eq!(key.bounds.projects, ["infra", "web"]);
+    assert!(key.ends.is_some() && key.bounds.repos.len() == 1 && key.scopes.len() == 2);
+    let page = server.send(browse("/keys", session::COOKIE, &lead)).await;
+    assert!(page.text().contains("ci &#60;b&#62;") && !page.text().contains(&text), "shown once");
+    // Nobody hands on more than they have, and what is wrong is said beside the form.
+    let more = server.send(form("/keys", &lead, &[("name", "x"), ("scopes", "admin")])).await;
+    assert_eq!(more.status, StatusCode::FORBIDDEN);
+    assert!(more.text().contains("not yours to hand on") && more.text().contains("value=\"x\""), "{}", more.text());
+    let nothing = server.send(form("/keys", &lead, &[("name", "x")])).await;
+    assert_eq!(nothing.status, StatusCode::UNPROCESSABLE_ENTITY);
+    let id = key.who.to_string();
+    let rotated = server.send(form(&format!("/keys/{id}/rotate"), &lead, &[])).await;
+    assert_eq!(rotated.status, StatusCode::OK);
+    assert!(!rotated.text().contains(&text) && server.app.keys.authenticate(&text).is_some(), "both work for a while");
+    assert_eq!(server.send(form(&format!("/keys/{id}/revoke"), &viewer, &[])).await.status, StatusCode::FORBIDDEN);
+    let revoked = server.send(form(&format!("/keys/{id}/revoke"), &lead, &[])).await;
+    assert_eq!(revoked.header("location"), Some("/keys?notice=revoked"));
+    assert!(server.app.keys.authenticate(&text).is_none());
+    // An operator's key is not the team's to see.
+    let admin = server.app.keys.authenticate(&server.admin).expect("a key").who.to_string();
+    assert!(!server.send(browse("/keys", session::COOKIE, &lead)).await.text().contains(&admin));
+    assert_eq!(server.send(form(&format!("/keys/{admin}/revoke"), &lead, &[])).await.status, StatusCode::NOT_FOUND);
 }
