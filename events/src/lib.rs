@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
 
 pub mod access;
+pub mod audit;
 pub mod blob;
 pub mod campaign;
 pub mod envelope;

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
-use orchestra_actors::{BudgetService, CampaignService, TaskService, WebhookService};
+use orchestra_actors::{AuditService, BudgetService, CampaignService, TaskService, WebhookService};
 use orchestra_events::projections::ReadModels;
 use orchestra_events::session::{Holder, Session};
 use orchestra_events::{EventStore, SessionId};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use crate::api::once::Claims;
 use crate::auth::caller::Via;
@@ -33,6 +33,8 @@ pub struct App {
     pub budgets: Arc<dyn BudgetService>,
     /// What can be asked of webhooks, where there are any.
     pub webhooks: Option<Arc<dyn WebhookService>>,
+    /// The record itself: who signs it and gives it out. Absent only where a test needs none.
+    pub audit: Option<Arc<dyn AuditService>>,
     /// The log.
     pub store: Arc<dyn EventStore>,
     /// What is folded from it.
@@ -76,6 +78,7 @@ impl App {
             campaigns,
             budgets,
             webhooks: None,
+            audit: None,
             store,
             read,
             keys,
@@ -90,6 +93,13 @@ impl App {
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             claims: Claims::default(),
         }
+    }
+
+    /// The same application, with somebody who signs the log.
+    #[must_use]
+    pub fn with_audit(mut self, audit: Arc<dyn AuditService>) -> Self {
+        self.audit = Some(audit);
+        self
     }
 
     /// The same application, with a dashboard of its own.
@@ -163,6 +173,14 @@ impl App {
             }
             Holder::Person { .. } => Caller::person(id, session),
         }
+    }
+
+    /// A place among the live streams and the long answers, or the problem that says that all are taken.
+    pub fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.streams).try_acquire_owned().map_err(|error| match error {
+            TryAcquireError::NoPermits => Problem::overloaded("Too many live streams are open."),
+            TryAcquireError::Closed => Problem::overloaded("The server is shutting down."),
+        })
     }
 
     /// The rights that this caller showed, as they stand now. Unlike those of [`current`](Self::current), they end when

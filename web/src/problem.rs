@@ -221,6 +221,14 @@ impl Problem {
         Self::new(Code::Forbidden, format!("The key lacks the scope `{scope}`. Use one that has it."))
     }
 
+    /// The key's bounds cannot be held to in this answer.
+    pub fn too_wide(what: &str, bounded_to: &str) -> Self {
+        let detail = format!(
+            "{what} cannot be narrowed to the {bounded_to} that this key is bound to. Use a key without that bound."
+        );
+        Self::new(Code::Forbidden, detail)
+    }
+
     /// The key is not good for calls from there.
     pub fn address_not_allowed(from: Option<IpAddr>) -> Self {
         let from = from.map_or_else(|| "an address that is not known".to_owned(), |from| from.to_string());
@@ -389,6 +397,11 @@ impl From<ServiceError> for Problem {
     fn from(error: ServiceError) -> Self {
         match error {
             ServiceError::Invalid(fields) => Self::invalid(fields.into_iter().map(Field::from).collect()),
+            ServiceError::OutOfBounds(breach) => {
+                let field = Field { pointer: breach.pointer().to_owned(), detail: breach.to_string() };
+                let detail = format!("Nothing was stored: {breach}. Ask for a key that may, or change the request.");
+                Self { errors: vec![field], ..Self::new(Code::Forbidden, detail) }
+            }
             ServiceError::IdempotencyKeyReused => Self::new(
                 Code::IdempotencyKeyReused,
                 "The key came before with another body. Repeat that body, or take a new key for this one.",

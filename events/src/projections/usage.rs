@@ -7,9 +7,11 @@ use jiff::tz::TimeZone;
 use rusqlite::types::Value;
 use rusqlite::{Connection, Transaction, params_from_iter};
 
+use super::bounds::{self, Columns};
 use super::tasks::OpenTasks;
 use super::{Folded, Odd, ReadModelError};
 use crate::envelope::Envelope;
+use crate::key::Bounds;
 use crate::money::NanoUsd;
 use crate::task::TaskEvent;
 use crate::task::conversation::Usage;
@@ -89,7 +91,13 @@ pub struct UsageQuery {
     pub to: Option<Date>,
     /// Only this team.
     pub team: Option<String>,
+    /// Within these. Usage does not know its repositories: whoever is bound to some is refused before.
+    pub bounds: Bounds,
 }
+
+/// The parts of a line that a key can be bound to.
+const COLUMNS: Columns =
+    Columns { project: "project", environment: "environment", task_type: "task_type", model: "model", repos: &[] };
 
 /// One line of a report.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -205,6 +213,8 @@ pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<Usag
     if let Some(team) = &query.team {
         narrow("team =", team.clone());
     }
+    let mut within = clauses.join(" AND ");
+    bounds::narrow(&mut within, &mut values, &query.bounds, &COLUMNS);
     let grouping = match columns.trim_end_matches(", ") {
         "" => String::new(),
         columns => format!("GROUP BY {columns} ORDER BY {columns}"),
@@ -212,8 +222,7 @@ pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<Usag
     let sql = format!(
         "SELECT {columns} SUM(tasks), SUM(input_tokens), SUM(output_tokens), SUM(cache_read_tokens),
              SUM(cache_write_tokens), SUM(cost_nano_usd), SUM(refunded_nano_usd), COUNT(*)
-         FROM usage WHERE {} {grouping} LIMIT {}",
-        clauses.join(" AND "),
+         FROM usage WHERE {within} {grouping} LIMIT {}",
         MAX_GROUPS + 1,
     );
     let mut statement = connection.prepare_cached(&sql)?;

@@ -12,6 +12,7 @@
 
 mod checkpoint;
 mod erase;
+pub mod offline;
 mod reader;
 mod shared;
 mod state;

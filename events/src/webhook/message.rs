@@ -157,9 +157,7 @@ mod tests {
             },
             correlation: None,
             causation: None,
-            erased: false,
             data: Json::stored(data),
-            erased: false,
         }
     }
 

@@ -161,9 +161,7 @@ mod tests {
             actor: new.actor,
             correlation: None,
             causation: None,
-            erased: false,
             data: new.data.into(),
-            erased: false,
         }
     }
 

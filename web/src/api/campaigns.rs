@@ -21,7 +21,7 @@ pub async fn visible(app: &App, caller: &Caller, id: &str) -> Result<CampaignRow
     let id = id.parse().map_err(|_| Problem::no_such_campaign())?;
     app.caught_up().await?;
     let row = app.read.campaign(id).await?.ok_or_else(Problem::no_such_campaign)?;
-    if caller.sees(&row.spec.template.team) { Ok(row) } else { Err(Problem::no_such_campaign()) }
+    if caller.sees_campaign(&row.spec) { Ok(row) } else { Err(Problem::no_such_campaign()) }
 }
 
 async fn whole(app: &App, row: CampaignRow) -> Result<CampaignView, Problem> {
@@ -107,7 +107,8 @@ pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> 
         return Ok(HttpResponse::Ok().json(CampaignList { data: Vec::new(), next_cursor: None }));
     };
     app.caught_up().await?;
-    let page = app.read.campaigns(CampaignFilter { team, status }, cursor, limit).await?;
+    let page =
+        app.read.campaigns(CampaignFilter { team, status, bounds: (*caller.bounds).clone() }, cursor, limit).await?;
     Ok(HttpResponse::Ok().json(CampaignList {
         data: page.campaigns.into_iter().map(CampaignView::from).collect(),
         next_cursor: page.next.map(|cursor| cursor.to_string()),

@@ -8,7 +8,9 @@ use orchestra_events::key::Scope;
 
 use super::once::{Post, at_most_once};
 use super::repeat::{Repeat, repeat};
-use super::{budgets, campaigns, docs, events, health, keys, openapi, task_actions, tasks, usage, webhooks};
+use super::{
+    audit, audit_record, budgets, campaigns, docs, events, health, keys, openapi, task_actions, tasks, usage, webhooks,
+};
 use crate::pages;
 use crate::routes::Surface;
 pub use crate::routes::{Access, Endpoint};
@@ -82,6 +84,16 @@ pub fn endpoints() -> Vec<Endpoint> {
         web::route().to(campaigns::erase),
     );
     add(Method::GET, "/v1/events", Access::Scope(Scope::AuditRead), web::route().to(events::of_log));
+    add(Method::GET, "/v1/audit", Access::Scope(Scope::AuditRead), web::route().to(audit::list));
+    add(Method::GET, "/v1/audit/key", Access::Scope(Scope::AuditRead), web::route().to(audit_record::key));
+    add(
+        Method::GET,
+        "/v1/audit/checkpoints",
+        Access::Scope(Scope::AuditRead),
+        web::route().to(audit_record::checkpoints),
+    );
+    add(Method::POST, "/v1/audit/checkpoints", Access::Scope(Scope::Admin), web::route().to(audit_record::sign));
+    add(Method::GET, "/v1/audit/export", Access::Scope(Scope::Admin), web::route().to(audit_record::export));
     add(Method::GET, "/v1/budgets", Access::Scope(Scope::BudgetsRead), web::route().to(budgets::list));
     add(Method::GET, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsRead), web::route().to(budgets::get));
     add(Method::PUT, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsWrite), web::route().to(budgets::put));

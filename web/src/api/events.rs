@@ -132,6 +132,9 @@ pub async fn of_log(app: web::Data<App>, caller: Caller, request: HttpRequest) -
         Some(id) => Some(StreamName::task(visible(&app, &caller, &id.to_string()).await?.id)),
         None => None,
     };
+    if task.is_none() {
+        caller.require_whole_team("The log")?;
+    }
     let Some(team) = caller.narrow(team) else {
         // Another team's events do not exist for this caller.
         return Err(Problem::no_such_team());

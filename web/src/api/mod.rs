@@ -1,10 +1,13 @@
 //! The REST interface, one file per resource.
 
+pub mod audit;
+pub mod audit_record;
 pub mod body;
 pub mod budgets;
 pub mod campaign_payload;
 pub mod campaign_resource;
 pub mod campaigns;
+pub mod csv;
 pub mod docs;
 pub mod document;
 pub mod endpoints;

@@ -274,7 +274,8 @@ impl Named {
     /// The answer to a repeat.
     async fn show(&self, subject: Option<String>, status: u16, location: Option<String>) -> HttpResponse {
         let made = location.as_deref().and_then(|location| location.rsplit('/').next()).map(str::to_owned);
-        let Some(id) = made.or(subject) else { return Problem::internal("a request about nothing").response() };
+        // Where neither the path nor the answer names anything, there is one thing that is meant.
+        let id = made.or(subject).unwrap_or_default();
         match (self.post.show)(self.app.clone(), self.caller.clone(), id).await {
             Ok(mut response) => {
                 *response.status_mut() = StatusCode::from_u16(status).unwrap_or(self.post.done);

@@ -9,7 +9,7 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::web;
 use futures_util::future::LocalBoxFuture;
 
-use super::{campaigns, keys, tasks, webhooks};
+use super::{audit_record, campaigns, keys, tasks, webhooks};
 use crate::App;
 use crate::auth::Caller;
 use crate::problem::Problem;
@@ -51,6 +51,7 @@ pub fn repeat(method: &Method, path: &str) -> Option<Repeat> {
         "/v1/keys/{id}/rotate" => claimed(StatusCode::OK, keys::show),
         "/v1/webhooks/{id}/secret" => claimed(StatusCode::OK, webhooks::show_secret),
         "/v1/webhooks/{id}/replay" => claimed(StatusCode::ACCEPTED, webhooks::show),
+        "/v1/audit/checkpoints" => claimed(StatusCode::CREATED, audit_record::show),
         // A message to the receiver that says that it is a test.
         "/v1/webhooks/{id}/test" => Some(Repeat::KeepsNothing),
         _ => None,

@@ -33,7 +33,7 @@ pub async fn visible(app: &App, caller: &Caller, id: &str) -> Result<TaskResourc
     let id = task_id(id)?;
     app.caught_up().await?;
     let task = app.read.task(id).await?.ok_or_else(Problem::no_such_task)?;
-    if caller.sees(&task.spec.team) { Ok(task) } else { Err(Problem::no_such_task()) }
+    if caller.sees_task(&task.spec) { Ok(task) } else { Err(Problem::no_such_task()) }
 }
 
 /// The task as a repeat of a request about it sees it.
@@ -115,6 +115,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> 
         campaign: query.text("campaign"),
         created_after: query.parsed::<Timestamp>("createdAfter", time),
         created_before: query.parsed::<Timestamp>("createdBefore", time),
+        bounds: (*caller.bounds).clone(),
     };
     let cursor = query.parsed::<Cursor>("cursor", "the nextCursor of the page before");
     let limit = query.limit(DEFAULT_PAGE, MAX_PAGE);

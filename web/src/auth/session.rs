@@ -608,9 +608,10 @@ mod tests {
         cuts.borrow_and_update();
         let foreign = sessions.choose(&store, id, Some("c".to_owned()), &actor()).await;
         assert_eq!(foreign, Err(SessionError::Refused(orchestra_events::session::Refusal::NoSuchTeam)));
+        let by = actor();
         let (one, two) = tokio::join!(
-            sessions.end(&store, id, SessionEnd::SignedOut, &actor()),
-            sessions.end(&store, id, SessionEnd::Ended, &actor())
+            sessions.end(&store, id, SessionEnd::SignedOut, &by),
+            sessions.end(&store, id, SessionEnd::Ended, &by)
         );
         assert_eq!((one, two), (Ok(()), Ok(())));
         assert!(cuts.has_changed().expect("open"));

@@ -32,7 +32,8 @@ use orchestra_events::store::memory::MemoryStore;
 use orchestra_events::store::{Direction, MAX_PAGE};
 use orchestra_events::task::event::{CredentialKind, ErasureReason, SCHEMA};
 use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
-use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, NewEvent, Revision, StreamName, TaskId};
+use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, KeyId, NewEvent, Revision, StreamName, TaskId};
+use orchestra_web::auth::issuing::{NewKey, issue, rotate_key};
 use orchestra_web::auth::{
     KeyRing, NewSession, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses,
 };
@@ -182,6 +183,7 @@ impl TaskService for Service {
             caller_brings_model_key: new.credentials.model.is_some(),
             caller_brings_git_token: new.credentials.git.is_some(),
         };
+        new.bounds.admits(&spec)?;
         self.command(id, Command::Create(Box::new(spec)), &actor).await?;
         Ok(Submitted { task: self.resource(id).await, repeated: false })
     }
@@ -303,8 +305,11 @@ impl Server {
         actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&log), cancel.clone().cancelled_owned()));
         let campaigns = Arc::new(Campaigns::new(Arc::clone(&store)));
         let budgets = Arc::new(Budgets::default());
+        let signing = orchestra_events::audit::SigningKey::from_bytes(&[5; 32]);
+        let notary = orchestra_actors::Notary::new(store.clone(), signing, "node-1", None).expect("a name");
+        let app = App::new(service.clone(), campaigns.clone(), budgets, log, read, keys).with_audit(Arc::new(notary));
         let webhooks = Arc::new(Webhooks(Arc::clone(&store)));
-        let app = change(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys));
+        let app = change(app);
         let app = web::Data::new(app.with_webhooks(webhooks.clone()));
         Self { app, store, service, campaigns, webhooks, admin, stop: cancel.drop_guard(), _folder: folder }
     }
@@ -324,6 +329,21 @@ impl Server {
         let (_, text) = issued.expect("a key");
         self.keys_caught_up().await;
         text.expose_secret().to_owned()
+    }
+
+    /// A key with bounds and an end, known to the ring.
+    pub async fn issue(&self, new: NewKey) -> (KeyId, String) {
+        let new = NewKey { name: "test".to_owned(), environment: "test".to_owned(), ..new };
+        let (id, text) = issue(&*self.store, new, &Actor::system("test")).await.expect("a key");
+        self.keys_caught_up().await;
+        (id, text.expose_secret().to_owned())
+    }
+
+    /// Gives a key another text; the one before works for `overlap`.
+    pub async fn rotate(&self, id: KeyId, overlap: Duration) -> String {
+        let rotated = rotate_key(&*self.store, id, "test", overlap, &Actor::system("test")).await;
+        self.keys_caught_up().await;
+        rotated.expect("a new text").expose_secret().to_owned()
     }
 
     /// Takes a key back, and waits until the ring knows.

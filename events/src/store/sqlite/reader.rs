@@ -362,9 +362,11 @@ fn envelope(row: &Row<'_>, stream: StreamName, names: &mut Names) -> rusqlite::R
 /// The two links in a column.
 pub(super) fn links(row: &Row<'_>, column: usize) -> rusqlite::Result<Links> {
     let both = row.get_ref(column)?.as_blob().map_err(|error| damaged(column, Box::new(error)))?;
-    let parts: Option<(&[u8; 32], &[u8])> = both.split_first_chunk();
-    match parts.and_then(|(stream, rest)| Some((stream, <&[u8; 32]>::try_from(rest).ok()?))) {
-        Some((stream, global)) => Ok(Links { stream: Digest(*stream), global: Digest(*global) }),
-        None => Err(damaged(column, "links that are not 64 bytes".into())),
-    }
+    links_of(both).ok_or_else(|| damaged(column, "links that are not 64 bytes".into()))
+}
+
+/// The two links in these bytes.
+pub(super) fn links_of(both: &[u8]) -> Option<Links> {
+    let (stream, global): (&[u8; 32], &[u8]) = both.split_first_chunk()?;
+    Some(Links { stream: Digest(*stream), global: Digest(global.try_into().ok()?) })
 }
