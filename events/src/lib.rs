@@ -23,6 +23,7 @@ pub mod money;
 mod private;
 pub mod projections;
 pub mod repo;
+pub mod request;
 pub mod session;
 pub mod store;
 pub mod subscription;

@@ -13,6 +13,7 @@ use orchestra_events::session::{Holder, Session};
 use orchestra_events::{EventStore, SessionId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
+use crate::api::once::Claims;
 use crate::auth::caller::Via;
 use crate::auth::{Caller, KeyRing, Limits, People, Proxies, Refusals, Sessions, Transport, Who};
 use crate::pages::Dashboard;
@@ -62,6 +63,8 @@ pub struct App {
     pub metrics: Option<PrometheusHandle>,
     /// One permit per live stream.
     pub streams: Arc<Semaphore>,
+    /// The named requests that are being worked on.
+    pub claims: Claims,
 }
 
 impl App {
@@ -93,6 +96,7 @@ impl App {
             dashboard: Dashboard::default(),
             metrics: None,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            claims: Claims::default(),
         }
     }
 

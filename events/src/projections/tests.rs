@@ -87,7 +87,7 @@ async fn append(store: &MemoryStore, id: TaskId, event: &TaskEvent) -> Position 
 
 /// The ledger's word, which is what usage is made of.
 async fn settled(store: &MemoryStore, id: TaskId, call: u128, tokens: u64, nanos: i64) -> Position {
-    let event = crate::ledger::LedgerEvent::Settled(Box::new(crate::ledger::Settled {
+    let event = LedgerEvent::Settled(Box::new(crate::ledger::Settled {
         call: CallId::from_uuid(Uuid::from_u128(call)),
         task: id,
         usage: Usage { input_tokens: tokens, ..Usage::default() },
