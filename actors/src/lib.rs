@@ -8,6 +8,7 @@
 
 pub mod admission;
 pub mod allowed;
+pub mod billing;
 pub mod calls;
 pub mod campaign;
 pub mod erasure;
@@ -16,6 +17,7 @@ mod intake;
 pub mod journal;
 pub mod ledger;
 pub mod mirror;
+pub mod notary;
 pub mod orchestra;
 pub mod policy;
 pub mod projector;
@@ -30,9 +32,11 @@ pub mod usage;
 pub mod webhook;
 pub mod workshop;
 
+pub use billing::{BillingDesk, BillingError, BillingService};
 pub use campaign::service::CampaignService;
 pub use erasure::{ErasureMarks, Retention};
 pub use ledger::{LedgerError, Ledgers, Settlement};
+pub use notary::{AuditService, Notary, NotaryError};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;
 pub use service::{

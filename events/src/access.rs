@@ -98,8 +98,8 @@ mod tests {
             actor: Actor::system(UNKNOWN_CALLER),
             correlation: None,
             causation: None,
-            erased: false,
             data: data.clone().into(),
+            erased: false,
         };
         assert_eq!(AccessDenied::decode(&envelope(ACCESS_DENIED)).expect("it reads"), Some(denied));
         assert_eq!(AccessDenied::decode(&envelope("other")).expect("it is not ours"), None);

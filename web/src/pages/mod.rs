@@ -5,6 +5,7 @@
 
 pub mod actions;
 pub mod assets;
+pub mod audit;
 pub mod budgets;
 pub mod campaigns;
 pub mod diff;
@@ -25,6 +26,7 @@ pub mod sign_in;
 pub mod task;
 pub mod tasks;
 pub mod timeline;
+pub mod usage;
 pub mod webhooks;
 
 use std::sync::Arc;
