@@ -722,6 +722,10 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
                 Ending::Failed(failure) if refund > NanoUsd::ZERO => {
                     Some(TaskEvent::RefundGranted { nano_usd: refund, reason: failure.code })
                 }
+                // The attempt had failed and the ledger had refunded it when somebody cancelled.
+                Ending::Cancelled if refund > NanoUsd::ZERO => {
+                    Some(TaskEvent::RefundGranted { nano_usd: refund, reason: FailureCode::Cancelled })
+                }
                 Ending::Failed(_) | Ending::Succeeded | Ending::Cancelled => None,
             };
             let ended = match ending {

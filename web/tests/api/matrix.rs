@@ -170,6 +170,24 @@ impl Things {
             }
             ("GET", "/v1/audit" | "/v1/audit/key" | "/v1/audit/checkpoints" | "/v1/audit/export" | "/audit")
             | ("POST", "/v1/audit/checkpoints") => plain(Body::Nothing),
+            (method, "/v1/billing/plans/{team}") => {
+                let plan = || Body::Json(json!({"effectiveFrom": "2026-01-01", "markUpBasisPoints": 0}));
+                let body = if method == "PUT" { plan() } else { Body::Nothing };
+                of(("/v1/billing/plans/platform".to_owned(), "/v1/billing/plans/no-such-team".to_owned()), body)
+            }
+            (_, "/v1/billing/periods/{period}" | "/v1/billing/periods/{period}/close") => {
+                at(&row.path.replace("{period}", "2026-01"))
+            }
+            ("POST", "/v1/billing/periods/{period}/push") => Sample {
+                body: Body::Json(json!({"webhook": self.webhook.to_string()})),
+                ..at("/v1/billing/periods/2026-01/push")
+            },
+            ("POST", "/usage/{period}/close") => Sample {
+                path: "/usage/2026-01/close".to_owned(),
+                missing: None,
+                body: Body::Form(vec![("team", "platform".to_owned())]),
+            },
+            ("GET", "/v1/billing/periods" | "/usage") => plain(Body::Nothing),
             ("POST", "/v1/webhooks") => {
                 plain(Body::Json(json!({"url": "https://receiver.example/hook", "events": ["task.*"]})))
             }
