@@ -108,9 +108,10 @@ impl Client {
         Ok(serde_json::from_slice(&self.send(self.request(Method::PATCH, path).json(body)).await?)?)
     }
 
-    /// DELETEs. There is nothing to answer.
-    pub async fn delete(&self, path: &str) -> anyhow::Result<()> {
-        self.send(self.request(Method::DELETE, path)).await.map(drop)
+    /// DELETEs; answers JSON, or null where the server says nothing.
+    pub async fn delete(&self, path: &str) -> anyhow::Result<Value> {
+        let answer = self.send(self.request(Method::DELETE, path)).await?;
+        if answer.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_slice(&answer)?) }
     }
 
     /// Follows a task's events from the first, across broken connections, until `see` says it has seen enough.

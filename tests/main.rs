@@ -4,12 +4,14 @@
 
 mod agents;
 mod bad_input;
+mod billing;
 mod branches;
 mod campaign;
 mod cancel;
 mod crash;
 mod credentials;
 mod egress;
+mod erasure;
 mod faults;
 mod gateway;
 mod harness;

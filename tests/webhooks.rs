@@ -3,13 +3,14 @@
 
 #[allow(dead_code, reason = "the tests of the actors use the rest")]
 #[path = "../actors/tests/webhooks/receiver.rs"]
-mod receiver;
+pub mod receiver;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use receiver::{Answer, Got, Receiver};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 
 use crate::harness::{House, PATIENCE, Setup, bash, done, kinds, program, script};
 
@@ -103,6 +104,40 @@ async fn a_task_is_told_from_its_first_event_to_its_last() {
     let expected: Vec<_> = kinds(&events).into_iter().map(|kind| format!("task.{kind}")).collect();
     assert_eq!(types, expected, "in their order");
     house.nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn somebody_elses_library_takes_the_messages() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers");
+    assert!(folder.join("node_modules").exists(), "install the peer with `make browser-tools`");
+    let house = Setup::new(script(json!([done()]))).config(CONFIG).open().await;
+    let receiver = Receiver::start(|_, _| Answer::Status(200)).await;
+    let webhook = hook(&house, &receiver, "platform", &["ledger.*"]).await;
+    let (id, first) = (webhook["id"].as_str().unwrap(), webhook["secret"].as_str().unwrap());
+    let (status, rotated) = house.api.post(&format!("/v1/webhooks/{id}/secret"), &json!({})).await;
+    assert_eq!(status, 200, "{rotated}");
+    for tokens in 1..=5 {
+        set_budget(&house, "platform", tokens).await;
+    }
+    let got = receiver.until("they have arrived", |got| got.len() >= 5).await;
+    let lines: Vec<_> = [first, rotated["secret"].as_str().unwrap()]
+        .iter()
+        .flat_map(|secret| got.iter().map(|got| got.for_a_peer(secret).to_string()))
+        .collect();
+    let mut peer = tokio::process::Command::new("node")
+        .arg("verify.mjs")
+        .current_dir(folder)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdin = peer.stdin.take().unwrap();
+    stdin.write_all(lines.join("\n").as_bytes()).await.unwrap();
+    drop(stdin);
+    let output = tokio::time::timeout(PATIENCE, peer.wait_with_output()).await.unwrap().unwrap();
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), lines.len().to_string());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -74,6 +74,9 @@ impl Orchestra {
         let _one = self.erasing.lock().await;
         let stream = StreamName::task(id);
         let loaded = self.ended_task(id).await?;
+        if !self.store.keeps_apart(&stream).await? {
+            return Err(ServiceError::Refused { refusal: Refusal::Inseparable, status: None });
+        }
         let attempts = loaded.state.attempt;
         self.promise(id, &loaded, ErasureReason::Request, who).await?;
         Ok(self.finish(vec![(stream, attempts)]).await)
@@ -87,6 +90,9 @@ impl Orchestra {
                 journal::load(&*self.store, id).await.map_err(internal)?.ok_or(ServiceError::NoSuchCampaign)?;
             if !loaded.state.finished {
                 return Err(ServiceError::CampaignRefused(campaign::Refusal::StillOpen));
+            }
+            if !self.store.keeps_apart(&StreamName::campaign(id)).await? {
+                return Err(ServiceError::CampaignRefused(campaign::Refusal::Inseparable));
             }
             for task in tasks_of(id, &loaded) {
                 self.ended_task(task).await?;
@@ -209,19 +215,27 @@ impl Orchestra {
     /// Finishes what marks are there for.
     async fn go_on(&self) -> Result<(), String> {
         let (marked, _) = self.workshop.erasing.list().await.map_err(|error| error.to_string())?;
-        for stream in marked {
+        for streams in marked.chunks(BATCH) {
             let _one = self.erasing.lock().await;
-            match (stream.task_id(), stream.campaign_id()) {
-                (Some(task), _) => {
-                    let loaded = journal::load(&*self.store, task).await.map_err(|error| error.to_string())?;
-                    match loaded.filter(|loaded| loaded.state.erased) {
-                        Some(loaded) => drop(self.finish(vec![(stream, loaded.state.attempt)]).await),
-                        // The event never came.
-                        None => self.workshop.erasing.clear(&[stream]).await.map_err(|error| error.to_string())?,
-                    }
+            let (mut promised, mut stale) = (Vec::with_capacity(BATCH), Vec::new());
+            for stream in streams {
+                if let Some(campaign) = stream.campaign_id() {
+                    self.finish_campaign(campaign, stream.clone()).await?;
+                    continue;
                 }
-                (None, Some(campaign)) => self.finish_campaign(campaign, stream).await?,
-                (None, None) => self.workshop.erasing.clear(&[stream]).await.map_err(|error| error.to_string())?,
+                let loaded = match stream.task_id() {
+                    Some(task) => journal::load(&*self.store, task).await.map_err(|error| error.to_string())?,
+                    None => None,
+                };
+                match loaded.filter(|loaded| loaded.state.erased) {
+                    Some(loaded) => promised.push((stream.clone(), loaded.state.attempt)),
+                    // The event never came.
+                    None => stale.push(stream.clone()),
+                }
+            }
+            self.workshop.erasing.clear(&stale).await.map_err(|error| error.to_string())?;
+            if !promised.is_empty() {
+                self.finish(promised).await;
             }
         }
         Ok(())
@@ -275,6 +289,9 @@ impl Orchestra {
                 let id = TaskId::from_uuid(id);
                 // What was begun again since, the read models will know of.
                 let Ok(loaded) = self.ended_task(id).await else { continue };
+                if !self.store.keeps_apart(&StreamName::task(id)).await.map_err(|error| error.to_string())? {
+                    continue;
+                }
                 let who = Who::system("retention");
                 match self.promise(id, &loaded, ErasureReason::Retention, who).await {
                     Ok(()) => promised.push((StreamName::task(id), loaded.state.attempt)),
@@ -299,6 +316,9 @@ impl Orchestra {
                 let id = CampaignId::from_uuid(id);
                 let loaded = journal::load(&*self.store, id).await.map_err(|error| error.to_string())?;
                 let Some(loaded) = loaded.filter(|loaded| loaded.state.finished) else { continue };
+                if !self.store.keeps_apart(&StreamName::campaign(id)).await.map_err(|error| error.to_string())? {
+                    continue;
+                }
                 let who = Who::system("retention");
                 if let Err(error) = self.promise_campaign(id, &loaded, ErasureReason::Retention, who).await {
                     tracing::warn!(campaign = %id, %error, "a campaign's words are not erased yet");

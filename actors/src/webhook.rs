@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use jiff::Timestamp;
+use orchestra_events::webhook::command::GONE;
 use orchestra_events::webhook::event::MAX_RECORDED;
 use orchestra_events::webhook::state::Status;
-use orchestra_events::webhook::command::GONE;
 use orchestra_events::webhook::{Attempt, Command, DisabledWhy, Refusal, Webhook, decide};
 use orchestra_events::{Actor as Who, Position, StoreError, StreamName, WebhookId};
 
@@ -320,7 +320,9 @@ impl WebhookActor {
         let means = self.means.clone();
         // A task of its own: what panics in it is one attempt, which is made again.
         let attempt = actix_rt::spawn(async move { means.attempt(tried, position).await });
-        ctx.spawn(attempt.into_actor(self).map(move |attempt, actor, ctx| actor.tried(origin, position, attempt.ok(), ctx)));
+        ctx.spawn(
+            attempt.into_actor(self).map(move |attempt, actor, ctx| actor.tried(origin, position, attempt.ok(), ctx)),
+        );
     }
 
     /// Takes in what became of an attempt.

@@ -52,6 +52,13 @@ pub enum Campaigns {
         #[command(flatten)]
         server: ServerArguments,
     },
+    /// Erase what was said and written in a campaign that has ended, and in all its tasks
+    Erase {
+        /// Its id
+        id: String,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
     /// Replace the secrets of a campaign and of all its tasks, as after a restart of the server
     Credentials {
         /// Its id
@@ -233,6 +240,10 @@ impl Campaigns {
                     );
                 }
                 say(table.to_string());
+            }
+            Self::Erase { id, server } => {
+                server.client()?.delete(&format!("/v1/campaigns/{id}/content")).await?;
+                say(format!("what was said in {id} is being erased"));
             }
             Self::Cancel { id, reason, server } => {
                 server.client()?.post(&format!("/v1/campaigns/{id}/cancel"), &json!({ "reason": reason })).await?;

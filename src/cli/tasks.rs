@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::progress::Progress;
 use super::{ServerArguments, say};
 
-/// List, show, cancel and read tasks
+/// List, show, cancel, read and erase tasks
 #[derive(Subcommand)]
 pub enum Tasks {
     /// The newest tasks
@@ -41,6 +41,13 @@ pub enum Tasks {
         /// Why
         #[arg(long)]
         reason: Option<String>,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Erase what was asked for, said and written in a task that has ended; the record and the costs stay
+    Erase {
+        /// Its id
+        id: String,
         #[command(flatten)]
         server: ServerArguments,
     },
@@ -105,6 +112,11 @@ impl Tasks {
             Self::Cancel { id, reason, server } => {
                 server.client()?.post(&format!("/v1/tasks/{id}/cancel"), &json!({"reason": reason})).await?;
                 say(format!("{id} is being cancelled"));
+            }
+            Self::Erase { id, server } => {
+                let left = server.client()?.delete(&format!("/v1/tasks/{id}/content")).await?;
+                let gone = if left.is_null() { "erased" } else { "being erased" };
+                say(format!("what was said in {id} is {gone}"));
             }
             Self::Logs { id, follow, server } => {
                 let client = server.client()?;

@@ -147,7 +147,8 @@ impl Webhooks {
                 table.set_content_arrangement(ContentArrangement::Dynamic);
                 table.set_header(["ID", "TEAM", "URL", "EVENTS", "STATUS"]);
                 for webhook in page["data"].as_array().into_iter().flatten() {
-                    let events: Vec<_> = webhook["events"].as_array().into_iter().flatten().map(|e| text(e, "")).collect();
+                    let events: Vec<_> =
+                        webhook["events"].as_array().into_iter().flatten().map(|e| text(e, "")).collect();
                     let columns = [text(webhook, "/id"), text(webhook, "/team"), text(webhook, "/url")];
                     table.add_row(columns.into_iter().chain([&*events.join(", "), &*standing(webhook)]));
                 }

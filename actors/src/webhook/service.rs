@@ -136,7 +136,8 @@ impl Webhooks {
         };
         let arbiter = Arbiter::new();
         let handle = arbiter.handle();
-        let supervisor = WebhookSupervisor::start_in_arbiter(&arbiter.handle(), move |_| WebhookSupervisor::new(means, handle));
+        let supervisor =
+            WebhookSupervisor::start_in_arbiter(&arbiter.handle(), move |_| WebhookSupervisor::new(means, handle));
         let (known, making) = (Mutex::default(), tokio::sync::Mutex::new(()));
         Arc::new(Self { store, secrets, targets, most: rules.most, known, making, supervisor, arbiter })
     }
@@ -176,7 +177,9 @@ impl Webhooks {
         match tokio::time::timeout(DRAIN_TIMEOUT, drained).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the webhooks ended before they were asked to"),
-            Err(_) => tracing::warn!("messages that took longer than {DRAIN_TIMEOUT:?} are sent again at the next start"),
+            Err(_) => {
+                tracing::warn!("messages that took longer than {DRAIN_TIMEOUT:?} are sent again at the next start")
+            }
         }
         self.arbiter.stop();
     }

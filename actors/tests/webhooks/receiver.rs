@@ -67,6 +67,17 @@ impl Got {
     }
 }
 
+impl Got {
+    /// The message as somebody else's library wants it.
+    pub fn for_a_peer(&self, secret: &str) -> Value {
+        let headers = serde_json::json!({
+            "webhook-id": self.id, "webhook-timestamp": self.timestamp, "webhook-signature": self.signature,
+        });
+        let body = std::str::from_utf8(&self.raw).expect("UTF-8");
+        serde_json::json!({ "secret": secret, "headers": headers, "body": body })
+    }
+}
+
 type Decide = dyn Fn(&Got, usize) -> Answer + Send + Sync;
 
 /// The receiver.

@@ -373,3 +373,6 @@ fn keep(
         .execute((webhook.uuid().as_bytes(), place, attempt.message.as_bytes(), outcome.as_str(), document))?;
     Ok(Ok(()))
 }
+
+#[cfg(test)]
+mod tests;

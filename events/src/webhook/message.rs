@@ -84,8 +84,14 @@ pub enum Audience {
     Operators,
 }
 
-/// Members of an event's data that only operators see. What a key is known by is no use to a receiver.
-const OPERATORS_ONLY: [(&str, &str); 2] = [("key", "secretSha256"), ("session", "address")];
+/// Members of an event's data that only operators see: from where somebody came, and what a key is known by.
+const OPERATORS_ONLY: [(&str, &str); 5] = [
+    ("key", "secretSha256"),
+    ("key", "address"),
+    ("access", "address"),
+    ("access", "userAgent"),
+    ("session", "address"),
+];
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -151,8 +157,8 @@ mod tests {
             },
             correlation: None,
             causation: None,
-            erased: false,
             data: Json::stored(data),
+            erased: false,
         }
     }
 

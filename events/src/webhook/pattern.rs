@@ -37,12 +37,15 @@ impl FromStr for Pattern {
 
     fn from_str(text: &str) -> Result<Self, PatternError> {
         let word = |text: &str| {
-            !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            !text.is_empty()
+                && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
         };
         let fits = text == "*"
             || text.len() <= MAX_PATTERN
                 && text.split_once('.').is_some_and(|(category, kind)| {
-                    category.bytes().all(|byte| byte.is_ascii_lowercase()) && word(category) && (kind == "*" || word(kind))
+                    category.bytes().all(|byte| byte.is_ascii_lowercase())
+                        && word(category)
+                        && (kind == "*" || word(kind))
                 });
         if fits { Ok(Self(text.to_owned())) } else { Err(PatternError) }
     }
@@ -132,9 +135,8 @@ impl WebhookSpec {
 
     /// Whether what belongs to this owner is this webhook's to know.
     pub fn may_see(&self, owner: &Owner) -> bool {
-        let within = |wanted: &[String], is: Option<&String>| {
-            wanted.is_empty() || is.is_some_and(|is| wanted.contains(is))
-        };
+        let within =
+            |wanted: &[String], is: Option<&String>| wanted.is_empty() || is.is_some_and(|is| wanted.contains(is));
         self.team.as_ref().is_none_or(|team| owner.team.as_ref() == Some(team))
             && within(&self.projects, owner.project.as_ref())
             && within(&self.environments, owner.environment.as_ref())
@@ -159,8 +161,8 @@ mod tests {
             actor: new.actor,
             correlation: None,
             causation: None,
-            erased: false,
             data: new.data.into(),
+            erased: false,
         }
     }
 
@@ -181,7 +183,9 @@ mod tests {
             assert_eq!(good.parse::<Pattern>().unwrap().as_str(), good);
         }
         let long = format!("task.{}", "x".repeat(MAX_PATTERN));
-        for bad in ["", ".", "task", "task.", ".x", "*.x", "**", "task.suc*", "Task.x", "task.a.b", "ta-sk.x", "task. ", &long] {
+        for bad in
+            ["", ".", "task", "task.", ".x", "*.x", "**", "task.suc*", "Task.x", "task.a.b", "ta-sk.x", "task. ", &long]
+        {
             assert_eq!(bad.parse::<Pattern>(), Err(PatternError), "{bad:?}");
         }
     }

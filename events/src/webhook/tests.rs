@@ -63,7 +63,9 @@ fn what_failed_is_pending_until_it_is_taken_and_the_rest_goes_on() {
     let webhook = after(created(), record(vec![delivered(11, 0), failed(12, 1, 0, 5), delivered(13, 0)], 11));
     assert_eq!((webhook.through, webhook.failures), (Position(11), 0));
     assert_eq!(webhook.pending[&Position(12)].next, at(5));
-    assert!(webhook.has_settled(Position(12)) && webhook.has_settled(Position(13)) && !webhook.has_settled(Position(14)));
+    assert!(
+        webhook.has_settled(Position(12)) && webhook.has_settled(Position(13)) && !webhook.has_settled(Position(14))
+    );
     let webhook = after(webhook, record(vec![failed(12, 2, 5, 60)], 13));
     let pending = webhook.pending[&Position(12)];
     assert_eq!((pending.attempts, pending.first_at, pending.next), (2, at(0), at(60)));

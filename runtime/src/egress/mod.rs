@@ -32,8 +32,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-pub use address::{Network, NetworkError};
 pub(crate) use address::check;
+pub use address::{Network, NetworkError};
 pub use authority::MAX_HOST;
 pub(crate) use authority::read_host;
 pub use head::{MAX_FIELDS, MAX_FIRST_LINE, MAX_HEAD};

@@ -150,9 +150,16 @@ fn fault(error: &reqwest::Error) -> Fault {
         return Fault::Timeout;
     }
     match (error.is_connect(), broken) {
-        (true, Some(io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable | io::ErrorKind::PermissionDenied)) => {
-            Fault::Unreachable
-        }
+        (
+            true,
+            Some(
+                io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::AddrNotAvailable
+                | io::ErrorKind::PermissionDenied,
+            ),
+        ) => Fault::Unreachable,
         // What went wrong once the connection stood and before the request did is TLS.
         (true, _) => Fault::Tls,
         (false, _) => Fault::Broken,
@@ -300,7 +307,10 @@ mod tests {
             (answered("SSH-2.0-OpenSSH_9.2\r\n").await, Fault::BadAnswer),
             (send_to("https://nowhere.example/", &[], &[]).await, Fault::Unresolvable),
             (send_to("https://inside.example/", &[], &[("inside.example", "10.0.0.1")]).await, Fault::ForbiddenAddress),
-            (send_to("https://mapped.example/", &[], &[("mapped.example", "::ffff:7f00:1")]).await, Fault::ForbiddenAddress),
+            (
+                send_to("https://mapped.example/", &[], &[("mapped.example", "::ffff:7f00:1")]).await,
+                Fault::ForbiddenAddress,
+            ),
             (
                 send_to("http://outside.example/", &["127.0.0.0/8"], &[("outside.example", "93.184.216.34")]).await,
                 Fault::ForbiddenAddress,

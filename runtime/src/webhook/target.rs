@@ -206,7 +206,8 @@ mod tests {
             ("mapped.example", vec!["::ffff:127.0.0.1"]),
             ("metadata.example", vec!["169.254.169.254"]),
         ];
-        let names = names.map(|(name, found)| (name.to_owned(), found.iter().map(|text| text.parse().unwrap()).collect()));
+        let names =
+            names.map(|(name, found)| (name.to_owned(), found.iter().map(|text| text.parse().unwrap()).collect()));
         let networks = networks.iter().map(|text| text.parse().unwrap()).collect();
         Targets::new(networks, Arc::new(FixedResolver(names.into())))
     }

@@ -151,7 +151,7 @@ pub struct Links {
 #[schema(as = Task)]
 pub struct TaskView {
     id: String,
-    /// queued, preparing, running, awaiting-credentials, retrying, succeeded, failed or cancelled.
+    #[schema(value_type = super::openapi::Status)]
     status: &'static str,
     /// What it is doing right now, or why it stands there.
     reason: String,
@@ -160,6 +160,7 @@ pub struct TaskView {
     /// What is to be done.
     task: String,
     model: String,
+    #[schema(value_type = super::openapi::HarnessName)]
     harness: &'static str,
     team: String,
     project: Option<String>,
@@ -188,6 +189,9 @@ pub struct TaskView {
     started_at: Option<String>,
     #[schema(format = "date-time")]
     finished_at: Option<String>,
+    /// When its words were erased: what was asked for, said and written.
+    #[schema(format = "date-time")]
+    content_erased_at: Option<String>,
     links: Links,
 }
 
@@ -257,6 +261,7 @@ impl From<TaskResource> for TaskView {
             created_at: task.created_at.to_string(),
             started_at: task.started_at.map(|time| time.to_string()),
             finished_at: task.finished_at.map(|time| time.to_string()),
+            content_erased_at: task.erased_at.map(|time| time.to_string()),
             links,
         }
     }

@@ -93,8 +93,9 @@ pub struct WebhookList {
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookSecret {
-    /// What messages are signed with from now on. It is shown this once.
-    pub secret: String,
+    /// What messages are signed with from now on. It is shown this once: `null` in the answer to a repeat of the request.
+    #[schema(required)]
+    pub secret: Option<String>,
     /// Until then they are signed with the one before, too.
     #[schema(format = "date-time")]
     pub previous_secret_until: Option<String>,
@@ -182,7 +183,7 @@ pub struct WebhookRequest {
     /// Whose events; a team's key may leave it out. Absent with an operator's key: those of all.
     #[schema(max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     team: Option<String>,
-    /// `https://` and a name that leads into the open internet, or what the operator has opened besides.
+    /// Over TLS, to a name that leads into the open internet; or what the operator has opened besides.
     #[schema(max_length = 2000, example = "https://receiver.example/hook")]
     url: String,
     /// Which of them: types such as `task.succeeded`, `task.*`, or `*`, which leaves out keys, sessions, refused requests,

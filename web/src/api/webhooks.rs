@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::future::LocalBoxFuture;
 use orchestra_actors::NewWebhook;
 use orchestra_actors::service::Idempotency;
-use orchestra_events::key::Scope;
+use orchestra_events::key::{Bounds, Scope};
 use orchestra_events::projections::tasks::MAX_PAGE;
 use orchestra_events::projections::{Cursor, DeliveryOutcome, WebhookRow};
 use orchestra_events::webhook::command::{DEFAULT_OVERLAP, MAX_OVERLAP};
@@ -21,9 +22,7 @@ use sha2::{Digest, Sha256};
 use super::fields::{Faults, Object};
 use super::query::Parameters;
 use super::tasks::{DEFAULT_PAGE, idempotency_key};
-use super::webhook_resource::{
-    DeliveryList, DeliveryView, NewWebhookView, WebhookList, WebhookSecret, WebhookView,
-};
+use super::webhook_resource::{DeliveryList, DeliveryView, NewWebhookView, WebhookList, WebhookSecret, WebhookView};
 use super::{body, rules};
 use crate::App;
 use crate::auth::Caller;
@@ -32,16 +31,41 @@ use crate::problem::{Field, Problem, ProblemBody};
 /// The largest position that is taken.
 const MAX_POSITION: u64 = i64::MAX.unsigned_abs();
 
+/// Whether a webhook exists for this caller: it is of their team, and is told nothing outside their bounds.
+pub fn is_theirs(caller: &Caller, spec: &WebhookSpec) -> bool {
+    let of_team = spec.team.as_ref().map_or(caller.is_admin(), |team| caller.sees(team));
+    of_team && is_within(caller, spec)
+}
+
+/// Whether it is told nothing outside a caller's bounds. What is sent cannot be narrowed down to task types, repositories
+/// or models: who is bound to those has no webhooks.
+fn is_within(caller: &Caller, spec: &WebhookSpec) -> bool {
+    let Bounds { projects, environments, task_types, repos, models, networks: _ } = &*caller.bounds;
+    let inside = |told: &[String], allowed: &[String]| {
+        allowed.is_empty() || (!told.is_empty() && told.iter().all(|name| allowed.contains(name)))
+    };
+    let narrower = !task_types.is_empty() || !repos.is_empty() || !models.is_empty();
+    !narrower && inside(&spec.projects, projects) && inside(&spec.environments, environments)
+}
+
+/// What a caller's bounds have to say about a webhook they want.
+pub fn check_bounds(caller: &Caller, spec: &WebhookSpec) -> Result<(), Problem> {
+    if is_within(caller, spec) {
+        return Ok(());
+    }
+    let detail =
+        "reaches further than the key; name its own projects and environments, and use a key that is bound to \
+        nothing else"
+            .to_owned();
+    Err(Problem::invalid(vec![Field { pointer: String::new(), detail }]))
+}
+
 /// A webhook that this caller may see.
 pub async fn visible(app: &App, caller: &Caller, id: &str) -> Result<WebhookRow, Problem> {
     let id: WebhookId = id.parse().map_err(|_| Problem::no_such_webhook())?;
     app.caught_up().await?;
     let row = app.read.webhook(id).await?.ok_or_else(Problem::no_such_webhook)?;
-    let sees = match &row.spec.team {
-        Some(team) => caller.sees(team),
-        None => caller.is_admin(),
-    };
-    if sees { Ok(row) } else { Err(Problem::no_such_webhook()) }
+    if is_theirs(caller, &row.spec) { Ok(row) } else { Err(Problem::no_such_webhook()) }
 }
 
 /// Who the caller is in an event about a webhook of this team.
@@ -51,6 +75,23 @@ pub fn actor(caller: &Caller, team: Option<&str>) -> Actor {
 
 async fn as_it_stands(app: &App, caller: &Caller, id: &str) -> Result<HttpResponse, Problem> {
     Ok(HttpResponse::Ok().json(WebhookView::from(visible(app, caller, id).await?)))
+}
+
+/// The webhook as a repeat of a request about it sees it.
+pub fn show(app: web::Data<App>, caller: Caller, id: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move { as_it_stands(&app, &caller, &id).await })
+}
+
+/// What a repeat of the request for a new secret sees of it.
+pub fn show_secret(
+    app: web::Data<App>,
+    caller: Caller,
+    id: String,
+) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move {
+        let previous_secret_until = visible(&app, &caller, &id).await?.previous_until.map(|time| time.to_string());
+        Ok(HttpResponse::Ok().json(WebhookSecret { secret: None, previous_secret_until }))
+    })
 }
 
 fn url(text: &str) -> Result<(), String> {
@@ -140,8 +181,9 @@ fn new_spec(mut object: Object, caller: &Caller, faults: &mut Faults) -> Option<
         team,
         url: url.clone().unwrap_or_default(),
         events: events.clone().unwrap_or_default(),
-        projects: names(&mut object, "projects", faults).unwrap_or_default(),
-        environments: names(&mut object, "environments", faults).unwrap_or_default(),
+        // What is left out is as the key's own.
+        projects: names(&mut object, "projects", faults).unwrap_or_else(|| caller.bounds.projects.clone()),
+        environments: names(&mut object, "environments", faults).unwrap_or_else(|| caller.bounds.environments.clone()),
         description: object.text("description", description, faults),
     };
     if faults.count() == before {
@@ -189,6 +231,7 @@ pub async fn create(
     let spec = Object::read(&raw, "", &mut faults).and_then(|object| new_spec(object, &caller, &mut faults));
     faults.none()?;
     let spec = spec.ok_or_else(|| Problem::internal("a webhook without faults is missing"))?;
+    check_bounds(&caller, &spec)?;
     let request_hash = request_hash(&spec)?;
     let idempotency = key.map(|key| Idempotency { owner: caller.who.to_string(), key, request_hash });
     let actor = actor(&caller, spec.team.as_deref());
@@ -222,7 +265,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> 
     app.caught_up().await?;
     let page = app.read.webhooks(team.map(Some), cursor, limit).await?;
     Ok(HttpResponse::Ok().json(WebhookList {
-        data: page.webhooks.into_iter().map(WebhookView::from).collect(),
+        data: page.webhooks.into_iter().filter(|row| is_within(&caller, &row.spec)).map(WebhookView::from).collect(),
         next_cursor: page.next.map(|cursor| cursor.to_string()),
     }))
 }
@@ -280,6 +323,7 @@ pub async fn change(
     });
     faults.none()?;
     let (spec, enabled) = change.ok_or_else(|| Problem::internal("a change without faults is missing"))?;
+    check_bounds(&caller, &spec)?;
     let actor = actor(&caller, row.spec.team.as_deref());
     if spec != row.spec {
         app.webhooks()?.change_webhook(row.id, spec, actor.clone()).await?;
@@ -327,7 +371,7 @@ pub async fn rotate(
     let secret = app.webhooks()?.rotate_webhook(row.id, overlap, actor).await?;
     let row = visible(&app, &caller, &id).await?;
     Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(WebhookSecret {
-        secret: secret.expose_secret().to_owned(),
+        secret: Some(secret.expose_secret().to_owned()),
         previous_secret_until: row.previous_until.map(|time| time.to_string()),
     }))
 }
@@ -349,7 +393,8 @@ pub async fn position_of(app: &App, webhook: WebhookId, message: MessageId) -> R
     let row = app.read.delivery(webhook, message).await?;
     let position = row.and_then(|row| row.position);
     position.ok_or_else(|| {
-        let detail = "is none of the newest deliveries of this webhook; name its position with `from` and `to`".to_owned();
+        let detail =
+            "is none of the newest deliveries of this webhook; name its position with `from` and `to`".to_owned();
         Problem::invalid(vec![Field { pointer: "/message".to_owned(), detail }])
     })
 }

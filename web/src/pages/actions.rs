@@ -11,6 +11,7 @@ use super::error::PageError;
 use super::shell::Visitor;
 use super::task::{Current, task_id};
 use crate::App;
+use crate::problem::{Code, Problem};
 
 /// Largest form, in bytes: a message of the longest kind with every byte percent-encoded.
 pub const MAX_FORM: usize = 64 * 1024;
@@ -88,6 +89,44 @@ pub async fn cancel(
     let id = admitted(&app, &visitor, &id, &form.csrf).await?;
     app.tasks.cancel(id, None, visitor.caller.actor()).await.map_err(with_way_back(id))?;
     Ok(back(id, "cancelling"))
+}
+
+/// A form that wants to be certain.
+#[derive(Deserialize)]
+pub struct Certain {
+    #[serde(default)]
+    csrf: String,
+    #[serde(default)]
+    certain: Option<String>,
+}
+
+impl Certain {
+    /// The token of the form.
+    pub fn csrf(&self) -> &str {
+        &self.csrf
+    }
+
+    /// Refuses a form whose box was not ticked.
+    pub fn check(&self) -> Result<(), PageError> {
+        if self.certain.is_some() {
+            return Ok(());
+        }
+        let detail = "Nothing was erased: tick the box that says that it cannot be undone.";
+        Err(Problem::new(Code::InvalidRequest, detail).into())
+    }
+}
+
+/// `POST /tasks/{id}/erase`.
+pub async fn erase(
+    app: web::Data<App>,
+    visitor: Visitor,
+    id: web::Path<String>,
+    form: web::Form<Certain>,
+) -> Result<HttpResponse, PageError> {
+    let id = admitted(&app, &visitor, &id, &form.csrf).await?;
+    form.check().map_err(with_way_back(id))?;
+    app.tasks.erase_content(id, visitor.caller.actor()).await.map_err(with_way_back(id))?;
+    Ok(back(id, "erased"))
 }
 
 /// `POST /tasks/{id}/retry`.

@@ -12,7 +12,7 @@ use orchestra_events::task::TaskResource;
 use orchestra_events::{Actor, CampaignId, TaskId};
 use serde::Deserialize;
 
-use super::actions::{Plain, Secrets};
+use super::actions::{Certain, Plain, Secrets};
 use super::error::PageError;
 use super::format;
 use super::html::Html;
@@ -147,7 +147,8 @@ async fn find(app: &App, visitor: &Visitor, query: &Query) -> Result<Found, Page
             PageError::from(Problem::invalid_query(vec![field])).back_to("/campaigns", "All campaigns")
         })?),
     };
-    let filter = CampaignFilter { team: visitor.caller.only_team(), status: None };
+    let filter =
+        CampaignFilter { team: visitor.caller.only_team(), status: None, bounds: (*visitor.caller.bounds).clone() };
     Ok(app.read.campaigns(filter, after, ROWS).await?)
 }
 
@@ -214,6 +215,8 @@ struct Body {
     csrf: String,
     can_cancel: bool,
     can_retry: bool,
+    can_erase: bool,
+    erased: Option<String>,
 }
 
 impl Body {
@@ -253,7 +256,10 @@ impl Body {
             can_cancel: open && status != CampaignStatus::Cancelled && visitor.caller.may(Scope::CampaignsCancel),
             can_retry: (failed || status == CampaignStatus::Paused)
                 && status != CampaignStatus::Cancelled
+                && found.campaign.erased_at.is_none()
                 && visitor.caller.may(Scope::CampaignsCreate),
+            can_erase: !open && found.campaign.erased_at.is_none() && visitor.caller.may(Scope::ContentErase),
+            erased: found.campaign.erased_at.map(format::moment),
         }
     }
 }
@@ -351,6 +357,19 @@ pub async fn cancel(
 ) -> Result<HttpResponse, PageError> {
     let (id, actor) = admitted(&app, &visitor, &id, form.csrf()).await?;
     app.campaigns.cancel_campaign(id, None, actor).await.map_err(with_way_back(id))?;
+    Ok(back(id))
+}
+
+/// `POST /campaigns/{id}/erase`.
+pub async fn erase(
+    app: web::Data<App>,
+    visitor: Visitor,
+    id: web::Path<String>,
+    form: web::Form<Certain>,
+) -> Result<HttpResponse, PageError> {
+    let (id, actor) = admitted(&app, &visitor, &id, form.csrf()).await?;
+    form.check().map_err(with_way_back(id))?;
+    app.campaigns.erase_campaign_content(id, actor).await.map_err(with_way_back(id))?;
     Ok(back(id))
 }
 

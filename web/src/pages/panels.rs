@@ -120,6 +120,7 @@ pub struct Side {
     can_steer: bool,
     can_cancel: bool,
     can_retry: bool,
+    can_erase: bool,
     facts: Vec<Fact>,
     whole_text: Option<String>,
 }
@@ -139,7 +140,10 @@ impl Side {
             brings_git: task.spec.caller_brings_git_token,
             can_steer: create && !over,
             can_cancel: visitor.caller.may(Scope::TasksCancel) && !over,
-            can_retry: create && matches!(task.status, TaskStatus::Failed | TaskStatus::Cancelled),
+            can_retry: create
+                && task.erased_at.is_none()
+                && matches!(task.status, TaskStatus::Failed | TaskStatus::Cancelled),
+            can_erase: over && task.erased_at.is_none() && visitor.caller.may(Scope::ContentErase),
             facts: facts(task),
             whole_text: (title(&task.spec.task) != task.spec.task.trim()).then(|| task.spec.task.clone()),
         }
@@ -170,9 +174,12 @@ fn facts(task: &TaskResource) -> Vec<Fact> {
     let harness = spec.harness;
     add("Agent", (harness != Harness::Builtin).then(|| harness.as_str().to_owned()), false);
     add("Image", Some(spec.image.clone()), false);
-    for (name, time) in
-        [("Created", Some(task.created_at)), ("Started", task.started_at), ("Finished", task.finished_at)]
-    {
+    for (name, time) in [
+        ("Created", Some(task.created_at)),
+        ("Started", task.started_at),
+        ("Finished", task.finished_at),
+        ("Erased", task.erased_at),
+    ] {
         facts.extend(time.map(|time| Fact {
             name,
             value: format::moment(time),

@@ -5,7 +5,9 @@ use actix_web::http::Method;
 use actix_web::{Handler, Responder, web};
 use orchestra_events::key::Scope;
 
-use super::{actions, assets, audit, budgets, campaigns, docs, keys, live, people, sign_in, task, tasks, webhooks};
+use super::{
+    actions, assets, audit, budgets, campaigns, docs, keys, live, people, sign_in, task, tasks, usage, webhooks,
+};
 use crate::routes::{Access, Endpoint, Surface};
 
 /// A row with its handler.
@@ -63,17 +65,21 @@ pub fn pages() -> Vec<Endpoint> {
         post("/tasks/{id}/cancel", scope(Scope::TasksCancel), actions::cancel),
         post("/tasks/{id}/retry", scope(Scope::TasksCreate), actions::retry),
         post("/tasks/{id}/messages", scope(Scope::TasksCreate), actions::message),
+        post("/tasks/{id}/erase", scope(Scope::ContentErase), actions::erase),
         post("/tasks/{id}/credentials", scope(Scope::TasksCreate), actions::credentials),
         live("/live/tasks", scope(Scope::TasksRead), live::list::stream),
         get("/campaigns", scope(Scope::CampaignsRead), campaigns::show),
         get("/campaigns/{id}", scope(Scope::CampaignsRead), campaigns::show_one),
         live("/campaigns/{id}/live", scope(Scope::CampaignsRead), live::campaigns::one),
         post("/campaigns/{id}/cancel", scope(Scope::CampaignsCancel), campaigns::cancel),
+        post("/campaigns/{id}/erase", scope(Scope::ContentErase), campaigns::erase),
         post("/campaigns/{id}/retry", scope(Scope::CampaignsCreate), campaigns::retry),
         post("/campaigns/{id}/credentials", scope(Scope::CampaignsCreate), campaigns::credentials),
         live("/live/campaigns", scope(Scope::CampaignsRead), live::campaigns::list),
         get("/audit", scope(Scope::AuditRead), audit::show),
         get("/budgets", scope(Scope::BudgetsRead), budgets::show),
+        get("/usage", scope(Scope::UsageRead), usage::show),
+        post("/usage/{period}/close", scope(Scope::BillingWrite), usage::close),
         get("/webhooks", scope(Scope::WebhooksRead), webhooks::show),
         post("/webhooks", scope(Scope::WebhooksWrite), webhooks::create),
         get("/webhooks/{id}", scope(Scope::WebhooksRead), webhooks::show_one),

@@ -63,7 +63,7 @@ impl Current {
                 break;
             }
         }
-        let task = task.filter(|task| visitor.caller.sees(&task.spec.team)).ok_or_else(Problem::no_such_task)?;
+        let task = task.filter(|task| visitor.caller.sees_task(&task.spec)).ok_or_else(Problem::no_such_task)?;
         Ok(Self { task, missing: Vec::new() })
     }
 
@@ -92,7 +92,8 @@ pub async fn latest(app: &App, visitor: &Visitor, id: TaskId) -> Result<(Current
 
 /// What was, or would be, pushed.
 pub async fn patch(app: &App, task: &TaskResource) -> Result<Vec<u8>, PageError> {
-    if task.diffs.is_empty() { Ok(Vec::new()) } else { Ok(app.tasks.diff(task.id).await?) }
+    let gone = task.diffs.is_empty() || task.erased_at.is_some();
+    if gone { Ok(Vec::new()) } else { Ok(app.tasks.diff(task.id).await?) }
 }
 
 /// The task's page.
@@ -177,6 +178,8 @@ pub enum Notice {
     Sent,
     /// Secrets were supplied.
     Supplied,
+    /// The words were erased.
+    Erased,
 }
 
 impl Notice {
@@ -186,6 +189,7 @@ impl Notice {
             Self::Retrying => "A new attempt is queued.",
             Self::Sent => "The agent reads your message before its next step.",
             Self::Supplied => "Credentials taken; the task goes on.",
+            Self::Erased => "What was said and written is erased.",
         }
     }
 }

@@ -5,7 +5,9 @@ use actix_web::{HttpResponse, web};
 use askama::Template;
 use orchestra_actors::NewWebhook;
 use orchestra_events::key::Scope;
-use orchestra_events::projections::{Cursor, DeliveryOutcome, DeliveryPage, DeliveryRow, WebhookPage as Found, WebhookRow};
+use orchestra_events::projections::{
+    Cursor, DeliveryOutcome, DeliveryPage, DeliveryRow, WebhookPage as Found, WebhookRow,
+};
 use orchestra_events::webhook::command::DEFAULT_OVERLAP;
 use orchestra_events::webhook::event::MAX_DESCRIPTION;
 use orchestra_events::webhook::{DisabledWhy, MessageId, WebhookSpec};
@@ -19,7 +21,7 @@ use super::format;
 use super::shell::{Shell, Visitor, page};
 use crate::App;
 use crate::api::rules;
-use crate::api::webhooks::{actor, patterns, position_of, visible as find};
+use crate::api::webhooks::{actor, check_bounds, is_theirs, patterns, position_of, visible as find};
 use crate::problem::{Field, Problem};
 
 /// Webhooks on one page.
@@ -315,7 +317,8 @@ pub async fn show(app: web::Data<App>, visitor: Visitor, query: web::Query<Query
         text => Some(text.parse().map_err(|_| PageError::not_found())?),
     };
     app.caught_up().await?;
-    let found = app.read.webhooks(visitor.caller.only_team().map(Some), after, ROWS).await?;
+    let mut found = app.read.webhooks(visitor.caller.only_team().map(Some), after, ROWS).await?;
+    found.webhooks.retain(|row| is_theirs(&visitor.caller, &row.spec));
     Ok(page(StatusCode::OK, &WebhooksPage::new(&visitor, &query, &found)))
 }
 
@@ -387,7 +390,11 @@ fn spec(form: &NewForm, visitor: &Visitor) -> Result<WebhookSpec, Problem> {
     let texts: Vec<_> = form.events.split([' ', ',']).filter(|text| !text.is_empty()).map(str::to_owned).collect();
     let events = patterns(&texts, &visitor.caller).map_err(|(_, detail)| fault("/events", detail))?;
     let url = form.url.trim().to_owned();
-    Ok(WebhookSpec { team, url, events, projects: Vec::new(), environments: Vec::new(), description })
+    let bounds = &visitor.caller.bounds;
+    let (projects, environments) = (bounds.projects.clone(), bounds.environments.clone());
+    let spec = WebhookSpec { team, url, events, projects, environments, description };
+    check_bounds(&visitor.caller, &spec)?;
+    Ok(spec)
 }
 
 /// `POST /webhooks`.

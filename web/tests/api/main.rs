@@ -2,14 +2,18 @@
 
 mod audit;
 mod auth;
+mod billing;
 mod budgets;
 mod campaigns;
+mod conformance;
 mod documents;
+mod erasure;
 mod harness;
 mod keys;
 mod matrix;
 mod payload;
 mod people;
+mod repeats;
 mod security;
 mod streams;
 mod tasks;

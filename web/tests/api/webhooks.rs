@@ -33,7 +33,10 @@ async fn a_webhook_is_made_read_changed_and_removed_and_its_secret_is_shown_once
     let read = server.get(&server.admin, &path).await;
     assert!(!read.text().contains("whsec_"), "{}", read.text());
     let read = read.json();
-    assert_eq!((&read["enabled"], &read["secretVersion"], &read["events"]), (&json!(true), &json!(1), &json!(["task.*"])));
+    assert_eq!(
+        (&read["enabled"], &read["secretVersion"], &read["events"]),
+        (&json!(true), &json!(1), &json!(["task.*"]))
+    );
     let change = json!({ "enabled": false, "events": ["task.failed", "task.failed"], "projects": ["b", "a"] });
     let changed = send(&server, Method::PATCH, &path, &change).await.json();
     assert_eq!((&changed["enabled"], &changed["disabledReason"]), (&json!(false), &json!("by-hand")));
@@ -118,10 +121,9 @@ async fn a_team_sees_its_own_and_the_operators_are_nobodys() {
         let status = if status == 200 { 200 } else { 404 };
         assert_eq!(server.get(key, &format!("{path}/deliveries")).await.status, status);
     }
-    for (key, body) in [
-        (&own, wanted_for("web")),
-        (&teamless, json!({ "url": "https://receiver.example/", "events": ["*"] })),
-    ] {
+    for (key, body) in
+        [(&own, wanted_for("web")), (&teamless, json!({ "url": "https://receiver.example/", "events": ["*"] }))]
+    {
         let answer = server.post(key, PATH, &body.to_string()).await;
         assert_eq!((answer.status.as_u16(), answer.pointers()), (422, vec!["/team".to_owned()]));
     }
@@ -131,6 +133,39 @@ fn wanted_for(team: &str) -> Value {
     let mut body = wanted();
     body["team"] = json!(team);
     body
+}
+
+#[actix_web::test]
+async fn a_key_that_is_bound_has_webhooks_within_its_bounds_alone() {
+    let server = Server::start().await;
+    let wide = make(&server, &server.admin, &wanted()).await;
+    let issue = |bounds: Value| {
+        let server = &server;
+        async move {
+            let body = json!({ "name": "x", "team": "platform", "bounds": bounds,
+                "scopes": ["webhooks:read", "webhooks:write"] });
+            let answer = server.post(&server.admin, "/v1/keys", &body.to_string()).await;
+            assert_eq!(answer.status, 201, "{}", answer.text());
+            server.keys_caught_up().await;
+            answer.json()["key"].as_str().expect("a key").to_owned()
+        }
+    };
+    let infra = issue(json!({ "projects": ["infra", "api"] })).await;
+    let body = json!({ "url": "https://receiver.example/", "events": ["task.*"] });
+    let made = make(&server, &infra, &body).await;
+    assert_eq!(made["projects"], json!(["infra", "api"]), "what is left out is as the key's own");
+    let (own, others) =
+        (format!("{PATH}/{}", made["id"].as_str().expect("an id")), wide["id"].as_str().expect("an id"));
+    assert_eq!(server.get(&infra, &format!("{PATH}/{others}")).await.status, 404);
+    assert_eq!(server.get(&infra, PATH).await.json()["data"].as_array().map(Vec::len), Some(1));
+    for projects in [json!([]), json!(["infra", "web"])] {
+        let change = json!({ "projects": projects }).to_string();
+        assert_eq!(server.send(post(&infra, &own, &change).method(Method::PATCH)).await.status, 422, "{change}");
+    }
+    let narrow = json!({ "projects": ["infra"] }).to_string();
+    assert_eq!(server.send(post(&infra, &own, &narrow).method(Method::PATCH)).await.status, 200);
+    let by_repo = issue(json!({ "repos": ["github:acme/*"] })).await;
+    assert_eq!(server.post(&by_repo, PATH, &body.to_string()).await.status, 422);
 }
 
 #[actix_web::test]
@@ -147,7 +182,8 @@ async fn what_administrators_do_is_for_those_who_may_read_the_audit() {
 #[actix_web::test]
 async fn a_repeat_under_the_same_key_makes_no_second_webhook() {
     let server = Server::start().await;
-    let request = |body: &Value| post(&server.admin, PATH, &body.to_string()).insert_header(("idempotency-key", "once"));
+    let request =
+        |body: &Value| post(&server.admin, PATH, &body.to_string()).insert_header(("idempotency-key", "once"));
     let first = server.send(request(&wanted())).await;
     let again = server.send(request(&wanted())).await;
     assert_eq!((first.status.as_u16(), again.status.as_u16()), (201, 201));
@@ -170,7 +206,13 @@ async fn deliveries_come_in_pages_and_by_outcome() {
     let (mut seen, mut cursor) = (Vec::new(), String::new());
     loop {
         let page = server.get(&server.admin, &format!("{path}?limit=2{cursor}")).await.json();
-        seen.extend(page["data"].as_array().expect("a list").iter().map(|row| row["message"].as_str().expect("an id").to_owned()));
+        seen.extend(
+            page["data"]
+                .as_array()
+                .expect("a list")
+                .iter()
+                .map(|row| row["message"].as_str().expect("an id").to_owned()),
+        );
         match page["nextCursor"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),
             None => break,

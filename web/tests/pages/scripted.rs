@@ -4,6 +4,9 @@
 mod budgets;
 #[path = "../support/campaigns.rs"]
 mod campaigns;
+#[allow(dead_code, reason = "the tests of the interface use the rest")]
+#[path = "../support/webhooks.rs"]
+mod webhooks;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -40,6 +43,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use uuid::Uuid;
+use webhooks::Webhooks;
 
 /// Words that a slow reader may fall behind.
 const DELTAS: usize = 256;
@@ -131,7 +135,7 @@ impl TaskService for Scripted {
 
     async fn erase_content(&self, id: TaskId, who: Actor) -> Result<Erased, ServiceError> {
         let command = Command::EraseContent { reason: ErasureReason::Request, events: 1 };
-        self.command(id, command, &who).await?;
+        self.act(id, &who, command).await?;
         self.store.erase(&[StreamName::task(id)]).await?;
         Ok(Erased::Done)
     }
@@ -180,8 +184,10 @@ impl World {
         let scope = "project:platform/infra".parse().expect("a scope");
         budgets.set_budget(&scope, infra, actor.clone()).await.expect("a budget");
         let campaigns = Arc::new(Campaigns::new(store.clone()));
-        let app =
-            App::new(service.clone(), campaigns.clone(), budgets, store, read, keys.clone()).with_dashboard(dashboard);
+        let hooks = Arc::new(Webhooks(store.clone()));
+        let app = App::new(service.clone(), campaigns.clone(), budgets, store, read, keys.clone())
+            .with_dashboard(dashboard)
+            .with_webhooks(hooks);
         Self { service, campaigns, app: actix_web::web::Data::new(app), keys, admin }
     }
 

@@ -9,7 +9,9 @@ use orchestra_actors::journal::{self, JournalError};
 use orchestra_actors::service::{FieldError, ServiceError};
 use orchestra_actors::{MadeWebhook, NewWebhook, WebhookService};
 use orchestra_events::store::memory::MemoryStore;
-use orchestra_events::webhook::{Attempt, Command, MessageId, Outcome, Patience, Refusal, Webhook, WebhookSpec, decide};
+use orchestra_events::webhook::{
+    Attempt, Command, MessageId, Outcome, Patience, Refusal, Webhook, WebhookSpec, decide,
+};
 use orchestra_events::{Actor, EventId, EventStore as _, Expected, Position, StreamName, WebhookId};
 use secrecy::SecretString;
 use uuid::Uuid;
@@ -136,7 +138,13 @@ impl WebhookService for Webhooks {
         })
     }
 
-    async fn replay_webhook(&self, id: WebhookId, from: Position, to: Position, who: Actor) -> Result<(), ServiceError> {
+    async fn replay_webhook(
+        &self,
+        id: WebhookId,
+        from: Position,
+        to: Position,
+        who: Actor,
+    ) -> Result<(), ServiceError> {
         self.ask(id, Command::Replay { from, to }, &who).await.map(drop)
     }
 }
