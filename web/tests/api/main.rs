@@ -1,5 +1,6 @@
 //! The REST interface as a caller meets it, over a store in memory and a task service that only decides and appends.
 
+mod audit;
 mod auth;
 mod billing;
 mod budgets;
