@@ -5,6 +5,7 @@ mod budgets;
 mod campaigns;
 mod conformance;
 mod documents;
+mod fuzz;
 mod harness;
 mod keys;
 mod matrix;
