@@ -10,6 +10,7 @@
 
 pub mod access;
 pub mod audit;
+pub mod billing;
 pub mod blob;
 pub mod campaign;
 pub mod envelope;

@@ -9,7 +9,8 @@ use orchestra_events::key::Scope;
 use super::once::{Post, at_most_once};
 use super::repeat::{Repeat, repeat};
 use super::{
-    audit, audit_record, budgets, campaigns, docs, events, health, keys, openapi, task_actions, tasks, usage, webhooks,
+    audit, audit_record, billing, billing_periods, budgets, campaigns, docs, events, health, keys, openapi,
+    task_actions, tasks, usage, webhooks,
 };
 use crate::pages;
 use crate::routes::Surface;
@@ -98,6 +99,32 @@ pub fn endpoints() -> Vec<Endpoint> {
     add(Method::GET, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsRead), web::route().to(budgets::get));
     add(Method::PUT, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsWrite), web::route().to(budgets::put));
     add(Method::GET, "/v1/usage", Access::Scope(Scope::UsageRead), web::route().to(usage::report));
+    add(Method::GET, "/v1/billing/plans/{team}", Access::Scope(Scope::BillingRead), web::route().to(billing::plans));
+    add(
+        Method::PUT,
+        "/v1/billing/plans/{team}",
+        Access::Scope(Scope::BillingWrite),
+        web::route().to(billing::put_plan),
+    );
+    add(Method::GET, "/v1/billing/periods", Access::Scope(Scope::BillingRead), web::route().to(billing_periods::list));
+    add(
+        Method::GET,
+        "/v1/billing/periods/{period}",
+        Access::Scope(Scope::BillingRead),
+        web::route().to(billing_periods::get),
+    );
+    add(
+        Method::POST,
+        "/v1/billing/periods/{period}/close",
+        Access::Scope(Scope::BillingWrite),
+        web::route().to(billing_periods::close),
+    );
+    add(
+        Method::POST,
+        "/v1/billing/periods/{period}/push",
+        Access::Scope(Scope::BillingWrite),
+        web::route().to(billing_periods::push),
+    );
     add(Method::POST, "/v1/keys", Access::Scope(Scope::KeysWrite), web::route().to(keys::create));
     add(Method::GET, "/v1/keys", Access::Scope(Scope::KeysRead), web::route().to(keys::list));
     add(Method::GET, "/v1/keys/{id}", Access::Scope(Scope::KeysRead), web::route().to(keys::get));

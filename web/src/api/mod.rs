@@ -2,6 +2,8 @@
 
 pub mod audit;
 pub mod audit_record;
+pub mod billing;
+pub mod billing_periods;
 pub mod body;
 pub mod budgets;
 pub mod campaign_payload;

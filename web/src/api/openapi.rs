@@ -390,6 +390,8 @@ pub struct Event {
     causation: Option<String>,
     /// What happened; its shape belongs to the type and the schema.
     data: serde_json::Map<String, serde_json::Value>,
+    /// The words in it were erased: placeholders stand where they were. Absent otherwise.
+    erased: Option<bool>,
 }
 
 /// Who caused an event.
@@ -399,6 +401,61 @@ pub struct EventActor {
     kind: ActorKindName,
     id: String,
     team: Option<String>,
+}
+
+/// A plan as it is set. What is absent is not charged for; a plan charges for something.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[allow(dead_code, reason = "described, never built")]
+pub struct BillingPlanRequest {
+    /// The first civil day that it goes for, after every month that is closed.
+    #[schema(format = "date")]
+    effective_from: String,
+    /// `USD`.
+    currency: Option<String>,
+    /// The provider's cost is passed on with this much on top, in hundredths of a per cent; absent: it is not passed on.
+    #[schema(minimum = 0, maximum = 1_000_000)]
+    mark_up_basis_points: Option<u32>,
+    per_task_usd: Option<Usd>,
+    per_minute_usd: Option<Usd>,
+    per_million_input_tokens_usd: Option<Usd>,
+    per_million_output_tokens_usd: Option<Usd>,
+    per_million_cache_read_tokens_usd: Option<Usd>,
+    per_million_cache_write_tokens_usd: Option<Usd>,
+    /// The least that a month comes to for a customer for whom anything was done.
+    minimum_usd: Option<Usd>,
+    /// Who has other terms.
+    #[schema(max_items = 500)]
+    overrides: Option<Vec<BillingOverrideRequest>>,
+}
+
+/// To whom a bill is sent.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, never built")]
+pub struct BillPushRequest {
+    /// A webhook of the team that wants `billing.invoice-ready`, or all of `billing.*`.
+    #[schema(example = "webhook_00000000000000000000000000")]
+    webhook: String,
+}
+
+/// Other terms for a customer, a project, or a project of a customer.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[allow(dead_code, reason = "described, never built")]
+pub struct BillingOverrideRequest {
+    #[schema(min_length = 1, max_length = 200)]
+    customer: Option<String>,
+    #[schema(min_length = 1, max_length = 200)]
+    project: Option<String>,
+    #[schema(minimum = 0, maximum = 1_000_000)]
+    mark_up_basis_points: Option<u32>,
+    per_task_usd: Option<Usd>,
+    per_minute_usd: Option<Usd>,
+    per_million_input_tokens_usd: Option<Usd>,
+    per_million_output_tokens_usd: Option<Usd>,
+    per_million_cache_read_tokens_usd: Option<Usd>,
+    per_million_cache_write_tokens_usd: Option<Usd>,
+    minimum_usd: Option<Usd>,
 }
 
 /// What was used. Each group also holds what it is grouped by.
@@ -421,7 +478,10 @@ pub struct UsageLine {
     cache_write_tokens: u64,
     cost_usd: Usd,
     billable_usd: Usd,
+    refunded_usd: Usd,
+    sandbox_ms: u64,
     day: Option<String>,
+    month: Option<String>,
     team: Option<String>,
     project: Option<String>,
     environment: Option<String>,
@@ -474,6 +534,12 @@ impl Modify for Bearer {
         super::budgets::get,
         super::budgets::put,
         super::usage::report,
+        super::billing::plans,
+        super::billing::put_plan,
+        super::billing_periods::list,
+        super::billing_periods::get,
+        super::billing_periods::close,
+        super::billing_periods::push,
         super::keys::create,
         super::keys::list,
         super::keys::get,

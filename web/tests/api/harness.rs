@@ -81,16 +81,19 @@ impl Service {
         let expected = history.last().map_or(Expected::NoStream, |last| Expected::Exactly(last.revision));
         let events = events
             .into_iter()
-            .map(|event| NewEvent {
-                id: EventId(Uuid::now_v7()),
-                kind: event.kind().into(),
-                schema: SCHEMA,
-                time,
-                actor: actor.clone(),
-                correlation: Some(StreamName::task(id)),
-                causation: None,
-                data: event.data().expect("JSON"),
-                private: None,
+            .map(|event| {
+                let (data, private) = event.parts(*b"as random as a test needs it.  \n").expect("JSON");
+                NewEvent {
+                    id: EventId(Uuid::now_v7()),
+                    kind: event.kind().into(),
+                    schema: SCHEMA,
+                    time,
+                    actor: actor.clone(),
+                    correlation: Some(StreamName::task(id)),
+                    causation: None,
+                    data,
+                    private,
+                }
             })
             .collect();
         self.store.append(&StreamName::task(id), expected, events).await.expect("an append");
