@@ -220,7 +220,7 @@ pub struct WebhookChange {
 
 /// How a secret is made anew.
 #[derive(ToSchema)]
-#[schema(rename_all = "camelCase")]
+#[schema(as = WebhookSecretRequest, rename_all = "camelCase")]
 #[allow(dead_code, reason = "described, never built")]
 pub struct RotateRequest {
     /// How long messages are signed with both secrets; a day when absent.

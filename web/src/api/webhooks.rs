@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 use super::fields::{Faults, Object};
 use super::query::Parameters;
+use super::repeat::Subject;
 use super::tasks::{DEFAULT_PAGE, idempotency_key};
 use super::webhook_resource::{DeliveryList, DeliveryView, NewWebhookView, WebhookList, WebhookSecret, WebhookView};
 use super::{body, rules};
@@ -78,18 +79,23 @@ async fn as_it_stands(app: &App, caller: &Caller, id: &str) -> Result<HttpRespon
 }
 
 /// The webhook as a repeat of a request about it sees it.
-pub fn show(app: web::Data<App>, caller: Caller, id: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
-    Box::pin(async move { as_it_stands(&app, &caller, &id).await })
+pub fn show(
+    app: web::Data<App>,
+    caller: Caller,
+    subject: Subject,
+) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move { as_it_stands(&app, &caller, &subject.id).await })
 }
 
 /// What a repeat of the request for a new secret sees of it.
 pub fn show_secret(
     app: web::Data<App>,
     caller: Caller,
-    id: String,
+    subject: Subject,
 ) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
     Box::pin(async move {
-        let previous_secret_until = visible(&app, &caller, &id).await?.previous_until.map(|time| time.to_string());
+        let previous_secret_until =
+            visible(&app, &caller, &subject.id).await?.previous_until.map(|time| time.to_string());
         Ok(HttpResponse::Ok().json(WebhookSecret { secret: None, previous_secret_until }))
     })
 }
