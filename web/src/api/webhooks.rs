@@ -353,7 +353,7 @@ pub async fn remove(app: web::Data<App>, caller: Caller, id: web::Path<String>) 
 
 /// Makes a webhook's secret anew. For a while, messages are signed with both.
 #[utoipa::path(post, path = "/v1/webhooks/{id}/secret", tag = "webhooks", operation_id = "rotateWebhookSecret",
-    params(("id" = String, Path)), request_body(content = Option<super::webhook_resource::RotateRequest>),
+    params(("id" = String, Path)), request_body(content = Option<super::webhook_resource::WebhookSecretRequest>),
     responses((status = 200, description = "The new secret", body = WebhookSecret),
         (status = 404, description = "No such webhook, or another team's", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "Fields that do not do", body = ProblemBody, content_type = "application/problem+json")))]
@@ -407,7 +407,7 @@ pub async fn position_of(app: &App, webhook: WebhookId, message: MessageId) -> R
 
 /// Sends again what a webhook wants of a part of the log, under the same message ids as before.
 #[utoipa::path(post, path = "/v1/webhooks/{id}/replay", tag = "webhooks", operation_id = "replayWebhook",
-    params(("id" = String, Path)), request_body(content = super::webhook_resource::ReplayRequest),
+    params(("id" = String, Path)), request_body(content = super::webhook_resource::WebhookReplayRequest),
     responses((status = 202, description = "It is sent again", body = WebhookView),
         (status = 404, description = "No such webhook, or another team's", body = ProblemBody, content_type = "application/problem+json"),
         (status = 409, description = "It is disabled, or too many replays wait", body = ProblemBody, content_type = "application/problem+json"),
