@@ -66,6 +66,13 @@ impl Dice {
         from[usize::try_from(self.below(from.len() as u64)).unwrap_or(0) % from.len()]
     }
 
+    /// Random as the rest, and as good as secret: nobody wrote these words.
+    fn salt(&mut self) -> [u8; 32] {
+        let mut salt = [0; 32];
+        salt.chunks_exact_mut(8).for_each(|chunk| chunk.copy_from_slice(&self.next().to_le_bytes()));
+        salt
+    }
+
     fn uuid_at(&mut self, time: Timestamp) -> Uuid {
         let mut random = [0_u8; 10];
         random[..8].copy_from_slice(&self.next().to_le_bytes());
@@ -154,6 +161,7 @@ fn life(dice: &mut Dice, number: u64, plan: Plan, created: Timestamp) -> anyhow:
     let mut time = created;
     let events = events.into_iter().map(|event| {
         time += Duration::from_millis(1 + dice.below(60_000));
+        let (data, private) = event.parts(dice.salt())?;
         Ok(NewEvent {
             id: EventId(dice.uuid_at(time)),
             kind: event.kind().into(),
@@ -162,7 +170,8 @@ fn life(dice: &mut Dice, number: u64, plan: Plan, created: Timestamp) -> anyhow:
             actor: actor.clone(),
             correlation: Some(stream.clone()),
             causation: None,
-            data: event.data()?,
+            data,
+            private,
         })
     });
     let events = events.collect::<Result<_, serde_json::Error>>()?;
