@@ -119,6 +119,7 @@ pub const KEYS: &[&str] = &[
     "prices_file",
     "billing.refund_failed",
     "audit.checkpoint_interval",
+    "billing.close_after",
     "retention.content_days",
     "teams.*.models",
     "teams.*.image",
@@ -384,6 +385,8 @@ pub struct GatewaySection {
 pub struct BillingSection {
     /// Whether an attempt that fails for the provider's or this server's fault is refunded.
     pub refund_failed: bool,
+    /// How many days after its end a month is closed; 0: only when somebody asks.
+    pub close_after: u16,
 }
 
 /// `audit`.
@@ -500,7 +503,7 @@ impl Default for Config {
                 abandoned: Abandoned::ReadToEnd,
                 hosted_tools: BTreeMap::new(),
             },
-            billing: BillingSection { refund_failed: true },
+            billing: BillingSection { refund_failed: true, close_after: 0 },
             audit: AuditSection { checkpoint_interval: "10m".to_owned() },
             limits: LimitsSection::default(),
             retention: RetentionSection::default(),

@@ -17,7 +17,9 @@ use orchestra_actors::speech::Speech;
 use orchestra_actors::usage::Totals;
 use orchestra_actors::workshop::egress::EgressDesk;
 use orchestra_actors::workshop::{SetupRules, Setups, Workshop};
-use orchestra_actors::{AuditService as _, Capacity, Defaults, ErasureMarks, Notary, Orchestra, Webhooks};
+use orchestra_actors::{
+    AuditService as _, BillingDesk, Capacity, Defaults, ErasureMarks, Notary, Orchestra, Webhooks,
+};
 use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
 use orchestra_events::projections::ReadModels;
@@ -129,8 +131,14 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         .with_context(|| format!("cannot listen on {}; is another server running there?", config.listen))?;
     let address = listener.local_addr()?;
     let (tasks, campaigns, budgets) = (Arc::clone(&orchestra), Arc::clone(&orchestra), Arc::clone(&orchestra));
+    let bills = Arc::new(BillingDesk::new(Arc::clone(&store), Arc::clone(&read)));
+    if config.billing.close_after > 0 {
+        let closing = Arc::clone(&bills).close_in_time(config.billing.close_after, cancel.clone().cancelled_owned());
+        actix_web::rt::spawn(closing);
+    }
     let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
     let app = App::new(tasks, campaigns, budgets, store, read, keys)
+        .with_billing(bills)
         .with_dashboard(dashboard)
         .with_audit(Arc::clone(&notary) as _)
         .with_people(sessions, config.people(&public_url)?)

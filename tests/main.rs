@@ -4,6 +4,7 @@
 
 mod agents;
 mod bad_input;
+mod billing;
 mod branches;
 mod campaign;
 mod cancel;

@@ -3,7 +3,7 @@
 
 #[allow(dead_code, reason = "the tests of the actors use the rest")]
 #[path = "../actors/tests/webhooks/receiver.rs"]
-mod receiver;
+pub mod receiver;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

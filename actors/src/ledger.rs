@@ -19,6 +19,7 @@ use orchestra_events::ledger::{
     Amount, Budget, Cap, Command, Fitted, Path, Quote, Refusal, Reserve, Reserved, Scope, Settle, Settled, View, fits,
     view,
 };
+use orchestra_events::task::conversation::Usage;
 use orchestra_events::{
     Actor as Who, CallId, CampaignId, EventStore, Failure, FailureCode, NanoUsd, StoreError, StreamName, TaskId,
 };
@@ -159,16 +160,28 @@ impl Ledgers {
         self.unless_it_has_ended(team, call, released).await
     }
 
-    /// Reverses a task's charge, from so much of it to so much in all; no cap gets it back.
+    /// Reverses a task's charge, from so much of it to so much in all, and says for which tokens; no cap gets it back.
     pub async fn refund(
         &self,
         team: &str,
         task: TaskId,
         from: NanoUsd,
         to: NanoUsd,
+        usage: Usage,
         reason: FailureCode,
     ) -> Result<(), LedgerError> {
-        self.act(team, Command::Refund { task, from, to, reason }, Who::system("ledger")).await
+        let (now, whose) = ((self.house.settings.clock)(), team.to_owned());
+        let refund = Command::Refund { task, from, to, usage, reason, team: whose, now };
+        self.act(team, refund, Who::system("ledger")).await
+    }
+
+    /// What of a task's charges was reversed. For one that the ledger has let go of, looks at the last [`SEARCHED`]
+    /// events: a server that was down for days takes up what the last one has left.
+    pub async fn refunded(&self, team: &str, task: TaskId) -> Result<NanoUsd, LedgerError> {
+        match self.look(team, move |at| at.state.refunded(task)).await? {
+            Some(refunded) => Ok(refunded),
+            None => stream::refunded(&*self.house.store, &StreamName::ledger(team)?, task).await,
+        }
     }
 
     /// Gives a scope caps in place of those it has; an empty budget takes them away.

@@ -8,6 +8,7 @@
 
 pub mod admission;
 pub mod allowed;
+pub mod billing;
 pub mod calls;
 pub mod campaign;
 pub mod erasure;
@@ -31,6 +32,7 @@ pub mod usage;
 pub mod webhook;
 pub mod workshop;
 
+pub use billing::{BillingDesk, BillingError, BillingService};
 pub use campaign::service::CampaignService;
 pub use erasure::{ErasureMarks, Retention};
 pub use ledger::{LedgerError, Ledgers, Settlement};

@@ -437,9 +437,9 @@ async fn budgets_are_set_and_seen() {
     ledgers.settle("a", payment(1, 100)).await.unwrap();
     for _ in 0..2 {
         // Asked again after a crash, it is the same refund.
-        ledgers.refund("a", task(1), usd(0), usd(100), FailureCode::Internal).await.unwrap();
+        ledgers.refund("a", task(1), usd(0), usd(100), Usage::default(), FailureCode::Internal).await.unwrap();
     }
     assert!(is_exhausted(&ledgers.reserve(request(2, 1, 1, 1)).await));
-    let again = ledgers.refund("a", task(1), usd(100), usd(101), FailureCode::Internal).await;
+    let again = ledgers.refund("a", task(1), usd(100), usd(101), Usage::default(), FailureCode::Internal).await;
     assert!(matches!(again, Err(LedgerError::Refused(Refusal::RefundTooLarge { .. }))), "{again:?}");
 }

@@ -1,6 +1,7 @@
 //! Webhooks over a real receiver with faults of every kind: signed, in order, again where it was not taken, and never to
 //! somebody else's address.
 
+#[allow(dead_code, reason = "the tests of the whole server use the rest")]
 #[path = "webhooks/receiver.rs"]
 mod receiver;
 

@@ -10,6 +10,7 @@
 
 pub mod access;
 pub mod audit;
+pub mod billing;
 pub mod blob;
 pub mod campaign;
 pub mod envelope;
@@ -22,6 +23,7 @@ pub mod money;
 mod private;
 pub mod projections;
 pub mod repo;
+pub mod request;
 pub mod session;
 pub mod store;
 pub mod subscription;

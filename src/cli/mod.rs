@@ -2,6 +2,7 @@
 
 mod audit;
 mod bench;
+mod billing;
 mod campaigns;
 mod demo;
 mod doctor;
@@ -59,6 +60,9 @@ enum Verb {
     /// Who did what; export the log, verify it, sign it
     #[command(subcommand)]
     Audit(Box<audit::Audit>),
+    /// See and set plans, list, close and read bills
+    #[command(subcommand)]
+    Billing(billing::Billing),
     /// Issue, list, rotate and revoke API keys
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -127,6 +131,7 @@ pub fn main() -> ExitCode {
             Verb::Templates(templates) => templates.run().await,
             Verb::Campaigns(campaigns) => campaigns.run().await,
             Verb::Audit(audit) => audit.run().await,
+            Verb::Billing(billing) => billing.run().await,
             Verb::Keys(keys) => keys.run().await,
             Verb::Webhooks(webhooks) => webhooks.run().await,
             Verb::Doctor(doctor) => doctor.run(),

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
-use orchestra_actors::{AuditService, BudgetService, CampaignService, TaskService, WebhookService};
+use orchestra_actors::{
+    AuditService, BillingDesk, BillingService, BudgetService, CampaignService, TaskService, WebhookService,
+};
 use orchestra_events::projections::ReadModels;
 use orchestra_events::session::{Holder, Session};
 use orchestra_events::{EventStore, SessionId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
+use crate::api::once::Claims;
 use crate::auth::caller::Via;
 use crate::auth::{Caller, KeyRing, Limits, People, Proxies, Refusals, Sessions, Transport, Who};
 use crate::pages::Dashboard;
@@ -30,6 +33,8 @@ pub struct App {
     pub campaigns: Arc<dyn CampaignService>,
     /// What can be asked of budgets.
     pub budgets: Arc<dyn BudgetService>,
+    /// What can be asked of bills.
+    pub billing: Arc<dyn BillingService>,
     /// What can be asked of webhooks, where there are any.
     pub webhooks: Option<Arc<dyn WebhookService>>,
     /// The record itself: who signs it and gives it out. Absent only where a test needs none.
@@ -58,6 +63,8 @@ pub struct App {
     pub metrics: Option<PrometheusHandle>,
     /// One permit per live stream.
     pub streams: Arc<Semaphore>,
+    /// The named requests that are being worked on.
+    pub claims: Claims,
 }
 
 impl App {
@@ -74,6 +81,7 @@ impl App {
             tasks,
             campaigns,
             budgets,
+            billing: Arc::new(BillingDesk::new(Arc::clone(&store), Arc::clone(&read))),
             webhooks: None,
             audit: None,
             store,
@@ -88,6 +96,7 @@ impl App {
             dashboard: Dashboard::default(),
             metrics: None,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            claims: Claims::default(),
         }
     }
 
@@ -102,6 +111,13 @@ impl App {
     #[must_use]
     pub fn with_dashboard(mut self, dashboard: Dashboard) -> Self {
         self.dashboard = dashboard;
+        self
+    }
+
+    /// The same application, with bills made at another desk.
+    #[must_use]
+    pub fn with_billing(mut self, billing: Arc<dyn BillingService>) -> Self {
+        self.billing = billing;
         self
     }
 

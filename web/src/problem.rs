@@ -87,12 +87,24 @@ codes! {
     Conflict = "conflict", CONFLICT, "Its state does not allow that";
     /// The same idempotency key with another body.
     IdempotencyKeyReused = "idempotency-key-reused", UNPROCESSABLE_ENTITY, "This Idempotency-Key was used for another request";
+    /// The same request is being worked on.
+    RequestInProgress = "request-in-progress", CONFLICT, "The same request is being worked on";
     /// Something is full.
     Overloaded = "overloaded", SERVICE_UNAVAILABLE, "The server is busy";
     /// The read models do not keep up.
     Lagging = "lagging", SERVICE_UNAVAILABLE, "The server is still catching up with its own log";
     /// Our fault.
     InternalError = "internal-error", INTERNAL_SERVER_ERROR, "Something went wrong on our side";
+}
+
+impl Code {
+    /// Whether trying again helps, and the answer says when.
+    pub const fn retry_after(self) -> bool {
+        matches!(
+            self,
+            Self::Overloaded | Self::Lagging | Self::RequestInProgress | Self::RateLimited | Self::TooManyTasks
+        )
+    }
 }
 
 /// Seconds after which a caller who was told to come back should.
@@ -165,15 +177,11 @@ impl Problem {
         let json = serde_json::to_string(&body).unwrap_or_default();
         let mut response = HttpResponse::build(self.code.status());
         response.insert_header((header::CONTENT_TYPE, "application/problem+json"));
-        match self.code {
-            Code::Unauthenticated => {
-                response.insert_header((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
-            }
-            Code::Overloaded | Code::Lagging | Code::RateLimited | Code::TooManyTasks => {
-                let seconds = self.retry_after.unwrap_or(RETRY_AFTER_SECONDS);
-                response.insert_header((header::RETRY_AFTER, seconds.to_string()));
-            }
-            _ => {}
+        if self.code == Code::Unauthenticated {
+            response.insert_header((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+        }
+        if self.code.retry_after() {
+            response.insert_header((header::RETRY_AFTER, self.retry_after.unwrap_or(RETRY_AFTER_SECONDS).to_string()));
         }
         let mut response = response.body(json);
         // For whoever takes down what was refused.
@@ -303,6 +311,14 @@ impl Problem {
     /// The read models do not keep up.
     pub fn lagging(detail: impl Into<String>) -> Self {
         Self::new(Code::Lagging, format!("{} Try again in a moment.", detail.into()))
+    }
+
+    /// A copy of the request is not done yet.
+    pub fn in_progress() -> Self {
+        Self::new(
+            Code::RequestInProgress,
+            "A request with this Idempotency-Key is not done yet. Repeat it in a moment.",
+        )
     }
 
     /// Something is full.

@@ -19,7 +19,9 @@ use orchestra_events::task::{Command, TaskEvent};
 use orchestra_events::{Actor, EventStore as _, StreamName, TaskId};
 use orchestra_web::headers::CONTENT_SECURITY_POLICY;
 use orchestra_web::pages::sample::HOSTILE;
-use orchestra_web::pages::{audit, budgets, campaigns, docs, error, keys, people, sign_in, task, tasks, webhooks};
+use orchestra_web::pages::{
+    audit, budgets, campaigns, docs, error, keys, people, sign_in, task, tasks, usage, webhooks,
+};
 use scripted::World;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
@@ -100,6 +102,7 @@ fn every_template_renders_every_sample() {
         all(docs::DocPage::samples()),
         all(audit::AuditPage::samples()),
         all(budgets::BudgetsPage::samples()),
+        all(usage::UsagePage::samples()),
         all(campaigns::CampaignsPage::samples()),
         all(campaigns::CampaignPage::samples()),
         all(webhooks::WebhooksPage::samples()),
@@ -649,6 +652,56 @@ async fn a_team_sees_its_own_budgets_and_no_other_teams() {
     assert_eq!(get(&none, "/budgets").await.0, StatusCode::FORBIDDEN);
     let (_, page) = get(&world.admin, "/budgets").await;
     assert!(page.contains("href=\"/budgets?team=platform\""), "{page}");
+}
+
+#[actix_web::test]
+async fn a_team_sees_its_own_usage_and_bills_and_closes_them_only_from_its_own_form() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(folder.path()).await;
+    world.seed().await;
+    let own = world.key("platform", vec![Scope::UsageRead, Scope::BillingRead, Scope::BillingWrite]).await;
+    let reader = world.key("platform", vec![Scope::UsageRead]).await;
+    let other = world.key("mobile", vec![Scope::UsageRead, Scope::BillingRead, Scope::BillingWrite]).await;
+    let none = world.key("platform", vec![Scope::TasksRead]).await;
+    let server = server!(world);
+    let get = async |key: &secrecy::SecretString, path: &str| {
+        let bearer = ("authorization", format!("Bearer {}", key.expose_secret()));
+        let response = call_service(&server, TestRequest::get().uri(path).insert_header(bearer).to_request()).await;
+        let status = response.status();
+        (status, String::from_utf8(read_body(response).await.to_vec()).unwrap())
+    };
+    let (status, page) = get(&own, "/usage?by=customer").await;
+    assert_eq!(status, StatusCode::OK, "{page}");
+    assert!(page.contains("Bills of platform") && page.contains("groupBy=customer"), "{page}");
+    assert_harmless(&page);
+    assert!(!get(&reader, "/usage").await.1.contains("Bills of"), "bills are another right");
+    assert_eq!(get(&none, "/usage").await.0, StatusCode::FORBIDDEN);
+    assert_eq!(get(&other, "/usage?team=platform").await.0, StatusCode::NOT_FOUND);
+    assert!(!get(&other, "/usage").await.1.contains("platform"));
+    for wrong in ["by=tema", "by=environment", "month=2026-13", "month=%3Cscript%3E"] {
+        assert_eq!(get(&own, &format!("/usage?{wrong}")).await.0, StatusCode::NOT_FOUND, "{wrong}");
+    }
+    let (_, page) = get(&world.admin, "/usage?month=2026-01").await;
+    assert!(page.contains("href=\"/usage?team=platform&#38;by=day&#38;month=2026-01\""), "{page}");
+
+    let cookie = sign_in!(server, own);
+    let post = |token: &str, period: &str, team: &str| {
+        TestRequest::post()
+            .uri(&format!("/usage/{period}/close"))
+            .cookie(cookie.clone())
+            .insert_header(("sec-fetch-site", "same-origin"))
+            .set_form([("csrf", token), ("team", team)])
+            .to_request()
+    };
+    assert_eq!(call_service(&server, post("guessed", "2020-01", "platform")).await.status(), StatusCode::FORBIDDEN);
+    let page = TestRequest::get().uri("/usage").cookie(cookie.clone()).to_request();
+    let token = csrf(&text(call_service(&server, page).await).await);
+    assert_eq!(call_service(&server, post(&token, "2020-01", "mobile")).await.status(), StatusCode::NOT_FOUND);
+    let running = call_service(&server, post(&token, "2999-01", "platform")).await;
+    assert_eq!(running.status(), StatusCode::CONFLICT, "it is not over");
+    let before = call_service(&server, post(&token, "2020-01", "platform")).await;
+    assert_eq!(before.status(), StatusCode::CONFLICT, "nothing was used by then");
+    assert!(text(before).await.contains("href=\"/usage?team=platform&#38;month=2020-01\""), "there is a way back");
 }
 
 /// A campaign over two repositories, as a caller starts it.

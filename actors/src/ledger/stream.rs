@@ -7,7 +7,7 @@ use orchestra_events::ledger::event::SCHEMA;
 use orchestra_events::ledger::{LedgerEvent, State, Zones, evolve};
 use orchestra_events::store::{MAX_PAGE, fold_stream};
 use orchestra_events::{
-    Actor as Who, CallId, Direction, Envelope, EventId, EventStore, NewEvent, Revision, StreamName, TaskId,
+    Actor as Who, CallId, Direction, Envelope, EventId, EventStore, NanoUsd, NewEvent, Revision, StreamName, TaskId,
 };
 use uuid::Uuid;
 
@@ -115,6 +115,32 @@ pub(super) async fn find_end(
         }
     }
     Ok(None)
+}
+
+/// What of a task's charges was reversed, by the last [`SEARCHED`] events.
+pub(super) async fn refunded(
+    store: &dyn EventStore,
+    stream: &StreamName,
+    task: TaskId,
+) -> Result<NanoUsd, LedgerError> {
+    let (mut from, mut seen, mut sum) = (None, 0, NanoUsd::ZERO);
+    while seen < SEARCHED {
+        let page = store.read_stream(stream, from, Direction::Backwards, MAX_PAGE).await?;
+        let Some(oldest) = page.last().map(|event| event.revision) else { break };
+        for envelope in page.iter().filter(|envelope| &*envelope.kind == "refunded") {
+            if let Some(LedgerEvent::Refunded(refunded)) = decode(envelope)?
+                && refunded.task == task
+            {
+                sum += refunded.nano_usd;
+            }
+        }
+        seen += page.len();
+        match oldest.0.checked_sub(1) {
+            Some(next) => from = Some(Revision(next)),
+            None => break,
+        }
+    }
+    Ok(sum)
 }
 
 /// Every team that has a ledger.

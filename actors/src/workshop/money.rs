@@ -161,17 +161,29 @@ impl Workshop {
 
     /// Of what an attempt cost that ended so, what is not billed. It is in the ledger when this returns.
     pub(super) async fn refund(&self, id: TaskId, task: &Task, ending: &Ending) -> NanoUsd {
-        let Ending::Failed(failure) = ending else { return NanoUsd::ZERO };
-        let cost = task.current().map_or(NanoUsd::ZERO, |attempt| attempt.cost);
-        if cost <= NanoUsd::ZERO || !self.policy.refunds(failure.code) {
-            return NanoUsd::ZERO;
-        }
-        match self.ledgers.refund(&task.spec.team, id, task.refunded, task.refunded + cost, failure.code).await {
-            Ok(()) => cost,
-            Err(error) => {
-                tracing::error!(task = %id, %error, "an attempt is not refunded");
-                NanoUsd::ZERO
+        // The ledger may have refunded more than the task's stream knows of: somebody died before that was written down.
+        let known = match (ending, self.ledgers.refunded(&task.spec.team, id).await) {
+            (Ending::Succeeded, _) => return NanoUsd::ZERO,
+            (Ending::Failed(_) | Ending::Cancelled, Ok(refunded)) => refunded.max(task.refunded),
+            (Ending::Failed(_) | Ending::Cancelled, Err(error)) => {
+                tracing::error!(task = %id, %error, "what of a task is refunded is not known");
+                return NanoUsd::ZERO;
             }
+        };
+        let (cost, usage) = task.current().map_or_else(Default::default, |attempt| (attempt.cost, attempt.usage));
+        let to = task.refunded + cost;
+        let left = known.saturating_sub(task.refunded);
+        match ending {
+            Ending::Failed(failure) if to > known && self.policy.refunds(failure.code) => {
+                match self.ledgers.refund(&task.spec.team, id, known, to, usage, failure.code).await {
+                    Ok(()) => cost,
+                    Err(error) => {
+                        tracing::error!(task = %id, %error, "an attempt is not refunded");
+                        left
+                    }
+                }
+            }
+            Ending::Failed(_) | Ending::Cancelled | Ending::Succeeded => left,
         }
     }
 

@@ -98,8 +98,14 @@ pub enum Command {
         from: NanoUsd,
         /// What of it is reversed afterwards.
         to: NanoUsd,
+        /// The tokens of the charges between the two.
+        usage: Usage,
         /// Which failure it is a refund for.
         reason: FailureCode,
+        /// Whose ledger this is: its midnight decides on which day the refund counts.
+        team: String,
+        /// Now.
+        now: Timestamp,
     },
     /// Give a scope caps, or take them away with an empty budget.
     SetBudget {
@@ -346,7 +352,7 @@ pub fn decide(state: &State, command: Command, zones: &Zones) -> Result<Vec<Ledg
             Some(_) => Ok(vec![LedgerEvent::Released(Released { call })]),
             None => ended(state, call),
         },
-        Command::Refund { task, from, to, reason } => {
+        Command::Refund { task, from, to, usage, reason, team, now } => {
             let account = state.tasks.get(&task);
             let refunded = account.map_or(from, |account| account.refunded.max(from));
             let nano_usd = to.saturating_sub(refunded);
@@ -356,7 +362,8 @@ pub fn decide(state: &State, command: Command, zones: &Zones) -> Result<Vec<Ledg
                     return Err(Refusal::RefundTooLarge { task, left });
                 }
             }
-            let refund = LedgerEvent::Refunded(Refunded { task, nano_usd, reason });
+            let day = Some(state.date(&Scope::Team { team }, now, zones));
+            let refund = LedgerEvent::Refunded(Refunded { task, nano_usd, reason, day, usage });
             Ok(if nano_usd > NanoUsd::ZERO { vec![refund] } else { Vec::new() })
         }
         Command::OpenCampaign { campaign, cap, day } => open_campaign(state, campaign, cap, day),

@@ -252,6 +252,16 @@ pub struct Refunded {
     pub nano_usd: NanoUsd,
     /// Which failure it is a refund for.
     pub reason: FailureCode,
+    /// The civil date in the team's time zone: the refund counts to this day. Absent: the day of the event in UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub day: Option<Date>,
+    /// The tokens of the charges that it reverses.
+    #[serde(default, skip_serializing_if = "is_unused")]
+    pub usage: Usage,
+}
+
+fn is_unused(usage: &Usage) -> bool {
+    *usage == Usage::default()
 }
 
 /// What was spent has reached a part of a cap; said once per window and part.

@@ -138,6 +138,11 @@ impl State {
         self.tasks.get(&task).map(|account| (account.spent, account.reserved))
     }
 
+    /// What of a task's charges was reversed, while the ledger knows it.
+    pub fn refunded(&self, task: TaskId) -> Option<NanoUsd> {
+        self.tasks.get(&task).map(|account| account.refunded)
+    }
+
     /// What a scope has spent and reserved in the day or month that a date belongs to.
     pub fn spent(&self, scope: &Scope, period: Period, date: Date) -> (Amount, Amount) {
         let window = self.accounts.get(scope).map(|account| account.standing(period, date)).unwrap_or_default();

@@ -56,6 +56,7 @@ impl Database {
             M::up(include_str!("../../../migrations/1009_erasure.sql")),
             M::up(include_str!("../../../migrations/1008_webhooks.sql")),
             M::up(include_str!("../../../migrations/1006_audit.sql")),
+            M::up(include_str!("../../../migrations/1007_billing.sql")),
         ])
         .to_latest(&mut writer)
         .map_err(|error| ReadModelError::Failed(error.to_string()))?;

@@ -5,6 +5,8 @@
 //! logged: one odd event must not stop what everybody looks at.
 
 pub mod audit;
+pub mod billing;
+mod books;
 mod bounds;
 pub mod campaigns;
 mod database;
@@ -21,14 +23,17 @@ use std::time::Duration;
 use rusqlite::{Connection, Transaction};
 use tokio::sync::watch;
 
+use crate::billing::{Billing, BillingEvent, Invoice, Month};
 use crate::campaign::CampaignEvent;
 use crate::envelope::{Envelope, Position};
 use crate::id::{CampaignId, TaskId, WebhookId};
+use crate::ledger::LedgerEvent;
 use crate::store::{EventStore, StoreError};
 use crate::task::{TaskEvent, TaskResource};
 use crate::webhook::{MessageId, WebhookEvent};
 
 pub use audit::{AuditFilter, AuditPage, AuditRow};
+pub use billing::PeriodSums;
 pub use campaigns::{CampaignFilter, CampaignPage, CampaignRow};
 pub use database::{READ_QUEUE_WAIT, READERS};
 pub use forgetting::{Ended, EndedAt};
@@ -90,6 +95,8 @@ type Folded = Result<Result<(), Odd>, rusqlite::Error>;
 /// The projections, in the order in which an event passes through them.
 const PROJECTIONS: [&str; 5] = ["tasks", "usage", "campaigns", "webhooks", "audit"];
 
+/// The place of usage among them: it is folded from ledgers and bills too.
+const USAGE: usize = 1;
 /// The place of the campaigns among them: theirs are events that are not a task's.
 const CAMPAIGNS: usize = 2;
 /// That of the webhooks.
@@ -193,7 +200,8 @@ impl ReadModels {
             .write(|connection| {
                 let transaction = connection.transaction()?;
                 transaction.execute_batch(
-                    "DELETE FROM tasks; DELETE FROM usage; DELETE FROM campaigns; DELETE FROM webhooks; DELETE FROM deliveries;
+                    "DELETE FROM tasks; DELETE FROM usage; DELETE FROM usage_calls; DELETE FROM usage_sandboxes;
+                     DELETE FROM billing; DELETE FROM campaigns; DELETE FROM webhooks; DELETE FROM deliveries;
                      DELETE FROM audit; DELETE FROM audit_repos; DELETE FROM audit_actors;
                      UPDATE checkpoints SET position = 0, skipped = 0;",
                 )?;
@@ -263,6 +271,32 @@ impl ReadModels {
         limit: usize,
     ) -> Result<AuditPage, ReadModelError> {
         self.database.read(move |connection| audit::page(connection, &filter, after, limit)).await
+    }
+
+    /// A team's plans, and how far its months are closed.
+    pub async fn billing(&self, team: String) -> Result<Billing, ReadModelError> {
+        self.database.read(move |connection| billing::account(connection, &team)).await
+    }
+
+    /// The months that anything of a team stands in, or is closed in, newest first.
+    pub async fn billing_periods(&self, team: String) -> Result<Vec<PeriodSums>, ReadModelError> {
+        self.database.read(move |connection| billing::periods(connection, &team)).await
+    }
+
+    /// The teams that have used anything, each with the first month that they have.
+    pub async fn billed_teams(&self) -> Result<Vec<(String, Month)>, ReadModelError> {
+        self.database.read(billing::teams).await
+    }
+
+    /// The first month that anything of a team stands in.
+    pub async fn first_period(&self, team: String) -> Result<Option<Month>, ReadModelError> {
+        self.database.read(move |connection| billing::first_period(connection, &team)).await
+    }
+
+    /// The bill of a month: as it stands, while that is open. `None`: it has more than
+    /// [`MOST_LINES`](crate::billing::invoice::MOST_LINES) lines.
+    pub async fn invoice(&self, team: String, period: Month) -> Result<Option<Invoice>, ReadModelError> {
+        self.database.read(move |connection| billing::invoice(connection, &team, period)).await
     }
 
     /// Tasks that have ended so long ago and still have their words, the oldest first, after this one.
@@ -340,6 +374,7 @@ fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Posi
     let mut skipped = [0_u64; PROJECTIONS.len()];
     let mut open = tasks::OpenTasks::default();
     let mut open_campaigns = campaigns::OpenCampaigns::default();
+    let mut books = books::Books::default();
     for envelope in batch {
         let decoded = match envelope.stream.task_id() {
             Some(_) => TaskEvent::decode(envelope).map_err(Arc::new),
@@ -372,7 +407,8 @@ fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Posi
             }
             let folded = match &decoded {
                 Ok(Some(event)) if index == 0 => open.apply(transaction, envelope, event)?,
-                Ok(Some(event)) => usage::apply(transaction, &mut open, envelope, event)?,
+                Ok(Some(event)) => books.task(transaction, &mut open, envelope, event)?,
+                Ok(None) if index == USAGE => fold_money(transaction, &mut books, &mut open, envelope)?,
                 Ok(None) => Ok(()),
                 Err(error) => {
                     skip(name, envelope, error, &mut skipped[index]);
@@ -386,6 +422,7 @@ fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Posi
     }
     audit::save(transaction, &open)?;
     open.save(transaction)?;
+    books.save(transaction)?;
     open_campaigns.save(transaction)?;
     let mut statement = transaction.prepare_cached(
         "UPDATE checkpoints SET position = ?2, skipped = skipped + ?3 WHERE projection = ?1 AND position <= ?2",
@@ -395,6 +432,30 @@ fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Posi
         statement.execute((name, position, i64::try_from(skipped).unwrap_or(i64::MAX)))?;
     }
     Ok((at.lowest(), skipped.iter().sum()))
+}
+
+/// Ledgers and bills: the books are made of them, and of a task's stream only what they do not say.
+fn fold_money(
+    transaction: &Transaction<'_>,
+    books: &mut books::Books,
+    open: &mut tasks::OpenTasks,
+    envelope: &Envelope,
+) -> Folded {
+    if let Some(team) = envelope.stream.ledger_team() {
+        return match LedgerEvent::decode(envelope) {
+            Ok(Some(event)) => books.ledger(transaction, open, envelope, team, &event),
+            Ok(None) => Ok(Ok(())),
+            Err(error) => Ok(Err(error.into())),
+        };
+    }
+    if let Some(team) = envelope.stream.billing_team() {
+        return match BillingEvent::decode(envelope) {
+            Ok(Some(event)) => books.billing(transaction, team, &event),
+            Ok(None) => Ok(Ok(())),
+            Err(error) => Ok(Err(error.into())),
+        };
+    }
+    Ok(Ok(()))
 }
 
 fn fold_campaign(transaction: &Transaction<'_>, open: &mut campaigns::OpenCampaigns, envelope: &Envelope) -> Folded {

@@ -85,6 +85,20 @@ async fn append(store: &MemoryStore, id: TaskId, event: &TaskEvent) -> Position 
     append_raw(store, &StreamName::task(id), event.kind(), event.data().expect("JSON").get()).await
 }
 
+/// The ledger's word, which is what usage is made of.
+async fn settled(store: &MemoryStore, id: TaskId, call: u128, tokens: u64, nanos: i64) -> Position {
+    let event = LedgerEvent::Settled(Box::new(crate::ledger::Settled {
+        call: CallId::from_uuid(Uuid::from_u128(call)),
+        task: id,
+        usage: Usage { input_tokens: tokens, ..Usage::default() },
+        cost_nano_usd: NanoUsd::from_nanos(nanos),
+        confirmed: true,
+        price: "test".to_owned(),
+    }));
+    let stream = StreamName::ledger("platform").expect("a team");
+    append_raw(store, &stream, event.kind(), event.data().expect("JSON").get()).await
+}
+
 fn open(folder: &TempDir) -> ReadModels {
     ReadModels::open(&folder.path().join("read.db")).expect("read models")
 }
@@ -100,7 +114,9 @@ async fn an_event_counts_once_however_often_it_is_delivered() {
     let (folder, store) = (tempfile::tempdir().expect("a folder"), MemoryStore::new());
     append(&store, task(1), &created()).await;
     append(&store, task(1), &charged(5, 7)).await;
-    let last = append(&store, task(1), &charged(5, 7)).await;
+    append(&store, task(1), &charged(5, 7)).await;
+    settled(&store, task(1), 1, 5, 7).await;
+    let last = settled(&store, task(1), 2, 5, 7).await;
     let log = store.read_all(Position::START, BATCH).await.expect("a log");
     let read = open(&folder);
     for _ in 0..3 {
@@ -130,11 +146,12 @@ async fn an_odd_event_is_skipped_and_counted_and_stops_nothing() {
     append(&store, task(1), &charged(u64::MAX, 1)).await;
     append_raw(&store, &StreamName::task(task(1)), "from-the-future", "{}").await;
     append_raw(&store, &"ledger-platform".parse().expect("a name"), "settled", r#"{"odd": 1}"#).await;
-    let last = append(&store, task(1), &charged(2, 3)).await;
+    settled(&store, task(1), 1, u64::MAX, 1).await;
+    let last = settled(&store, task(1), 2, 2, 3).await;
     let read = open(&folder);
     read.apply(store.read_all(Position::START, BATCH).await.expect("a log")).await.expect("a fold");
     assert_eq!(read.checkpoint(), last);
-    // The first two are odd to both projections, the third to usage alone.
+    // The first is odd to both projections, the second to the tasks, the last two to usage.
     assert_eq!(read.skipped(), 5);
     let (tasks, usage) = everything(&read).await;
     assert_eq!(tasks.tasks.len(), 1);
@@ -149,6 +166,7 @@ async fn a_rebuild_ends_where_folding_one_by_one_ended() {
     for number in 0..30 {
         append(&store, task(number % 7), &created()).await;
         append(&store, task(number % 7), &charged(number as u64, 1)).await;
+        settled(&store, task(number % 7), number, number as u64, 1).await;
         if number % 5 == 0 {
             append(&store, task(number % 7), &TaskEvent::Cancelled {}).await;
         }

@@ -3,18 +3,13 @@
 use std::str::FromStr;
 
 use jiff::civil::Date;
-use jiff::tz::TimeZone;
 use rusqlite::types::Value;
-use rusqlite::{Connection, Transaction, params_from_iter};
+use rusqlite::{Connection, params_from_iter};
 
+use super::ReadModelError;
 use super::bounds::{self, Columns};
-use super::tasks::OpenTasks;
-use super::{Folded, Odd, ReadModelError};
-use crate::envelope::Envelope;
 use crate::key::Bounds;
 use crate::money::NanoUsd;
-use crate::task::TaskEvent;
-use crate::task::conversation::Usage;
 
 /// More tokens than one model call can use; a charge above it is an odd event, not a bill.
 pub const MAX_TOKENS_PER_CALL: u64 = 1_000_000_000;
@@ -26,8 +21,10 @@ pub const MAX_GROUPS: usize = 10_000;
 /// What usage can be grouped by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dimension {
-    /// The day (UTC) on which it was charged.
+    /// The civil day that the ledger recorded, in the team's time zone; of tasks and sandboxes, that of UTC.
     Day,
+    /// The month of that day.
+    Month,
     /// The team.
     Team,
     /// The project.
@@ -44,13 +41,22 @@ pub enum Dimension {
 
 impl Dimension {
     /// Every dimension.
-    pub const ALL: [Self; 7] =
-        [Self::Day, Self::Team, Self::Project, Self::Environment, Self::TaskType, Self::Model, Self::Customer];
+    pub const ALL: [Self; 8] = [
+        Self::Day,
+        Self::Month,
+        Self::Team,
+        Self::Project,
+        Self::Environment,
+        Self::TaskType,
+        Self::Model,
+        Self::Customer,
+    ];
 
     /// The name in queries and answers.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Day => "day",
+            Self::Month => "month",
             Self::Team => "team",
             Self::Project => "project",
             Self::Environment => "environment",
@@ -63,6 +69,7 @@ impl Dimension {
     const fn column(self) -> &'static str {
         match self {
             Self::TaskType => "task_type",
+            Self::Month => "substr(day, 1, 7)",
             Self::Day | Self::Team | Self::Project | Self::Environment | Self::Model | Self::Customer => self.as_str(),
         }
     }
@@ -70,7 +77,7 @@ impl Dimension {
 
 /// A text that names no dimension.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("usage is grouped by day, team, project, environment, taskType, model and customer")]
+#[error("usage is grouped by day, month, team, project, environment, taskType, model and customer")]
 pub struct DimensionError;
 
 impl FromStr for Dimension {
@@ -91,6 +98,8 @@ pub struct UsageQuery {
     pub to: Option<Date>,
     /// Only this team.
     pub team: Option<String>,
+    /// Only this customer.
+    pub customer: Option<String>,
     /// Within these. Usage does not know its repositories: whoever is bound to some is refused before.
     pub bounds: Bounds,
 }
@@ -116,15 +125,12 @@ pub struct UsageGroup {
     pub cache_write_tokens: u64,
     /// What it cost.
     pub cost: NanoUsd,
-    /// What of it is not billed.
+    /// What of such a cost was reversed. May be for a charge of another group, and so be more than the cost here.
     pub refunded: NanoUsd,
-}
-
-impl UsageGroup {
-    /// What is billed.
-    pub fn billable(&self) -> NanoUsd {
-        self.cost.saturating_sub(self.refunded)
-    }
+    /// How long sandboxes ran, in milliseconds.
+    pub sandbox_ms: u64,
+    /// What it comes to by the team's plan: the sum of its lines, each rounded once. Negative where a refund is larger.
+    pub billable: NanoUsd,
 }
 
 /// A report.
@@ -136,64 +142,6 @@ pub struct UsageReport {
     pub total: UsageGroup,
     /// There are more than [`MAX_GROUPS`] lines; nothing is reported then.
     pub too_many: bool,
-}
-
-pub(super) fn apply(
-    transaction: &Transaction<'_>,
-    open: &mut OpenTasks,
-    envelope: &Envelope,
-    event: &TaskEvent,
-) -> Folded {
-    let none = NanoUsd::ZERO;
-    let (tasks, usage, cost, refunded, charged_model) = match event {
-        TaskEvent::Created(_) => (1, Usage::default(), none, none, None),
-        TaskEvent::TokensCharged { usage, cost_nano_usd, model, .. } => (0, *usage, *cost_nano_usd, none, Some(model)),
-        // Booked under the task's own model, whichever of its calls it pays back.
-        TaskEvent::RefundGranted { nano_usd, .. } => (0, Usage::default(), none, *nano_usd, None),
-        _ => return Ok(Ok(())),
-    };
-    let most = MAX_NANO_USD_PER_CALL.unsigned_abs();
-    let plausible = usage.total() <= MAX_TOKENS_PER_CALL && cost.nanos().unsigned_abs() <= most;
-    if !plausible {
-        return Ok(Err(Odd::Implausible));
-    }
-    let Some(id) = envelope.stream.task_id() else { return Ok(Ok(())) };
-    let task = match open.get(transaction, id)? {
-        Ok(Some(task)) => task,
-        Ok(None) => return Ok(Err(Odd::NoTask)),
-        Err(odd) => return Ok(Err(odd)),
-    };
-    let day = envelope.time.to_zoned(TimeZone::UTC).date().to_string();
-    let count = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
-    let text = |part: &Option<String>| part.clone().unwrap_or_default();
-    let mut statement = transaction.prepare_cached(
-        "INSERT INTO usage VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
-         ON CONFLICT DO UPDATE SET
-             tasks = tasks + excluded.tasks,
-             input_tokens = input_tokens + excluded.input_tokens,
-             output_tokens = output_tokens + excluded.output_tokens,
-             cache_read_tokens = cache_read_tokens + excluded.cache_read_tokens,
-             cache_write_tokens = cache_write_tokens + excluded.cache_write_tokens,
-             cost_nano_usd = cost_nano_usd + excluded.cost_nano_usd,
-             refunded_nano_usd = refunded_nano_usd + excluded.refunded_nano_usd",
-    )?;
-    statement.execute(rusqlite::params![
-        day,
-        task.spec.team,
-        text(&task.spec.project),
-        text(&task.spec.environment),
-        text(&task.spec.task_type),
-        charged_model.unwrap_or(&task.spec.model),
-        text(&task.spec.customer),
-        tasks,
-        count(usage.input_tokens),
-        count(usage.output_tokens),
-        count(usage.cache_read_tokens),
-        count(usage.cache_write_tokens()),
-        cost.nanos(),
-        refunded.nanos(),
-    ])?;
-    Ok(Ok(()))
 }
 
 pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<UsageReport, ReadModelError> {
@@ -213,6 +161,9 @@ pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<Usag
     if let Some(team) = &query.team {
         narrow("team =", team.clone());
     }
+    if let Some(customer) = &query.customer {
+        narrow("customer =", customer.clone());
+    }
     let mut within = clauses.join(" AND ");
     bounds::narrow(&mut within, &mut values, &query.bounds, &COLUMNS);
     let grouping = match columns.trim_end_matches(", ") {
@@ -221,7 +172,8 @@ pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<Usag
     };
     let sql = format!(
         "SELECT {columns} SUM(tasks), SUM(input_tokens), SUM(output_tokens), SUM(cache_read_tokens),
-             SUM(cache_write_tokens), SUM(cost_nano_usd), SUM(refunded_nano_usd), COUNT(*)
+             SUM(cache_write_tokens), SUM(cost_nano_usd), SUM(refunded_nano_usd),
+             SUM(sandbox_ms), SUM(billable_nano_usd), COUNT(*)
          FROM usage WHERE {within} {grouping} LIMIT {}",
         MAX_GROUPS + 1,
     );
@@ -230,7 +182,7 @@ pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<Usag
     let mut report = UsageReport::default();
     let width = query.group_by.len();
     while let Some(row) = rows.next()? {
-        if row.get::<_, i64>(width + 7)? == 0 {
+        if row.get::<_, i64>(width + 9)? == 0 {
             continue;
         }
         let sum = |index: usize| row.get::<_, i64>(width + index);
@@ -247,6 +199,8 @@ pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<Usag
             cache_write_tokens: sum(4)?.unsigned_abs(),
             cost: NanoUsd::from_nanos(sum(5)?),
             refunded: NanoUsd::from_nanos(sum(6)?),
+            sandbox_ms: sum(7)?.unsigned_abs(),
+            billable: NanoUsd::from_nanos(sum(8)?),
         });
     }
     if report.groups.len() > MAX_GROUPS {
@@ -260,6 +214,8 @@ pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<Usag
         report.total.cache_write_tokens += group.cache_write_tokens;
         report.total.cost += group.cost;
         report.total.refunded += group.refunded;
+        report.total.sandbox_ms += group.sandbox_ms;
+        report.total.billable += group.billable;
     }
     Ok(report)
 }

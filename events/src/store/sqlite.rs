@@ -271,6 +271,15 @@ impl EventStore for SqliteStore {
         self.readers.read(move |reader| reader.names(&after, &end, limit)).await
     }
 
+    async fn keeps_apart(&self, stream: &StreamName) -> Result<bool, StoreError> {
+        let stream = stream.clone();
+        let first = {
+            let live = self.shared.live();
+            live.tail.get(&stream).filter(|run| run.first == 0).and_then(|run| run.positions.first().copied())
+        };
+        self.readers.read(move |reader| reader.first_is_sealed(&stream, first)).await
+    }
+
     async fn erase(&self, streams: &[StreamName]) -> Result<u64, StoreError> {
         self.erase_all(streams).await
     }

@@ -408,6 +408,11 @@ pub enum Refusal {
     /// Its words are forgotten.
     #[error("what the task was asked for has been erased")]
     Erased,
+    /// Its words are in the log itself.
+    #[error(
+        "the task is from before words were kept apart: they are in the hashes of the log itself and cannot be erased"
+    )]
+    Inseparable,
     /// The next step is another one by now.
     #[error("the task has moved on: its next step is another one")]
     MovedOn,
@@ -716,6 +721,10 @@ fn by_actor(task: &Task, command: Command) -> Result<Vec<TaskEvent>, Refusal> {
             let granted = match &ending {
                 Ending::Failed(failure) if refund > NanoUsd::ZERO => {
                     Some(TaskEvent::RefundGranted { nano_usd: refund, reason: failure.code })
+                }
+                // The attempt had failed and the ledger had refunded it when somebody cancelled.
+                Ending::Cancelled if refund > NanoUsd::ZERO => {
+                    Some(TaskEvent::RefundGranted { nano_usd: refund, reason: FailureCode::Cancelled })
                 }
                 Ending::Failed(_) | Ending::Succeeded | Ending::Cancelled => None,
             };

@@ -123,6 +123,8 @@ pub struct Attempt {
     pub inherited: bool,
     /// What this attempt has cost.
     pub cost: NanoUsd,
+    /// The tokens that this was charged for.
+    pub usage: Usage,
     /// How often it was written down what its sandbox uses.
     pub samples: u32,
     /// What ends the attempt, once its sandbox is gone.
@@ -239,6 +241,7 @@ impl Attempt {
             harness: HarnessRun::default(),
             inherited: false,
             cost: NanoUsd::ZERO,
+            usage: Usage::default(),
             samples: 0,
             failure: None,
             wait_until: None,
@@ -521,6 +524,7 @@ pub fn evolve(task: Option<Task>, event: &TaskEvent) -> Option<Task> {
             let stopped = *stop_reason;
             if let Some(attempt) = task.current_mut() {
                 attempt.cost += *cost_nano_usd;
+                attempt.usage += *usage;
                 if attempt.harness.open.remove(call).is_some() {
                     attempt.harness.last_call = stopped.map(LastCall::Stopped).or(attempt.harness.last_call.take());
                 } else if *confirmed {

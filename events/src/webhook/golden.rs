@@ -36,6 +36,7 @@ fn every_type_reads_and_writes_what_it_always_did() {
                 correlation: None,
                 causation: None,
                 data: Json::stored(data.to_string()),
+                erased: false,
             };
             let event = WebhookEvent::decode(&envelope)
                 .unwrap_or_else(|error| panic!("{kind} no longer reads: {error}"))

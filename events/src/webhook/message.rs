@@ -158,6 +158,7 @@ mod tests {
             correlation: None,
             causation: None,
             data: Json::stored(data),
+            erased: false,
         }
     }
 

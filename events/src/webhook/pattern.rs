@@ -162,6 +162,7 @@ mod tests {
             correlation: None,
             causation: None,
             data: new.data.into(),
+            erased: false,
         }
     }
 

@@ -3,6 +3,7 @@
 use actix_web::http::header;
 use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::future::LocalBoxFuture;
 use futures_util::stream;
 use orchestra_actors::notary::Signed;
 use orchestra_actors::{AuditService, NotaryError};
@@ -121,6 +122,15 @@ pub async fn checkpoints(app: web::Data<App>, caller: Caller, request: HttpReque
     let next_cursor = last.filter(|_| signed.len() == limit).map(|revision| revision.0.to_string());
     let data = signed.into_iter().map(|Signed { checkpoint, .. }| checkpoint.into()).collect();
     Ok(HttpResponse::Ok().json(CheckpointList { data, next_cursor }))
+}
+
+/// The newest checkpoint, which a repeat of the request to sign one is shown: it covers what the first one covered.
+pub fn show(app: web::Data<App>, _: Caller, _: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move {
+        let newest = service(&app)?.signed(None, 1).await.map_err(problem)?.into_iter().next();
+        let newest = newest.ok_or_else(|| Problem::internal("a checkpoint that was signed is not there"))?;
+        Ok(HttpResponse::Ok().json(CheckpointView::from(newest.checkpoint)))
+    })
 }
 
 /// Signs the log as it is now.

@@ -158,7 +158,9 @@ pub async fn get(app: web::Data<App>, caller: Caller, scope: web::Path<String>) 
 ///
 /// A lower cap stops new model calls; those that are under way keep what was set aside for them.
 #[utoipa::path(put, path = "/v1/budgets/{scope}", tag = "budgets", operation_id = "putBudget",
-    params(("scope" = String, Path)), request_body(content = super::openapi::ScopeBudgetRequest),
+    params(("scope" = String, Path)), request_body(content = super::openapi::ScopeBudgetRequest, example = json!({
+        "perTask": {"maxUsd": 2}, "perMonth": {"maxUsd": 500, "maxTokens": 100000000}, "timeZone": "Europe/Zurich",
+    })),
     responses((status = 200, description = "The budget as it stands now", body = ScopeView),
         (status = 404, description = "No such scope, or another team's", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn put(
@@ -189,7 +191,8 @@ pub async fn put(
 /// A team's budgets: the team's own first, then every scope of it that has caps.
 #[utoipa::path(get, path = "/v1/budgets", tag = "budgets", operation_id = "listBudgets",
     params(("team" = Option<String>, Query, description = "The key's own team when absent; an operator names one")),
-    responses((status = 200, description = "The budgets", body = BudgetList)))]
+    responses((status = 200, description = "The budgets", body = BudgetList),
+        (status = 404, description = "No such team, or another one", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let mut query = Parameters::of(&request)?;
     let asked = query.text("team").or_else(|| caller.team.clone());

@@ -2,11 +2,15 @@
 //! the authorisation matrix and the answers to wrong methods all read.
 
 use actix_web::http::Method;
+use actix_web::middleware::from_fn;
 use actix_web::{Route, web};
 use orchestra_events::key::Scope;
 
+use super::once::{Post, at_most_once};
+use super::repeat::{Repeat, repeat};
 use super::{
-    audit, audit_record, budgets, campaigns, docs, events, health, keys, openapi, task_actions, tasks, usage, webhooks,
+    audit, audit_record, billing, billing_periods, budgets, campaigns, docs, events, health, keys, openapi, task_actions,
+    tasks, usage, webhooks,
 };
 use crate::pages;
 use crate::routes::Surface;
@@ -16,7 +20,11 @@ pub use crate::routes::{Access, Endpoint};
 pub fn endpoints() -> Vec<Endpoint> {
     let mut table = Vec::new();
     let mut add = |method: Method, path: &'static str, access: Access, route: Route| {
-        let route = route.method(method.clone());
+        let mut route = route.method(method.clone());
+        if let Some(Repeat::Claimed { done, show }) = repeat(&method, path) {
+            let post = Post { path, done, show };
+            route = route.wrap(from_fn(move |request, next| at_most_once(post, request, next)));
+        }
         table.push(Endpoint { method, path, access, surface: Surface::Api, route });
     };
     add(Method::POST, "/v1/tasks", Access::Scope(Scope::TasksCreate), web::route().to(tasks::create));
@@ -91,6 +99,32 @@ pub fn endpoints() -> Vec<Endpoint> {
     add(Method::GET, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsRead), web::route().to(budgets::get));
     add(Method::PUT, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsWrite), web::route().to(budgets::put));
     add(Method::GET, "/v1/usage", Access::Scope(Scope::UsageRead), web::route().to(usage::report));
+    add(Method::GET, "/v1/billing/plans/{team}", Access::Scope(Scope::BillingRead), web::route().to(billing::plans));
+    add(
+        Method::PUT,
+        "/v1/billing/plans/{team}",
+        Access::Scope(Scope::BillingWrite),
+        web::route().to(billing::put_plan),
+    );
+    add(Method::GET, "/v1/billing/periods", Access::Scope(Scope::BillingRead), web::route().to(billing_periods::list));
+    add(
+        Method::GET,
+        "/v1/billing/periods/{period}",
+        Access::Scope(Scope::BillingRead),
+        web::route().to(billing_periods::get),
+    );
+    add(
+        Method::POST,
+        "/v1/billing/periods/{period}/close",
+        Access::Scope(Scope::BillingWrite),
+        web::route().to(billing_periods::close),
+    );
+    add(
+        Method::POST,
+        "/v1/billing/periods/{period}/push",
+        Access::Scope(Scope::BillingWrite),
+        web::route().to(billing_periods::push),
+    );
     add(Method::POST, "/v1/keys", Access::Scope(Scope::KeysWrite), web::route().to(keys::create));
     add(Method::GET, "/v1/keys", Access::Scope(Scope::KeysRead), web::route().to(keys::list));
     add(Method::GET, "/v1/keys/{id}", Access::Scope(Scope::KeysRead), web::route().to(keys::get));

@@ -35,7 +35,9 @@ impl Serialize for Line<'_> {
         map.serialize_entry("cacheReadTokens", &group.cache_read_tokens)?;
         map.serialize_entry("cacheWriteTokens", &group.cache_write_tokens)?;
         map.serialize_entry("costUsd", &Usd(group.cost))?;
-        map.serialize_entry("billableUsd", &Usd(group.billable()))?;
+        map.serialize_entry("billableUsd", &Usd(group.billable))?;
+        map.serialize_entry("refundedUsd", &Usd(group.refunded))?;
+        map.serialize_entry("sandboxMs", &group.sandbox_ms)?;
         map.end()
     }
 }
@@ -47,8 +49,17 @@ struct Report<'a> {
 }
 
 fn csv(group_by: &[Dimension], groups: &[UsageGroup]) -> String {
-    let counts =
-        ["tasks", "inputTokens", "outputTokens", "cacheReadTokens", "cacheWriteTokens", "costUsd", "billableUsd"];
+    let counts = [
+        "tasks",
+        "inputTokens",
+        "outputTokens",
+        "cacheReadTokens",
+        "cacheWriteTokens",
+        "costUsd",
+        "billableUsd",
+        "refundedUsd",
+        "sandboxMs",
+    ];
     let head: Vec<_> = group_by.iter().map(|by| by.as_str()).chain(counts).collect();
     let mut text = head.join(",") + "\r\n";
     for group in groups {
@@ -57,7 +68,8 @@ fn csv(group_by: &[Dimension], groups: &[UsageGroup]) -> String {
         let counts =
             [group.tasks, group.input_tokens, group.output_tokens, group.cache_read_tokens, group.cache_write_tokens];
         cells.extend(counts.map(|count| count.to_string()));
-        cells.extend([group.cost.to_string(), group.billable().to_string()]);
+        cells.extend([group.cost, group.billable, group.refunded].map(|amount| amount.to_string()));
+        cells.push(group.sandbox_ms.to_string());
         text += &cells.join(",");
         text += "\r\n";
     }
@@ -79,12 +91,14 @@ impl FromStr for Day {
 
 /// Tokens and dollars.
 ///
-/// Days are UTC; `from` and `to` are both inclusive. A task counts on the day of its creation, tokens and dollars on
-/// the day they were charged.
+/// Dollars and tokens count to the civil day that the ledger set them aside on, in the time zone of the team's budget
+/// (UTC unless it says otherwise), and so add up to what the ledger says of that day; tasks and the time of sandboxes
+/// count to the day in UTC on which they were created and stopped. `from` and `to` are both inclusive. `billableUsd`
+/// is by the team's plan, refunds taken off: it may be negative where a refund is for a charge of another group.
 #[utoipa::path(get, path = "/v1/usage", tag = "usage", operation_id = "getUsage",
-    params(("groupBy" = Option<String>, Query, description = "team, project, environment, taskType, model, customer, day; separated by commas"),
+    params(("groupBy" = Option<String>, Query, description = "team, project, environment, taskType, model, customer, day, month; separated by commas"),
         ("from" = Option<String>, Query, format = "date"), ("to" = Option<String>, Query, format = "date"),
-        ("team" = Option<String>, Query),
+        ("team" = Option<String>, Query), ("customer" = Option<String>, Query),
         ("format" = Option<String>, Query, description = "`csv`; the same as `Accept: text/csv`")),
     responses((status = 200, description = "The report", content((super::openapi::Usage = "application/json"), (String = "text/csv")))))]
 pub async fn report(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
@@ -100,6 +114,7 @@ pub async fn report(app: web::Data<App>, caller: Caller, request: HttpRequest) -
     let from = query.parsed::<Day>("from", "a day such as 2026-11-22").map(|day| day.0);
     let to = query.parsed::<Day>("to", "a day such as 2026-11-22").map(|day| day.0);
     let team = query.text("team");
+    let customer = query.text("customer");
     let format = query.text("format");
     if !matches!(format.as_deref(), None | Some("csv" | "json")) {
         query.fault("format", "expected json or csv");
@@ -116,7 +131,7 @@ pub async fn report(app: web::Data<App>, caller: Caller, request: HttpRequest) -
     let report = match caller.narrow(team) {
         Some(team) => {
             app.read
-                .usage(UsageQuery { group_by: group_by.clone(), from, to, team, bounds: (*caller.bounds).clone() })
+                .usage(UsageQuery { group_by: group_by.clone(), from, to, team, customer, bounds: (*caller.bounds).clone() })
                 .await?
         }
         // Another team's usage does not exist for this caller.

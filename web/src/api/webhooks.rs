@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::future::LocalBoxFuture;
 use orchestra_actors::NewWebhook;
 use orchestra_actors::service::Idempotency;
 use orchestra_events::key::{Bounds, Scope};
@@ -74,6 +75,23 @@ pub fn actor(caller: &Caller, team: Option<&str>) -> Actor {
 
 async fn as_it_stands(app: &App, caller: &Caller, id: &str) -> Result<HttpResponse, Problem> {
     Ok(HttpResponse::Ok().json(WebhookView::from(visible(app, caller, id).await?)))
+}
+
+/// The webhook as a repeat of a request about it sees it.
+pub fn show(app: web::Data<App>, caller: Caller, id: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move { as_it_stands(&app, &caller, &id).await })
+}
+
+/// What a repeat of the request for a new secret sees of it.
+pub fn show_secret(
+    app: web::Data<App>,
+    caller: Caller,
+    id: String,
+) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move {
+        let previous_secret_until = visible(&app, &caller, &id).await?.previous_until.map(|time| time.to_string());
+        Ok(HttpResponse::Ok().json(WebhookSecret { secret: None, previous_secret_until }))
+    })
 }
 
 fn url(text: &str) -> Result<(), String> {
@@ -353,7 +371,7 @@ pub async fn rotate(
     let secret = app.webhooks()?.rotate_webhook(row.id, overlap, actor).await?;
     let row = visible(&app, &caller, &id).await?;
     Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(WebhookSecret {
-        secret: secret.expose_secret().to_owned(),
+        secret: Some(secret.expose_secret().to_owned()),
         previous_secret_until: row.previous_until.map(|time| time.to_string()),
     }))
 }

@@ -115,7 +115,8 @@ pub struct Caller {
     pub address: Option<IpAddr>,
     /// The program they called with, by its own word.
     pub user_agent: Option<String>,
-    /// The request they are at, where they gave it a name of its own: the same for each repeat of it.
+    /// The request they are at, where they gave it a name of its own: the same for each repeat of it, and for one that was
+    /// claimed in the log the id of its claim.
     pub request: Option<EventId>,
 }
 

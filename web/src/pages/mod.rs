@@ -26,6 +26,7 @@ pub mod sign_in;
 pub mod task;
 pub mod tasks;
 pub mod timeline;
+pub mod usage;
 pub mod webhooks;
 
 use std::sync::Arc;

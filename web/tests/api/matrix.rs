@@ -161,6 +161,8 @@ impl Things {
             (_, "/v1/campaigns/{id}") | ("POST", "/v1/campaigns/{id}/cancel" | "/v1/campaigns/{id}/retry") => {
                 of(campaign, Body::Nothing)
             }
+            ("DELETE", "/v1/tasks/{id}/content") => of(task, Body::Nothing),
+            ("DELETE", "/v1/campaigns/{id}/content") => of(campaign, Body::Nothing),
             (method, "/v1/budgets/{scope}") => {
                 let body = if method == "PUT" { Body::Json(json!({})) } else { Body::Nothing };
                 let at = |project: &str| format!("/v1/budgets/project:platform/{project}");
@@ -168,6 +170,24 @@ impl Things {
             }
             ("GET", "/v1/audit" | "/v1/audit/key" | "/v1/audit/checkpoints" | "/v1/audit/export" | "/audit")
             | ("POST", "/v1/audit/checkpoints") => plain(Body::Nothing),
+            (method, "/v1/billing/plans/{team}") => {
+                let plan = || Body::Json(json!({"effectiveFrom": "2026-01-01", "markUpBasisPoints": 0}));
+                let body = if method == "PUT" { plan() } else { Body::Nothing };
+                of(("/v1/billing/plans/platform".to_owned(), "/v1/billing/plans/no-such-team".to_owned()), body)
+            }
+            (_, "/v1/billing/periods/{period}" | "/v1/billing/periods/{period}/close") => {
+                at(&row.path.replace("{period}", "2026-01"))
+            }
+            ("POST", "/v1/billing/periods/{period}/push") => Sample {
+                body: Body::Json(json!({"webhook": self.webhook.to_string()})),
+                ..at("/v1/billing/periods/2026-01/push")
+            },
+            ("POST", "/usage/{period}/close") => Sample {
+                path: "/usage/2026-01/close".to_owned(),
+                missing: None,
+                body: Body::Form(vec![("team", "platform".to_owned())]),
+            },
+            ("GET", "/v1/billing/periods" | "/usage") => plain(Body::Nothing),
             ("POST", "/v1/webhooks") => {
                 plain(Body::Json(json!({"url": "https://receiver.example/hook", "events": ["task.*"]})))
             }
@@ -225,6 +245,8 @@ impl Things {
             ("POST", "/tasks/{id}/cancel" | "/tasks/{id}/retry" | "/tasks/{id}/credentials") => {
                 of(task, Body::Form(Vec::new()))
             }
+            ("POST", "/tasks/{id}/erase") => of(task, Body::Form(vec![("certain", "yes".to_owned())])),
+            ("POST", "/campaigns/{id}/erase") => of(campaign, Body::Form(vec![("certain", "yes".to_owned())])),
             ("POST", "/tasks/{id}/messages") => of(task, Body::Form(vec![("message", "Go on.".to_owned())])),
             ("GET", "/campaigns/{id}" | "/campaigns/{id}/live") => of(campaign, Body::Nothing),
             ("POST", "/campaigns/{id}/cancel" | "/campaigns/{id}/retry" | "/campaigns/{id}/credentials") => {

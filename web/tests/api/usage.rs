@@ -1,13 +1,65 @@
 //! Usage: the report equals the sum of the events, in every grouping, before and after a rebuild.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
+use orchestra_events::ledger::{Amount, Cap, LedgerEvent, Path, Reserved, Settled};
 use orchestra_events::task::TaskEvent;
 use orchestra_events::task::conversation::Usage;
-use orchestra_events::{Actor, CallId, NanoUsd};
+use orchestra_events::{Actor, CallId, EventId, EventStore as _, Expected, NanoUsd, NewEvent, StreamName, TaskId};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::harness::{Server, example};
+
+fn cost_of(number: u64) -> NanoUsd {
+    NanoUsd::from_nanos(i64::try_from(number).expect("small") * 1_000_000_007 + 1)
+}
+
+/// Sets a call aside and pays for it, as the ledger writes it down.
+pub async fn settle(
+    server: &Server,
+    task: TaskId,
+    team: &str,
+    model: &str,
+    time: Timestamp,
+    usage: Usage,
+    cost: NanoUsd,
+) {
+    let (call, price) = (CallId::from_uuid(Uuid::now_v7()), "test".to_owned());
+    let reserved = Reserved {
+        call,
+        task,
+        path: Path::team(team),
+        day: time.to_zoned(jiff::tz::TimeZone::UTC).date(),
+        days: BTreeMap::new(),
+        reserved_nano_usd: cost,
+        reserved_tokens: usage.total(),
+        max_output_tokens: usage.output_tokens,
+        model: model.to_owned(),
+        price: price.clone(),
+        own: Cap::default(),
+        opening: Amount::ZERO,
+        campaign: None,
+    };
+    let settled = Settled { call, task, usage, cost_nano_usd: cost, confirmed: true, price };
+    let events = [LedgerEvent::Reserved(Box::new(reserved)), LedgerEvent::Settled(Box::new(settled))];
+    let new = |event: &LedgerEvent| NewEvent {
+        id: EventId(Uuid::now_v7()),
+        kind: event.kind().into(),
+        schema: 1,
+        // It is settled after midnight, and counts to the day before all the same.
+        time: time + jiff::SignedDuration::from_hours(2),
+        actor: Actor::system("ledger"),
+        correlation: None,
+        causation: None,
+        data: event.data().expect("JSON"),
+        private: None,
+    };
+    let ledger = StreamName::ledger(team).expect("a team");
+    let events = events.iter().map(new).collect();
+    server.store.append(&ledger, Expected::Any, events).await.expect("an append");
+}
 
 async fn seeded() -> (Server, Usage, NanoUsd) {
     let server = Server::start().await;
@@ -30,7 +82,7 @@ async fn seeded() -> (Server, Usage, NanoUsd) {
             call: CallId::from_uuid(Uuid::now_v7()),
             model: format!("model-{}", number % 4),
             usage: used,
-            cost_nano_usd: NanoUsd::from_nanos(i64::try_from(number).expect("small") * 1_000_000_007 + 1),
+            cost_nano_usd: cost_of(number),
             confirmed: true,
             price: "test".to_owned(),
             stop_reason: None,
@@ -40,12 +92,15 @@ async fn seeded() -> (Server, Usage, NanoUsd) {
             cost += *cost_nano_usd;
         }
         server.service.record(id, vec![charge], &Actor::system("test"), time).await;
+        let team = body["team"].as_str().expect("a team").to_owned();
+        let (model, nanos) = (body["model"].as_str().expect("a model"), cost_of(number));
+        settle(&server, id, &team, model, time, used, nanos).await;
     }
     (server, usage, cost)
 }
 
 const GROUPINGS: [&str; 5] =
-    ["", "team", "team,customer", "day,model", "project,environment,taskType,team,day,customer,model"];
+    ["", "team", "team,customer", "month,model", "project,environment,taskType,team,day,customer,model"];
 
 #[actix_web::test]
 async fn every_grouping_adds_up_to_the_events() {
@@ -63,7 +118,13 @@ async fn every_grouping_adds_up_to_the_events() {
         assert_eq!(sum("outputTokens"), usage.output_tokens, "{grouping}");
         assert_eq!(sum("cacheReadTokens"), usage.cache_read_tokens, "{grouping}");
         assert_eq!(sum("cacheWriteTokens"), usage.cache_write_tokens(), "{grouping}");
-        assert!(answer.text().ends_with(&format!(r#""costUsd":{cost},"billableUsd":{cost}}}}}"#)), "{}", answer.text());
+        assert!(
+            answer
+                .text()
+                .ends_with(&format!(r#""costUsd":{cost},"billableUsd":{cost},"refundedUsd":0.0,"sandboxMs":0}}}}"#)),
+            "{}",
+            answer.text()
+        );
     }
     let teams = server.get(&server.admin, "/v1/usage?groupBy=team").await.json();
     assert_eq!(teams["groups"][0]["team"], "mobile");
@@ -92,11 +153,12 @@ async fn the_csv_says_the_same_and_runs_no_formula() {
     let lines: Vec<_> = answer.text().split("\r\n").collect();
     assert_eq!(
         lines[0],
-        "customer,tasks,inputTokens,outputTokens,cacheReadTokens,cacheWriteTokens,costUsd,billableUsd"
+        "customer,tasks,inputTokens,outputTokens,cacheReadTokens,cacheWriteTokens,costUsd,billableUsd,refundedUsd,\
+         sandboxMs"
     );
     assert!(lines[2].starts_with("\"'=Acme, Inc\",6,"), "{}", lines[2]);
     let nanos = |line: &str| {
-        let amount = line.rsplit(',').next().expect("a field");
+        let amount = line.rsplit(',').nth(2).expect("a field");
         NanoUsd::parse_decimal(amount).expect("an amount")
     };
     assert_eq!(nanos(lines[1]) + nanos(lines[2]), cost);

@@ -236,6 +236,8 @@ pub(super) fn refunded(id: TaskId, nano_usd: i64) -> LedgerEvent {
         task: id,
         nano_usd: NanoUsd::from_nanos(nano_usd),
         reason: FailureCode::ModelUnavailable,
+        day: None,
+        usage: Usage::default(),
     })
 }
 

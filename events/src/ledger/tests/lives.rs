@@ -288,8 +288,15 @@ impl Life {
         let nano_usd = usd(i64::try_from(nanos).unwrap());
         let before: Vec<_> = self.ledger.state.windows().map(|(.., spent, held)| (spent, held)).collect();
         let from = self.refunded[of];
-        let refund =
-            Command::Refund { task: task(of as u128), from, to: from + nano_usd, reason: FailureCode::ModelOverloaded };
+        let refund = Command::Refund {
+            task: task(of as u128),
+            from,
+            to: from + nano_usd,
+            usage: Usage::default(),
+            reason: FailureCode::ModelOverloaded,
+            team: "a".to_owned(),
+            now: self.ledger.now,
+        };
         match self.ledger.ask(refund) {
             // Once in a while the task's own stream is behind, as after a crash: it asks again for what it has.
             Ok(_) if self.dice.one_in(8) => {}

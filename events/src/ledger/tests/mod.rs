@@ -420,8 +420,15 @@ fn a_refund_gives_no_headroom_and_never_more_than_was_spent() {
     ledger.budget("team:a", Budget { per_day: cap(Some(100), None), ..Budget::default() });
     ledger.reserve(1, 1, quote(50, 50, 50)).unwrap();
     ledger.settle(1, 100).unwrap();
-    let refund =
-        |from, to| Command::Refund { task: task(1), from: usd(from), to: usd(to), reason: FailureCode::Internal };
+    let refund = |from, to| Command::Refund {
+        task: task(1),
+        from: usd(from),
+        to: usd(to),
+        usage: Usage::default(),
+        reason: FailureCode::Internal,
+        team: "a".to_owned(),
+        now: at("2026-11-22T10:00:00Z"),
+    };
     assert_eq!(ledger.ask(refund(0, 0)), Ok(vec![]));
     assert_eq!(ledger.ask(refund(0, 60)).unwrap().len(), 1);
     // A crash before the task's own stream had it: asked again, it is the same refund.

@@ -221,6 +221,20 @@ impl Reader {
         Ok(page)
     }
 
+    /// Whether the first event of a stream has a seal. Its position, where the index does not hold it yet.
+    pub fn first_is_sealed(&mut self, stream: &StreamName, position: Option<u64>) -> rusqlite::Result<bool> {
+        let indexed = "SELECT position FROM stream_index \
+                       WHERE stream_id = (SELECT id FROM streams WHERE name = ?1) AND revision = 0";
+        let position = match position {
+            Some(position) => Some(position),
+            None => self.conn.prepare_cached(indexed)?.query_row([stream.as_str()], |row| row.get(0)).optional()?,
+        };
+        let Some(position) = position else { return Ok(true) };
+        self.conn
+            .prepare_cached("SELECT seal IS NOT NULL FROM events WHERE position = ?1")?
+            .query_row([position], |row| row.get(0))
+    }
+
     /// Names of streams between these two.
     pub fn names(&mut self, after: &str, end: &str, limit: usize) -> rusqlite::Result<Vec<StreamName>> {
         let mut statement = self
