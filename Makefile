@@ -25,6 +25,9 @@ IMAGE := $(ORCHESTRA_IMAGES)/default/manifest.json
 # The same with the command line agents in it, which their vendors publish on the npm registry.
 AGENTS ?= codex,opencode,claude-code
 BROWSER := tests/browser
+# Where the tests of the clients and of the interface have their Python.
+VENV := target/clients/venv
+TYPESCRIPT := clients/typescript
 # Somebody else's reading of the messages that webhooks send.
 PEERS := tests/peers
 
@@ -41,7 +44,7 @@ build-tools: rust
 	@scripts/packages build
 
 .PHONY: setup
-setup: image browser-tools ## Install what builds and tests need, build, and make the sandbox image
+setup: image browser-tools client-tools ## Install what builds and tests need, build, and make the sandbox image
 
 .PHONY: browser-tools
 browser-tools:
@@ -52,6 +55,20 @@ browser-tools:
 			cp $$folder/package-lock.json $$folder/node_modules/.installed; \
 		fi; \
 	done
+
+# What the clients are built and tested with, each pinned, in folders of their own.
+.PHONY: client-tools
+client-tools:
+	@scripts/packages test
+	@if ! cmp -s $(TYPESCRIPT)/package-lock.json $(TYPESCRIPT)/node_modules/.installed; then \
+		npm ci --prefix $(TYPESCRIPT) --silent --no-audit --no-fund; \
+		cp $(TYPESCRIPT)/package-lock.json $(TYPESCRIPT)/node_modules/.installed; \
+	fi
+	@if ! cmp -s clients/python/requirements-test.txt $(VENV)/.installed; then \
+		python3 -m venv $(VENV); \
+		$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement clients/python/requirements-test.txt; \
+		cp clients/python/requirements-test.txt $(VENV)/.installed; \
+	fi
 
 .PHONY: build
 build: build-tools ## Build the program (dev profile)
@@ -102,6 +119,8 @@ test-image: test-build
 test: test-image ## Every test: unit, conformance, documents, real containers, end to end, browser
 	@$(CARGO) test --locked --workspace --no-fail-fast
 	@$(MAKE) browser
+	@$(MAKE) clients
+	@$(MAKE) interface
 
 .PHONY: unit
 unit: build-tools ## The tests that need neither root nor an image
@@ -111,6 +130,18 @@ unit: build-tools ## The tests that need neither root nor an image
 browser: test-build browser-tools ## The dashboard in a headless browser
 	@node $(BROWSER)/run.mjs target/debug/examples/dashboard target/browser
 	@node $(BROWSER)/sign-in.mjs target/debug/orchestra target/debug/examples/identity target/browser
+
+.PHONY: clients
+clients: test-image client-tools ## The TypeScript and the Python client: generated as committed, and against a running server
+	@npm run --prefix $(TYPESCRIPT) --silent generate -- --check
+	@clients/python/generate.py --check
+	@cd clients/python && $(CURDIR)/$(VENV)/bin/mypy
+	@cd $(TYPESCRIPT) && $(ROOT) npm test --silent
+	@cd clients/python && $(ROOT) $(CURDIR)/$(VENV)/bin/pytest
+
+.PHONY: interface
+interface: test-image client-tools ## A running server against its own OpenAPI document, with requests that fit and that do not
+	@$(ROOT) $(VENV)/bin/python tests/schemathesis/run.py $(ORCHESTRA)
 
 .PHONY: bench
 bench: image ## Every benchmark, as tables (release profile)
@@ -142,4 +173,4 @@ audit: cargo-deny ## Known vulnerabilities of every dependency; fetches the advi
 .PHONY: clean
 clean: ## Remove what was built; images and data stay
 	@$(CARGO) clean
-	@rm -rf $(BROWSER)/node_modules
+	@rm -rf $(BROWSER)/node_modules $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist $(TYPESCRIPT)/build-test

@@ -76,6 +76,22 @@ impl Client {
         self.send(self.request(Method::GET, path)).await
     }
 
+    /// GETs whatever it is, however large, into a file.
+    pub async fn download(&self, path: &str, out: &mut impl std::io::Write) -> anyhow::Result<()> {
+        let answer = self.request(Method::GET, path).send().await;
+        let answer = answer.with_context(|| format!("cannot reach the server at {}", self.base))?;
+        let status = answer.status();
+        if !status.is_success() {
+            let body = answer.bytes().await.unwrap_or_default();
+            bail!("{}", problem(status, &body));
+        }
+        let mut chunks = answer.bytes_stream();
+        while let Some(chunk) = chunks.next().await {
+            out.write_all(&chunk.context("the server's answer broke off: what was written is not all of it")?)?;
+        }
+        Ok(out.flush()?)
+    }
+
     /// POSTs JSON; answers JSON, or null where the server says nothing.
     pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         let answer = self.send(self.request(Method::POST, path).json(body)).await?;

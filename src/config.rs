@@ -118,6 +118,7 @@ pub const KEYS: &[&str] = &[
     "gateway.hosted_tools.*",
     "prices_file",
     "billing.refund_failed",
+    "audit.checkpoint_interval",
     "billing.close_after",
     "retention.content_days",
     "teams.*.models",
@@ -213,6 +214,8 @@ pub struct Config {
     pub gateway: GatewaySection,
     /// What is billed.
     pub billing: BillingSection,
+    /// How the record is signed.
+    pub audit: AuditSection,
     /// How much callers may ask at once.
     pub limits: LimitsSection,
     /// How long words are kept.
@@ -386,6 +389,14 @@ pub struct BillingSection {
     pub close_after: u16,
 }
 
+/// `audit`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditSection {
+    /// How often the log is signed, if it has grown.
+    pub checkpoint_interval: String,
+}
+
 /// `teams.NAME`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -493,6 +504,7 @@ impl Default for Config {
                 hosted_tools: BTreeMap::new(),
             },
             billing: BillingSection { refund_failed: true, close_after: 0 },
+            audit: AuditSection { checkpoint_interval: "10m".to_owned() },
             limits: LimitsSection::default(),
             retention: RetentionSection::default(),
             teams: BTreeMap::new(),
@@ -553,6 +565,8 @@ impl Config {
         parse_bytes(&self.cache.setups_max_size).with_context(within("cache.setups_max_size"))?;
         parse_duration(&self.cache.setups_max_age).with_context(within("cache.setups_max_age"))?;
         let setup = parse_duration(&self.sandbox.setup_timeout).with_context(within("sandbox.setup_timeout"))?;
+        let signed =
+            parse_duration(&self.audit.checkpoint_interval).with_context(within("audit.checkpoint_interval"))?;
         self.proxies()?;
         self.allowed_models()?;
         self.commits.rules()?;
@@ -572,6 +586,7 @@ impl Config {
         )?;
         refuse(disk < 64 << 20, "sandbox.disk is at least 64MiB")?;
         refuse(timeout.as_secs() == 0, "sandbox.timeout is at least 1s")?;
+        refuse(signed.as_secs() == 0, "audit.checkpoint_interval is at least 1s")?;
         refuse(setup.as_secs() == 0, "sandbox.setup_timeout is at least 1s")?;
         refuse(!(self.sandbox.cpus > 0.0 && self.sandbox.cpus <= 1024.0), "sandbox.cpus is above 0 and at most 1024")?;
         refuse(self.sandbox.pids < 16, "sandbox.pids is at least 16")?;

@@ -1,5 +1,6 @@
 //! Orchestra: runs background coding agents for teams.
 
+mod bench;
 mod cli;
 mod client;
 mod config;

@@ -17,7 +17,9 @@ use orchestra_actors::speech::Speech;
 use orchestra_actors::usage::Totals;
 use orchestra_actors::workshop::egress::EgressDesk;
 use orchestra_actors::workshop::{SetupRules, Setups, Workshop};
-use orchestra_actors::{BillingDesk, Capacity, Defaults, ErasureMarks, Orchestra, Webhooks};
+use orchestra_actors::{
+    AuditService as _, BillingDesk, Capacity, Defaults, ErasureMarks, Notary, Orchestra, Webhooks,
+};
 use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
 use orchestra_events::projections::ReadModels;
@@ -46,6 +48,8 @@ use crate::config::{Config, parse_bytes, parse_duration};
 
 /// Threads that serve HTTP. The work is elsewhere: two keep a busy dashboard from delaying a submission.
 const WEB_WORKERS: usize = 2;
+/// The folder of signed checkpoints in the data folder.
+pub const CHECKPOINTS: &str = "checkpoints";
 /// How long a new key may take to be known.
 const KEY_WAIT: Duration = Duration::from_secs(5);
 /// How long open connections may take to end when the server stops.
@@ -62,6 +66,7 @@ pub struct Server {
     pub app: web::Data<App>,
     /// The admin key, when this was the first start.
     pub admin_key: Option<SecretString>,
+    notary: Arc<Notary>,
     public_url: String,
     handle: ServerHandle,
     serving: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -82,10 +87,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         .mode(0o700)
         .create(data)
         .with_context(|| format!("cannot create the data folder {}", data.display()))?;
-    let store: Arc<dyn EventStore> = Arc::new(
+    let log = Arc::new(
         SqliteStore::open(data.join("events.db"))
             .with_context(|| format!("cannot open the event store in {}", data.display()))?,
     );
+    let store: Arc<dyn EventStore> = Arc::clone(&log) as _;
+    let signing = ServerKey::open(data)?.checkpoint_key();
+    let notary = Arc::new(Notary::new(log, signing, &config.node, Some(data.join(CHECKPOINTS)))?);
     let read = Arc::new(ReadModels::open(&data.join("read.db")).context("cannot open the read models")?);
     let keys = Arc::new(KeyRing::load(&*store).await.context("cannot read the API keys")?);
     let admin_key = ensure_admin_key(&*store, &keys).await.context("cannot issue the first key")?;
@@ -132,6 +140,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let app = App::new(tasks, campaigns, budgets, store, read, keys)
         .with_billing(bills)
         .with_dashboard(dashboard)
+        .with_audit(Arc::clone(&notary) as _)
         .with_people(sessions, config.people(&public_url)?)
         .reached(Transport::of(&public_url))
         .with_webhooks(Arc::clone(&webhooks) as _)
@@ -163,7 +172,10 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
     let forgetting = Arc::clone(&orchestra);
     actix_web::rt::spawn(cancel.clone().run_until_cancelled_owned(async move { forgetting.keep_forgetting().await }));
     tracing::info!(%address, resumed, "serving");
-    Ok(Server { address, orchestra, webhooks, app, admin_key, public_url, handle, serving, cancel })
+    // The first turn comes at once: what was signed last is looked at before anything goes on.
+    let interval = parse_duration(&config.audit.checkpoint_interval)?;
+    actix_web::rt::spawn(Arc::clone(&notary).at_intervals(interval, cancel.clone().cancelled_owned()));
+    Ok(Server { address, orchestra, webhooks, app, admin_key, notary, public_url, handle, serving, cancel })
 }
 
 async fn workshop(config: &Config, store: &Arc<dyn EventStore>) -> anyhow::Result<Workshop> {
@@ -277,6 +289,11 @@ impl Server {
     /// Ends a key for good.
     pub async fn revoke(&self, id: KeyId) -> anyhow::Result<()> {
         Ok(revoke_key(&*self.app.store, id, &Actor::system("command-line")).await?)
+    }
+
+    /// The name of the key that signs the log.
+    pub fn signing_key(&self) -> String {
+        orchestra_events::audit::key_id(&self.notary.public_key()).to_string()
     }
 
     /// Serves until the process is asked to end.

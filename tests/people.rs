@@ -8,10 +8,7 @@ use orchestra_test_forges::identity::{CLIENT_ID, CLIENT_SECRET, IdentityFault, I
 use reqwest::{Client, Method, Response, Url, redirect};
 use serde_json::{Value, json};
 
-use crate::harness::{House, Setup, done, script};
-
-/// What a browser sends a form as. Tokens and keys need no escape in it.
-const FORM: &str = "application/x-www-form-urlencoded";
+use crate::harness::{House, Setup, bash, done, script};
 
 /// A browser, as far as a sign-in needs one: it keeps cookies by host, and follows no redirect by itself.
 struct Browser {
@@ -30,6 +27,12 @@ impl Browser {
         let cookies: Vec<_> = self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let request = self.client.request(method, format!("{}{path}", self.base)).header("cookie", cookies.join("; "));
         request.header("sec-fetch-site", "same-origin")
+    }
+
+    /// A form with one field, whose value needs no encoding.
+    fn form(&self, path: &str, name: &str, value: &str) -> reqwest::RequestBuilder {
+        let request = self.request(Method::POST, path).header("content-type", "application/x-www-form-urlencoded");
+        request.body(format!("{name}={value}"))
     }
 
     async fn send(&mut self, request: reqwest::RequestBuilder) -> Response {
@@ -92,7 +95,11 @@ async fn open(provider: &IdentityServer) -> House {
          [[oidc.map]]\ngroup = \"readers\"\nteam = \"platform\"\nrole = \"viewer\"\n",
         provider.issuer()
     );
-    Setup::new(script(json!([done()]))).config(&config).environment(SECRET, CLIENT_SECRET).open().await
+    Setup::new(script(json!([bash("echo one >> log.txt"), done()])))
+        .config(&config)
+        .environment(SECRET, CLIENT_SECRET)
+        .open()
+        .await
 }
 
 /// The kinds and data of the sessions' events, from the operator's view of the log.
@@ -140,7 +147,7 @@ async fn groups_decide_a_restart_keeps_and_signing_out_ends() {
     // Signed out is out, and stays out.
     let token = operator.token().await;
     let before = operator.cookies.clone();
-    let form = operator.request(Method::POST, "/sign-out").header("content-type", FORM).body(format!("csrf={token}"));
+    let form = operator.form("/sign-out", "csrf", &token);
     assert_eq!(operator.send(form).await.status(), 303);
     operator.cookies = before;
     assert_eq!(operator.status("/tasks").await, 303, "a cookie that was kept is worth nothing");
@@ -200,9 +207,14 @@ async fn nobody_gets_in_on_a_lie() {
     // Without the provider, those who are in stay in, and keys open the door as before.
     drop(provider);
     assert_eq!(one.status("/tasks").await, 200);
-    assert_eq!(other.status("/sign-in/oidc").await, 503);
-    let form =
-        other.request(Method::POST, "/sign-in").header("content-type", FORM).body(format!("key={}", house.api.key()));
+    let to = Url::parse(&location(&other.get("/sign-in/oidc").await)).unwrap();
+    let state = to.query_pairs().find(|(name, _)| name == "state").unwrap().1.into_owned();
+    assert_eq!(
+        other.status(&format!("/sign-in/oidc/return?code=x&state={state}&iss=x")).await,
+        401,
+        "another's answer"
+    );
+    let form = other.form("/sign-in", "key", house.api.key());
     assert_eq!(other.send(form).await.status(), 303);
     assert_eq!(other.status("/tasks").await, 200);
 }
@@ -215,8 +227,7 @@ async fn an_open_page_notices_within_a_second_that_its_reader_was_sent_away() {
     let mut person = Browser::new(&house);
     assert_eq!(person.sign_in().await.status(), 200);
     let mut boss = Browser::new(&house);
-    let form =
-        boss.request(Method::POST, "/sign-in").header("content-type", FORM).body(format!("key={}", house.api.key()));
+    let form = boss.form("/sign-in", "key", house.api.key());
     assert_eq!(boss.send(form).await.status(), 303);
     for path in ["/live/tasks", "/v1/events"] {
         if !person.cookies.contains_key("orchestra_session") {
@@ -229,7 +240,7 @@ async fn an_open_page_notices_within_a_second_that_its_reader_was_sent_away() {
         let page = boss.get("/people").await.text().await.unwrap();
         let panel = page.split("<section").find(|panel| panel.contains("Ada Lovelace")).expect("they are on the page");
         let end = panel.split("action=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
-        let form = boss.request(Method::POST, &end).header("content-type", FORM).body(format!("csrf={token}"));
+        let form = boss.form(&end, "csrf", &token);
         let began = Instant::now();
         assert_eq!(boss.send(form).await.status(), 303);
         let rest = async { while let Ok(Some(_)) = stream.chunk().await {} };

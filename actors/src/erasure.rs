@@ -74,6 +74,9 @@ impl Orchestra {
         let _one = self.erasing.lock().await;
         let stream = StreamName::task(id);
         let loaded = self.ended_task(id).await?;
+        if !self.store.keeps_apart(&stream).await? {
+            return Err(ServiceError::Refused { refusal: Refusal::Inseparable, status: None });
+        }
         let attempts = loaded.state.attempt;
         self.promise(id, &loaded, ErasureReason::Request, who).await?;
         Ok(self.finish(vec![(stream, attempts)]).await)
@@ -87,6 +90,9 @@ impl Orchestra {
                 journal::load(&*self.store, id).await.map_err(internal)?.ok_or(ServiceError::NoSuchCampaign)?;
             if !loaded.state.finished {
                 return Err(ServiceError::CampaignRefused(campaign::Refusal::StillOpen));
+            }
+            if !self.store.keeps_apart(&StreamName::campaign(id)).await? {
+                return Err(ServiceError::CampaignRefused(campaign::Refusal::Inseparable));
             }
             for task in tasks_of(id, &loaded) {
                 self.ended_task(task).await?;
@@ -283,6 +289,9 @@ impl Orchestra {
                 let id = TaskId::from_uuid(id);
                 // What was begun again since, the read models will know of.
                 let Ok(loaded) = self.ended_task(id).await else { continue };
+                if !self.store.keeps_apart(&StreamName::task(id)).await.map_err(|error| error.to_string())? {
+                    continue;
+                }
                 let who = Who::system("retention");
                 match self.promise(id, &loaded, ErasureReason::Retention, who).await {
                     Ok(()) => promised.push((StreamName::task(id), loaded.state.attempt)),
@@ -307,6 +316,9 @@ impl Orchestra {
                 let id = CampaignId::from_uuid(id);
                 let loaded = journal::load(&*self.store, id).await.map_err(|error| error.to_string())?;
                 let Some(loaded) = loaded.filter(|loaded| loaded.state.finished) else { continue };
+                if !self.store.keeps_apart(&StreamName::campaign(id)).await.map_err(|error| error.to_string())? {
+                    continue;
+                }
                 let who = Who::system("retention");
                 if let Err(error) = self.promise_campaign(id, &loaded, ErasureReason::Retention, who).await {
                     tracing::warn!(campaign = %id, %error, "a campaign's words are not erased yet");

@@ -17,6 +17,7 @@ mod intake;
 pub mod journal;
 pub mod ledger;
 pub mod mirror;
+pub mod notary;
 pub mod orchestra;
 pub mod policy;
 pub mod projector;
@@ -35,6 +36,7 @@ pub use billing::{BillingDesk, BillingError, BillingService};
 pub use campaign::service::CampaignService;
 pub use erasure::{ErasureMarks, Retention};
 pub use ledger::{LedgerError, Ledgers, Settlement};
+pub use notary::{AuditService, Notary, NotaryError};
 pub use orchestra::{Defaults, Orchestra};
 pub use scheduler::Capacity;
 pub use service::{

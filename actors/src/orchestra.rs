@@ -324,7 +324,7 @@ impl Orchestra {
         let Some(FurtherRepo { repo, base, branch }) = targets.next() else {
             return Err(ServiceError::Internal("a task without a repository".to_owned()));
         };
-        Ok(TaskSpec {
+        let spec = TaskSpec {
             repo,
             base,
             branch,
@@ -349,7 +349,10 @@ impl Orchestra {
             request_hash: new.idempotency.as_ref().map(|idempotency| idempotency.request_hash.clone()),
             caller_brings_model_key: new.credentials.model.is_some(),
             caller_brings_git_token: new.credentials.git.is_some(),
-        })
+        };
+        // Only here is it known which repositories their names stand for.
+        new.bounds.admits(&spec)?;
+        Ok(spec)
     }
 
     /// Whether there is such an image, as far as that can be known before it is pulled.

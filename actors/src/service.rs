@@ -1,7 +1,10 @@
 //! What the outer rooms may ask of the actors: the task service, as one trait.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use orchestra_events::campaign::Refusal as CampaignRefusal;
+use orchestra_events::key::{Bounds, Breach};
 use orchestra_events::ledger::Exhausted;
 use orchestra_events::ledger::event::Budget as ScopeBudget;
 use orchestra_events::ledger::scope::Scope;
@@ -63,6 +66,8 @@ pub struct NewTask {
     pub metadata: Map<String, Value>,
     /// The caller's secrets, for this task only.
     pub credentials: Credentials,
+    /// What the caller is good for: a task outside is refused.
+    pub bounds: Arc<Bounds>,
     /// Who repeats itself: the key's id and the caller's `Idempotency-Key`, with the hash of the request.
     pub idempotency: Option<Idempotency>,
 }
@@ -117,6 +122,9 @@ pub enum ServiceError {
     /// Fields that name nothing known here.
     #[error("the request names things this server does not know")]
     Invalid(Vec<FieldError>),
+    /// The task lies outside what the caller is good for.
+    #[error("{0}")]
+    OutOfBounds(#[from] Breach),
     /// The same idempotency key came with another body.
     #[error("this Idempotency-Key was used for another request")]
     IdempotencyKeyReused,

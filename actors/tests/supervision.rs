@@ -202,6 +202,7 @@ impl House {
             timeout_seconds: None,
             metadata: serde_json::Map::new(),
             credentials: Credentials::default(),
+            bounds: Arc::default(),
             idempotency: None,
         };
         self.orchestra.submit(new, Actor::system("test")).await.unwrap().task.id

@@ -1,6 +1,7 @@
 //! Webhooks over a real receiver with faults of every kind: signed, in order, again where it was not taken, and never to
 //! somebody else's address.
 
+#[allow(dead_code, reason = "the tests of the whole server use the rest")]
 #[path = "webhooks/receiver.rs"]
 mod receiver;
 
@@ -233,7 +234,8 @@ async fn a_huge_answer_that_says_yes_is_a_yes() {
 #[actix_rt::test]
 async fn a_receiver_that_asks_for_a_pause_gets_one() {
     let house = House::new().await;
-    let receiver = Receiver::start(|_, count| if count == 0 { Answer::RetryAfter(1) } else { Answer::Status(200) }).await;
+    let receiver =
+        Receiver::start(|_, count| if count == 0 { Answer::RetryAfter(1) } else { Answer::Status(200) }).await;
     house.hook(&receiver, Some("platform"), &["*"]).await;
     house.happens("a", "platform", 1).await;
     receiver.wait_for(1).await;
@@ -494,15 +496,7 @@ async fn nobody_is_ever_told_what_is_another_teams() {
     let names = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<BTreeSet<_>>();
     assert_eq!(
         streams(&platform),
-        names(&[
-            &of(1),
-            &of(3),
-            "access-platform",
-            "ledger-platform",
-            "billing-platform",
-            "session-0",
-            "session-2"
-        ])
+        names(&[&of(1), &of(3), "access-platform", "ledger-platform", "billing-platform", "session-0", "session-2"])
     );
     assert_eq!(streams(&web), names(&[&of(2), "access-web", "ledger-web", "billing-web", "session-1"]));
     assert_eq!(streams(&infra), names(&[&of(1)]));

@@ -98,7 +98,6 @@ mod tests {
             actor: Actor::system(UNKNOWN_CALLER),
             correlation: None,
             causation: None,
-            erased: false,
             data: data.clone().into(),
             erased: false,
         };

@@ -63,6 +63,11 @@ impl StreamName {
         Self(format!("session-{}", id.uuid()).into())
     }
 
+    /// The stream of a request that its caller gave a name, by the hash of both.
+    pub fn request(id: Uuid) -> Self {
+        Self(format!("request-{id}").into())
+    }
+
     /// What callers of a team were refused; without one, what callers of no team and unknown ones were. No team has a
     /// name that begins with `_`, and a text that is no team's name is taken for none.
     pub fn access(team: Option<&str>) -> Self {

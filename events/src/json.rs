@@ -87,6 +87,15 @@ pub(crate) fn decode<T: DeserializeOwned>(
     })
 }
 
+/// The same from type and data alone, for whoever reads many and needs few.
+pub(crate) fn decode_parts<T: DeserializeOwned>(
+    kinds: &[&str],
+    kind: &str,
+    data: &str,
+) -> Result<Option<T>, serde_json::Error> {
+    if kinds.contains(&kind) { from_kind_and_data(kind, data).map(Some) } else { Ok(None) }
+}
+
 /// The two members of the object that is never written down.
 struct Parts<'a> {
     kind: Option<&'a str>,

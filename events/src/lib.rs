@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
 
 pub mod access;
+pub mod audit;
 pub mod billing;
 pub mod blob;
 pub mod campaign;
@@ -22,6 +23,7 @@ pub mod money;
 mod private;
 pub mod projections;
 pub mod repo;
+pub mod request;
 pub mod session;
 pub mod store;
 pub mod subscription;

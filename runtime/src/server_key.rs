@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use hkdf::Hkdf;
+use orchestra_events::audit::SigningKey;
 use secrecy::{ExposeSecret as _, SecretBox};
 use sha2::Sha256;
 
@@ -109,6 +110,16 @@ impl ServerKey {
             .expand(purpose.as_bytes(), secrecy::ExposeSecretMut::expose_secret_mut(&mut key).as_mut_slice())
             .expect("32 bytes are fewer than 255 hashes");
         key
+    }
+
+    /// The key that signs checkpoints of the log.
+    pub fn checkpoint_key(&self) -> SigningKey {
+        SigningKey::from_bytes(self.derive("checkpoint/1").expose_secret())
+    }
+
+    /// Whether a data folder has a key: for those who must not make one.
+    pub fn is_in(data_dir: &Path) -> bool {
+        data_dir.join(FILE).exists()
     }
 }
 

@@ -1,5 +1,7 @@
 //! The command line: one file per sub-command.
 
+mod audit;
+mod bench;
 mod billing;
 mod campaigns;
 mod demo;
@@ -55,6 +57,9 @@ enum Verb {
     /// Start, list, show, cancel and retry campaigns
     #[command(subcommand)]
     Campaigns(campaigns::Campaigns),
+    /// Who did what; export the log, verify it, sign it
+    #[command(subcommand)]
+    Audit(Box<audit::Audit>),
     /// See and set plans, list, close and read bills
     #[command(subcommand)]
     Billing(billing::Billing),
@@ -71,6 +76,9 @@ enum Verb {
     /// Work on the read models
     #[command(subcommand)]
     Projections(projections::Projections),
+    /// Measure this machine with as many tasks as a company has
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// A model provider that says what a script says, for demos and tests
     ScriptedModel(scripted_model::ScriptedModel),
 }
@@ -122,12 +130,14 @@ pub fn main() -> ExitCode {
             Verb::Tasks(tasks) => tasks.run().await,
             Verb::Templates(templates) => templates.run().await,
             Verb::Campaigns(campaigns) => campaigns.run().await,
+            Verb::Audit(audit) => audit.run().await,
             Verb::Billing(billing) => billing.run().await,
             Verb::Keys(keys) => keys.run().await,
             Verb::Webhooks(webhooks) => webhooks.run().await,
             Verb::Doctor(doctor) => doctor.run(),
             Verb::Demo(demo) => demo.run().await,
             Verb::Projections(projections) => projections.run().await,
+            Verb::Bench(bench) => bench.run().await,
             Verb::ScriptedModel(model) => model.run().await,
         }
     });

@@ -39,6 +39,7 @@ impl Serve {
             say(format!("  {}", key.expose_secret()));
         }
         say(format!("Orchestra listens on {}", server.url()));
+        say(format!("The log is signed by the key {}", server.signing_key()));
         server.until_asked_to_end().await?;
         Ok(ExitCode::SUCCESS)
     }

@@ -70,7 +70,7 @@ impl Default for OidcSection {
             client_id: None,
             client_secret_env: None,
             label: "single sign-on".to_owned(),
-            scopes: vec!["profile".to_owned(), "email".to_owned(), "groups".to_owned()],
+            scopes: vec!["profile".to_owned(), "email".to_owned()],
             groups_claim: "groups".to_owned(),
             map: Vec::new(),
         }

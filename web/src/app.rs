@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
-use orchestra_actors::{BillingDesk, BillingService, BudgetService, CampaignService, TaskService, WebhookService};
+use orchestra_actors::{
+    AuditService, BillingDesk, BillingService, BudgetService, CampaignService, TaskService, WebhookService,
+};
 use orchestra_events::projections::ReadModels;
 use orchestra_events::session::{Holder, Session};
 use orchestra_events::{EventStore, SessionId};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
+use crate::api::once::Claims;
 use crate::auth::caller::Via;
 use crate::auth::{Caller, KeyRing, Limits, People, Proxies, Refusals, Sessions, Transport, Who};
 use crate::pages::Dashboard;
@@ -34,6 +37,8 @@ pub struct App {
     pub billing: Arc<dyn BillingService>,
     /// What can be asked of webhooks, where there are any.
     pub webhooks: Option<Arc<dyn WebhookService>>,
+    /// The record itself: who signs it and gives it out. Absent only where a test needs none.
+    pub audit: Option<Arc<dyn AuditService>>,
     /// The log.
     pub store: Arc<dyn EventStore>,
     /// What is folded from it.
@@ -58,6 +63,8 @@ pub struct App {
     pub metrics: Option<PrometheusHandle>,
     /// One permit per live stream.
     pub streams: Arc<Semaphore>,
+    /// The named requests that are being worked on.
+    pub claims: Claims,
 }
 
 impl App {
@@ -76,6 +83,7 @@ impl App {
             budgets,
             billing: Arc::new(BillingDesk::new(Arc::clone(&store), Arc::clone(&read))),
             webhooks: None,
+            audit: None,
             store,
             read,
             keys,
@@ -88,7 +96,15 @@ impl App {
             dashboard: Dashboard::default(),
             metrics: None,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            claims: Claims::default(),
         }
+    }
+
+    /// The same application, with somebody who signs the log.
+    #[must_use]
+    pub fn with_audit(mut self, audit: Arc<dyn AuditService>) -> Self {
+        self.audit = Some(audit);
+        self
     }
 
     /// The same application, with a dashboard of its own.
@@ -169,6 +185,14 @@ impl App {
             }
             Holder::Person { .. } => Caller::person(id, session),
         }
+    }
+
+    /// A place among the live streams and the long answers, or the problem that says that all are taken.
+    pub fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.streams).try_acquire_owned().map_err(|error| match error {
+            TryAcquireError::NoPermits => Problem::overloaded("Too many live streams are open."),
+            TryAcquireError::Closed => Problem::overloaded("The server is shutting down."),
+        })
     }
 
     /// The rights that this caller showed, as they stand now. Unlike those of [`current`](Self::current), they end when

@@ -87,12 +87,24 @@ codes! {
     Conflict = "conflict", CONFLICT, "Its state does not allow that";
     /// The same idempotency key with another body.
     IdempotencyKeyReused = "idempotency-key-reused", UNPROCESSABLE_ENTITY, "This Idempotency-Key was used for another request";
+    /// The same request is being worked on.
+    RequestInProgress = "request-in-progress", CONFLICT, "The same request is being worked on";
     /// Something is full.
     Overloaded = "overloaded", SERVICE_UNAVAILABLE, "The server is busy";
     /// The read models do not keep up.
     Lagging = "lagging", SERVICE_UNAVAILABLE, "The server is still catching up with its own log";
     /// Our fault.
     InternalError = "internal-error", INTERNAL_SERVER_ERROR, "Something went wrong on our side";
+}
+
+impl Code {
+    /// Whether trying again helps, and the answer says when.
+    pub const fn retry_after(self) -> bool {
+        matches!(
+            self,
+            Self::Overloaded | Self::Lagging | Self::RequestInProgress | Self::RateLimited | Self::TooManyTasks
+        )
+    }
 }
 
 /// Seconds after which a caller who was told to come back should.
@@ -165,15 +177,11 @@ impl Problem {
         let json = serde_json::to_string(&body).unwrap_or_default();
         let mut response = HttpResponse::build(self.code.status());
         response.insert_header((header::CONTENT_TYPE, "application/problem+json"));
-        match self.code {
-            Code::Unauthenticated => {
-                response.insert_header((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
-            }
-            Code::Overloaded | Code::Lagging | Code::RateLimited | Code::TooManyTasks => {
-                let seconds = self.retry_after.unwrap_or(RETRY_AFTER_SECONDS);
-                response.insert_header((header::RETRY_AFTER, seconds.to_string()));
-            }
-            _ => {}
+        if self.code == Code::Unauthenticated {
+            response.insert_header((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+        }
+        if self.code.retry_after() {
+            response.insert_header((header::RETRY_AFTER, self.retry_after.unwrap_or(RETRY_AFTER_SECONDS).to_string()));
         }
         let mut response = response.body(json);
         // For whoever takes down what was refused.
@@ -211,6 +219,14 @@ impl Problem {
     /// A scope is missing.
     pub fn missing_scope(scope: Scope) -> Self {
         Self::new(Code::Forbidden, format!("The key lacks the scope `{scope}`. Use one that has it."))
+    }
+
+    /// The key's bounds cannot be held to in this answer.
+    pub fn too_wide(what: &str, bounded_to: &str) -> Self {
+        let detail = format!(
+            "{what} cannot be narrowed to the {bounded_to} that this key is bound to. Use a key without that bound."
+        );
+        Self::new(Code::Forbidden, detail)
     }
 
     /// The key is not good for calls from there.
@@ -297,6 +313,14 @@ impl Problem {
         Self::new(Code::Lagging, format!("{} Try again in a moment.", detail.into()))
     }
 
+    /// A copy of the request is not done yet.
+    pub fn in_progress() -> Self {
+        Self::new(
+            Code::RequestInProgress,
+            "A request with this Idempotency-Key is not done yet. Repeat it in a moment.",
+        )
+    }
+
     /// Something is full.
     pub fn overloaded(detail: &str) -> Self {
         Self::new(Code::Overloaded, format!("{detail} Try again in a moment."))
@@ -373,6 +397,11 @@ impl From<ServiceError> for Problem {
     fn from(error: ServiceError) -> Self {
         match error {
             ServiceError::Invalid(fields) => Self::invalid(fields.into_iter().map(Field::from).collect()),
+            ServiceError::OutOfBounds(breach) => {
+                let field = Field { pointer: breach.pointer().to_owned(), detail: breach.to_string() };
+                let detail = format!("Nothing was stored: {breach}. Ask for a key that may, or change the request.");
+                Self { errors: vec![field], ..Self::new(Code::Forbidden, detail) }
+            }
             ServiceError::IdempotencyKeyReused => Self::new(
                 Code::IdempotencyKeyReused,
                 "The key came before with another body. Repeat that body, or take a new key for this one.",

@@ -65,6 +65,32 @@ pub struct Endpoint {
     pub route: Route,
 }
 
+/// What holds its answers to the bounds of a key: to those of its projects, its repositories and so on. Whatever is not
+/// here, a key with such a bound is refused, so that a new route shows nobody more than is theirs.
+const NARROWED: [&str; 12] = [
+    "/v1/tasks",
+    "/v1/campaigns",
+    "/v1/budgets",
+    "/v1/usage",
+    // Narrowed to a task, or refused.
+    "/v1/events",
+    // A key hands on no more than it has.
+    "/v1/keys",
+    "/keys",
+    "/tasks",
+    "/live/tasks",
+    "/campaigns",
+    "/live/campaigns",
+    "/budgets",
+];
+
+/// Whether the answers of a path are held to the bounds of a key.
+pub fn is_narrowed(path: &str) -> bool {
+    let within = |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    // The front page is the list of tasks.
+    path == "/" || NARROWED.into_iter().any(within)
+}
+
 /// Every route there is: those of the interface and those of the dashboard.
 pub fn table() -> Vec<Endpoint> {
     let mut table = crate::api::endpoints::endpoints();

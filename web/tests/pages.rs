@@ -19,7 +19,9 @@ use orchestra_events::task::{Command, TaskEvent};
 use orchestra_events::{Actor, EventStore as _, StreamName, TaskId};
 use orchestra_web::headers::CONTENT_SECURITY_POLICY;
 use orchestra_web::pages::sample::HOSTILE;
-use orchestra_web::pages::{budgets, campaigns, docs, error, keys, people, sign_in, task, tasks, usage, webhooks};
+use orchestra_web::pages::{
+    audit, budgets, campaigns, docs, error, keys, people, sign_in, task, tasks, usage, webhooks,
+};
 use scripted::World;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
@@ -98,6 +100,7 @@ fn every_template_renders_every_sample() {
         all(keys::KeyShownPage::samples()),
         all(error::MessagePage::samples()),
         all(docs::DocPage::samples()),
+        all(audit::AuditPage::samples()),
         all(budgets::BudgetsPage::samples()),
         all(usage::UsagePage::samples()),
         all(campaigns::CampaignsPage::samples()),

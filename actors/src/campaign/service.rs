@@ -180,6 +180,9 @@ impl Orchestra {
             Err(error) => return Err(error),
         }
         let repos = self.campaign_repos(id, new, &mut errors);
+        if let Some(outside) = repos.iter().find(|repo| !new.task.bounds.admits_repo(&repo.repo)) {
+            return Err(new.task.bounds.not_for(&outside.repo).into());
+        }
         let Some(template) = template.filter(|_| errors.is_empty()) else { return Err(ServiceError::Invalid(errors)) };
         Ok(CampaignSpec {
             name: new.name.clone(),

@@ -27,6 +27,7 @@ fn envelope(kind: &str, data: &Value) -> Envelope {
         correlation: None,
         causation: None,
         data: Json::stored(data.to_string()),
+        erased: false,
     }
 }
 

@@ -75,6 +75,11 @@ pub enum Refusal {
     /// Its words are forgotten.
     #[error("what the campaign was asked for has been erased")]
     Erased,
+    /// Its words are in the log itself.
+    #[error(
+        "the campaign is from before words were kept apart: they are in the hashes of the log itself and cannot be erased"
+    )]
+    Inseparable,
     /// It stands elsewhere by now.
     #[error("the campaign has moved on")]
     MovedOn,

@@ -252,13 +252,18 @@ impl Bounds {
         let repos = std::iter::once(&spec.repo).chain(spec.further.iter().map(|further| &further.repo));
         for repo in repos {
             if !self.admits_repo(repo) {
-                return Err(Breach::Repo { repo: repo.clone(), allowed: listed(&self.repos) });
+                return Err(self.not_for(repo));
             }
         }
         if !self.admits_model(&spec.model) {
             return Err(Breach::Model { allowed: listed(&self.models) });
         }
         Ok(())
+    }
+
+    /// What is said of a repository that is not within them.
+    pub fn not_for(&self, repo: &RepoRef) -> Breach {
+        Breach::Repo { repo: repo.clone(), allowed: listed(&self.repos) }
     }
 
     /// Whether they admit nothing that `other` does not: what one who is bound by `other` may hand on.

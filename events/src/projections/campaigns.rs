@@ -8,12 +8,14 @@ use jiff::Timestamp;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params_from_iter};
 
+use super::bounds::{self, Columns};
 use super::tasks::{Cursor, MAX_PAGE};
 use super::{Folded, Odd, ReadModelError};
 use crate::campaign::event::MAX_REPOS;
 use crate::campaign::{CampaignEvent, CampaignResource, CampaignSpec, CampaignStatus};
 use crate::envelope::Envelope;
 use crate::id::CampaignId;
+use crate::key::Bounds;
 use crate::money::NanoUsd;
 use crate::task::TaskResource;
 
@@ -24,7 +26,18 @@ pub struct CampaignFilter {
     pub team: Option<String>,
     /// Where they stand.
     pub status: Option<CampaignStatus>,
+    /// Within these, all of their repositories included.
+    pub bounds: Bounds,
 }
+
+/// The parts of a campaign's row that a key can be bound to. They are few rows, so that the texts may be looked into.
+const COLUMNS: Columns = Columns {
+    project: "(c.summary ->> '$.template.project')",
+    environment: "(c.summary ->> '$.template.environment')",
+    task_type: "(c.summary ->> '$.template.taskType')",
+    model: "(c.summary ->> '$.template.model')",
+    repos: &["(SELECT json_group_array(value ->> '$.repo') FROM json_each(c.spec, '$.repos'))"],
+};
 
 /// A campaign with what was asked for and what it has cost.
 #[derive(Debug, Clone, PartialEq)]
@@ -118,6 +131,7 @@ pub(super) fn page(
         values.extend(cursor.values());
         let _ = write!(sql, " AND (c.created_at, c.id) < (?{}, ?{})", values.len() - 1, values.len());
     }
+    bounds::narrow(&mut sql, &mut values, &filter.bounds, &COLUMNS);
     // One more than asked for tells whether there is another page.
     let _ = write!(sql, " ORDER BY c.created_at DESC, c.id DESC LIMIT {}", limit + 1);
     let mut statement = connection.prepare_cached(&sql)?;

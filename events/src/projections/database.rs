@@ -51,9 +51,11 @@ impl Database {
             M::up(include_str!("../../../migrations/1002_refunds.sql")),
             M::up(include_str!("../../../migrations/1003_repositories.sql")),
             M::up(include_str!("../../../migrations/1004_campaigns.sql")),
+            M::up(include_str!("../../../migrations/1005_task_bounds.sql")),
             M::up(include_str!("../../../migrations/1011_task_creators.sql")),
             M::up(include_str!("../../../migrations/1009_erasure.sql")),
             M::up(include_str!("../../../migrations/1008_webhooks.sql")),
+            M::up(include_str!("../../../migrations/1006_audit.sql")),
             M::up(include_str!("../../../migrations/1007_billing.sql")),
         ])
         .to_latest(&mut writer)
@@ -64,6 +66,7 @@ impl Database {
                 let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
                 let reader = Connection::open_with_flags(&path, flags)?;
                 reader.busy_timeout(BUSY_TIMEOUT)?;
+                super::bounds::teach(&reader)?;
                 Ok(reader)
             })
             .collect::<Result<Vec<_>, rusqlite::Error>>()?;

@@ -1,11 +1,13 @@
-//! Read models folded from the log: task and campaign lists and details, and usage. Thrown away and folded again at will.
+//! Read models folded from the log: task and campaign lists and details, usage, and the audit. Thrown away and folded again at will.
 //!
 //! Each projection's checkpoint is written in the transaction that writes its rows, so that every event counts once,
 //! whatever is delivered twice and wherever the process dies. An event that does not fold is skipped, counted and
 //! logged: one odd event must not stop what everybody looks at.
 
+pub mod audit;
 pub mod billing;
 mod books;
+mod bounds;
 pub mod campaigns;
 mod database;
 mod forgetting;
@@ -30,6 +32,7 @@ use crate::store::{EventStore, StoreError};
 use crate::task::{TaskEvent, TaskResource};
 use crate::webhook::{MessageId, WebhookEvent};
 
+pub use audit::{AuditFilter, AuditPage, AuditRow};
 pub use billing::PeriodSums;
 pub use campaigns::{CampaignFilter, CampaignPage, CampaignRow};
 pub use database::{READ_QUEUE_WAIT, READERS};
@@ -90,7 +93,7 @@ enum Odd {
 type Folded = Result<Result<(), Odd>, rusqlite::Error>;
 
 /// The projections, in the order in which an event passes through them.
-const PROJECTIONS: [&str; 4] = ["tasks", "usage", "campaigns", "webhooks"];
+const PROJECTIONS: [&str; 5] = ["tasks", "usage", "campaigns", "webhooks", "audit"];
 
 /// The place of usage among them: it is folded from ledgers and bills too.
 const USAGE: usize = 1;
@@ -98,6 +101,8 @@ const USAGE: usize = 1;
 const CAMPAIGNS: usize = 2;
 /// That of the webhooks.
 const WEBHOOKS: usize = 3;
+/// That of the audit, which reads everybody's.
+const AUDIT: usize = 4;
 
 /// The read models of one node.
 pub struct ReadModels {
@@ -197,6 +202,7 @@ impl ReadModels {
                 transaction.execute_batch(
                     "DELETE FROM tasks; DELETE FROM usage; DELETE FROM usage_calls; DELETE FROM usage_sandboxes;
                      DELETE FROM billing; DELETE FROM campaigns; DELETE FROM webhooks; DELETE FROM deliveries;
+                     DELETE FROM audit; DELETE FROM audit_repos; DELETE FROM audit_actors;
                      UPDATE checkpoints SET position = 0, skipped = 0;",
                 )?;
                 Ok(transaction.commit()?)
@@ -255,6 +261,16 @@ impl ReadModels {
         limit: usize,
     ) -> Result<CampaignPage, ReadModelError> {
         self.database.read(move |connection| campaigns::page(connection, &filter, after, limit)).await
+    }
+
+    /// The audit, newest first. `limit` is held to [`audit::MAX_PAGE`].
+    pub async fn audit(
+        &self,
+        filter: AuditFilter,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<AuditPage, ReadModelError> {
+        self.database.read(move |connection| audit::page(connection, &filter, after, limit)).await
     }
 
     /// A team's plans, and how far its months are closed.
@@ -381,6 +397,14 @@ fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Posi
                 }
                 continue;
             }
+            if index == AUDIT {
+                // An event of a task that does not read is an act all the same, if somebody did it.
+                let event = decoded.as_ref().ok().and_then(Option::as_ref);
+                if let Err(odd) = audit::apply(transaction, &mut open, envelope, event)? {
+                    skip(name, envelope, &odd, &mut skipped[index]);
+                }
+                continue;
+            }
             let folded = match &decoded {
                 Ok(Some(event)) if index == 0 => open.apply(transaction, envelope, event)?,
                 Ok(Some(event)) => books.task(transaction, &mut open, envelope, event)?,
@@ -396,6 +420,7 @@ fn fold_batch(transaction: &Transaction<'_>, batch: &[Envelope]) -> Result<(Posi
             }
         }
     }
+    audit::save(transaction, &open)?;
     open.save(transaction)?;
     books.save(transaction)?;
     open_campaigns.save(transaction)?;

@@ -12,9 +12,11 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction, params_from_iter};
 use uuid::Uuid;
 
+use super::bounds::{self, Columns};
 use super::{Folded, Odd, ReadModelError};
 use crate::envelope::Envelope;
 use crate::id::TaskId;
+use crate::key::Bounds;
 use crate::task::{TaskEvent, TaskResource, TaskStatus};
 
 /// Most tasks on one page.
@@ -43,7 +45,18 @@ pub struct TaskFilter {
     pub created_after: Option<Timestamp>,
     /// Created before this time.
     pub created_before: Option<Timestamp>,
+    /// Within these.
+    pub bounds: Bounds,
 }
+
+/// The parts of a task's row that a key can be bound to.
+const COLUMNS: Columns = Columns {
+    project: "project",
+    environment: "environment",
+    task_type: "task_type",
+    model: "model",
+    repos: &["repo", "further"],
+};
 
 /// The place where a page ended: the next one starts behind it, whatever was created meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +125,7 @@ pub(super) fn page(
     limit: usize,
 ) -> Result<TaskPage, ReadModelError> {
     let limit = limit.clamp(1, MAX_PAGE);
-    let mut sql = "SELECT document FROM tasks WHERE 1 = 1".to_owned();
+    let mut sql = "SELECT id, created_at FROM tasks WHERE 1 = 1".to_owned();
     let mut values: Vec<Value> = Vec::new();
     let mut narrow = |clause: &str, value: Value| {
         values.push(value);
@@ -154,8 +167,14 @@ pub(super) fn page(
         values.push(Value::Blob(cursor.id.as_bytes().to_vec()));
         let _ = write!(sql, " AND (created_at, id) < (?{}, ?{})", values.len() - 1, values.len());
     }
-    // One more than asked for tells whether there is another page.
-    let _ = write!(sql, " ORDER BY created_at DESC, id DESC LIMIT {}", limit + 1);
+    bounds::narrow(&mut sql, &mut values, &filter.bounds, &COLUMNS);
+    // One more than asked for tells whether there is another page. The documents are read for these alone, however many
+    // rows were looked at or sorted.
+    let sql = format!(
+        "SELECT t.document FROM ({sql} ORDER BY created_at DESC, id DESC LIMIT {}) found
+         CROSS JOIN tasks t ON t.id = found.id ORDER BY found.created_at DESC, found.id DESC",
+        limit + 1
+    );
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(params_from_iter(values))?;
     let mut tasks = Vec::with_capacity(limit);
@@ -195,6 +214,12 @@ pub fn open_in_file(path: &Path) -> Result<Vec<(TaskId, u32)>, ReadModelError> {
         tasks.push((task.id, task.attempt));
     }
     Ok(tasks)
+}
+
+/// The names of the repositories besides the first, as a JSON list.
+fn further(task: &TaskResource) -> Option<String> {
+    let names: Vec<_> = task.spec.further.iter().map(|further| further.repo.to_string()).collect();
+    (!names.is_empty()).then(|| serde_json::Value::from(names).to_string())
 }
 
 /// The tasks that a batch touches, read once and written once.
@@ -237,11 +262,17 @@ impl OpenTasks {
         Ok(if known { Ok(()) } else { Err(Odd::NoTask) })
     }
 
+    /// Those that are known, as far as they are folded.
+    pub fn all(&self) -> impl Iterator<Item = &TaskResource> {
+        self.tasks.values().flatten()
+    }
+
     pub fn save(self, transaction: &Transaction<'_>) -> Result<(), ReadModelError> {
         let mut statement = transaction.prepare_cached(
             "INSERT INTO tasks (id, created_at, team, project, status, repo, repo_path, model, customer, campaign,
-                                cost_nano_usd, refunded_nano_usd, document, created_by, finished_at, erased)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+                                cost_nano_usd, refunded_nano_usd, document, created_by, finished_at, erased, environment,
+                                task_type, further)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
              ON CONFLICT (id) DO UPDATE SET status = excluded.status, document = excluded.document,
                                             cost_nano_usd = excluded.cost_nano_usd,
                                             refunded_nano_usd = excluded.refunded_nano_usd,
@@ -249,7 +280,7 @@ impl OpenTasks {
         )?;
         for task in self.tasks.into_values().flatten() {
             let document = serde_json::to_string(&task).map_err(|error| ReadModelError::Failed(error.to_string()))?;
-            statement.execute((
+            statement.execute(rusqlite::params![
                 task.id.uuid().as_bytes(),
                 task.created_at.as_microsecond(),
                 &task.spec.team,
@@ -266,7 +297,10 @@ impl OpenTasks {
                 &task.created_by,
                 task.finished_at.map(Timestamp::as_microsecond),
                 task.erased_at.is_some(),
-            ))?;
+                &task.spec.environment,
+                &task.spec.task_type,
+                further(&task),
+            ])?;
         }
         Ok(())
     }

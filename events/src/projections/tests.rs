@@ -25,7 +25,7 @@ fn task(number: u128) -> TaskId {
     TaskId::from_uuid(Uuid::from_u128(number))
 }
 
-fn created() -> TaskEvent {
+pub(super) fn created() -> TaskEvent {
     TaskEvent::Created(Box::new(TaskSpec {
         repo: crate::repo::RepoRef::parse("acme/api", "github").expect("a repository"),
         task: "Mend it".to_owned(),
@@ -87,7 +87,7 @@ async fn append(store: &MemoryStore, id: TaskId, event: &TaskEvent) -> Position 
 
 /// The ledger's word, which is what usage is made of.
 async fn settled(store: &MemoryStore, id: TaskId, call: u128, tokens: u64, nanos: i64) -> Position {
-    let event = crate::ledger::LedgerEvent::Settled(Box::new(crate::ledger::Settled {
+    let event = LedgerEvent::Settled(Box::new(crate::ledger::Settled {
         call: CallId::from_uuid(Uuid::from_u128(call)),
         task: id,
         usage: Usage { input_tokens: tokens, ..Usage::default() },
@@ -296,7 +296,7 @@ async fn a_campaign_shows_its_progress_its_tasks_and_what_they_cost() {
     read.apply(store.read_all(Position(at.0 - 1), BATCH).await.expect("a log")).await.expect("a fold");
     assert_eq!(read.open_campaigns().await.expect("a read"), [campaign(1), campaign(3)]);
     // Pages, newest first, of one team.
-    let filter = CampaignFilter { team: Some("platform".to_owned()), status: None };
+    let filter = CampaignFilter { team: Some("platform".to_owned()), status: None, ..CampaignFilter::default() };
     let page = read.campaigns(filter.clone(), None, 1).await.expect("a page");
     assert_eq!(page.campaigns.iter().map(|row| row.campaign.id).collect::<Vec<_>>(), [campaign(3)]);
     assert_eq!((page.campaigns[0].spec.repos.len(), before.spec.repos.len()), (0, 2), "a list leaves them out");

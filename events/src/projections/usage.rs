@@ -7,6 +7,8 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
 
 use super::ReadModelError;
+use super::bounds::{self, Columns};
+use crate::key::Bounds;
 use crate::money::NanoUsd;
 
 /// More tokens than one model call can use; a charge above it is an odd event, not a bill.
@@ -98,7 +100,13 @@ pub struct UsageQuery {
     pub team: Option<String>,
     /// Only this customer.
     pub customer: Option<String>,
+    /// Within these. Usage does not know its repositories: whoever is bound to some is refused before.
+    pub bounds: Bounds,
 }
+
+/// The parts of a line that a key can be bound to.
+const COLUMNS: Columns =
+    Columns { project: "project", environment: "environment", task_type: "task_type", model: "model", repos: &[] };
 
 /// One line of a report.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -156,6 +164,8 @@ pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<Usag
     if let Some(customer) = &query.customer {
         narrow("customer =", customer.clone());
     }
+    let mut within = clauses.join(" AND ");
+    bounds::narrow(&mut within, &mut values, &query.bounds, &COLUMNS);
     let grouping = match columns.trim_end_matches(", ") {
         "" => String::new(),
         columns => format!("GROUP BY {columns} ORDER BY {columns}"),
@@ -164,8 +174,7 @@ pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<Usag
         "SELECT {columns} SUM(tasks), SUM(input_tokens), SUM(output_tokens), SUM(cache_read_tokens),
              SUM(cache_write_tokens), SUM(cost_nano_usd), SUM(refunded_nano_usd),
              SUM(sandbox_ms), SUM(billable_nano_usd), COUNT(*)
-         FROM usage WHERE {} {grouping} LIMIT {}",
-        clauses.join(" AND "),
+         FROM usage WHERE {within} {grouping} LIMIT {}",
         MAX_GROUPS + 1,
     );
     let mut statement = connection.prepare_cached(&sql)?;

@@ -147,7 +147,8 @@ pub fn body(event: &Envelope, seal: Option<Seal>) -> Digest {
     body_of(&event.stream, &event.kind, &meta, event.data.get(), seal)
 }
 
-fn body_of(stream: &StreamName, kind: &str, meta: &[u8], data: &str, seal: Option<Seal>) -> Digest {
+/// The same from the packed metadata.
+pub(crate) fn body_of(stream: &StreamName, kind: &str, meta: &[u8], data: &str, seal: Option<Seal>) -> Digest {
     let mut head = Vec::with_capacity(256);
     head.push(BODY);
     canonical_head(&mut head, seal, stream, kind, meta, data.len());
@@ -188,6 +189,11 @@ fn link(tag: u8, previous: Digest, next: Digest) -> Digest {
 pub fn extend(previous_in_stream: Digest, previous_in_log: Digest, body: Digest) -> Links {
     let stream = link(STREAM_LINK, previous_in_stream, body);
     Links { stream, global: link(GLOBAL_LINK, previous_in_log, stream) }
+}
+
+/// The global link of the event with this stream link, after this one.
+pub fn extend_log(previous_in_log: Digest, stream: Digest) -> Digest {
+    link(GLOBAL_LINK, previous_in_log, stream)
 }
 
 /// The first place where the log does not verify.

@@ -178,6 +178,12 @@ pub trait EventStore: Send + Sync + 'static {
         Ok(names.into_iter().filter(|name| after.is_none_or(|after| name > after)).take(limit.min(MAX_PAGE)).collect())
     }
 
+    /// Whether a stream's words lie beside its events, so that they can be erased. Not so where it begins before there
+    /// were private parts.
+    async fn keeps_apart(&self, _stream: &StreamName) -> Result<bool, StoreError> {
+        Ok(true)
+    }
+
     /// Deletes the private parts of these streams' events, as many as there are, for good: when it returns, no file of
     /// the store holds them. The events, their public parts and their links stay as they are. Gives the number of events
     /// that had one; a repeat finds none and is harmless, and finishes what an interrupted one has left.

@@ -12,6 +12,7 @@
 
 mod checkpoint;
 mod erase;
+pub mod offline;
 mod reader;
 mod shared;
 mod state;
@@ -268,6 +269,15 @@ impl EventStore for SqliteStore {
         let (first, end) = (format!("{category}-"), format!("{category}."));
         let after = after.map_or(first, |after| after.as_str().to_owned());
         self.readers.read(move |reader| reader.names(&after, &end, limit)).await
+    }
+
+    async fn keeps_apart(&self, stream: &StreamName) -> Result<bool, StoreError> {
+        let stream = stream.clone();
+        let first = {
+            let live = self.shared.live();
+            live.tail.get(&stream).filter(|run| run.first == 0).and_then(|run| run.positions.first().copied())
+        };
+        self.readers.read(move |reader| reader.first_is_sealed(&stream, first)).await
     }
 
     async fn erase(&self, streams: &[StreamName]) -> Result<u64, StoreError> {

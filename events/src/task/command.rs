@@ -408,6 +408,11 @@ pub enum Refusal {
     /// Its words are forgotten.
     #[error("what the task was asked for has been erased")]
     Erased,
+    /// Its words are in the log itself.
+    #[error(
+        "the task is from before words were kept apart: they are in the hashes of the log itself and cannot be erased"
+    )]
+    Inseparable,
     /// The next step is another one by now.
     #[error("the task has moved on: its next step is another one")]
     MovedOn,

@@ -35,7 +35,6 @@ fn every_type_reads_and_writes_what_it_always_did() {
                 actor: Actor::system("test"),
                 correlation: None,
                 causation: None,
-                erased: false,
                 data: Json::stored(data.to_string()),
                 erased: false,
             };

@@ -85,8 +85,13 @@ pub enum Audience {
 }
 
 /// Members of an event's data that only operators see: from where somebody came, and what a key is known by.
-const OPERATORS_ONLY: [(&str, &str); 5] =
-    [("key", "secretSha256"), ("key", "address"), ("access", "address"), ("access", "userAgent"), ("session", "address")];
+const OPERATORS_ONLY: [(&str, &str); 5] = [
+    ("key", "secretSha256"),
+    ("key", "address"),
+    ("access", "address"),
+    ("access", "userAgent"),
+    ("session", "address"),
+];
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -152,7 +157,6 @@ mod tests {
             },
             correlation: None,
             causation: None,
-            erased: false,
             data: Json::stored(data),
             erased: false,
         }

@@ -161,7 +161,6 @@ mod tests {
             actor: new.actor,
             correlation: None,
             causation: None,
-            erased: false,
             data: new.data.into(),
             erased: false,
         }

@@ -13,7 +13,7 @@ use super::billing::team_of;
 use super::fields::{Faults, Object};
 use super::query::Parameters;
 use super::resource::Usd;
-use super::usage::field;
+use super::csv::field;
 use super::{body, webhooks};
 use crate::App;
 use crate::auth::Caller;

@@ -12,6 +12,7 @@ use super::query::Parameters;
 use super::resource::Usd;
 use crate::App;
 use crate::auth::Caller;
+use crate::auth::caller::Bound;
 use crate::problem::{Field, Problem, ProblemBody};
 
 /// The largest cap on tokens; more than any team can use.
@@ -90,10 +91,34 @@ impl From<&View> for ScopeView {
     }
 }
 
+/// Whether a scope is the caller's to see and to set. One that they are not good for does not exist for them; one of which
+/// only a part is theirs is refused, because a budget has no parts.
+pub fn admit(caller: &Caller, scope: &Scope) -> Result<(), Problem> {
+    let bounds = &caller.bounds;
+    let (inside, open): (bool, &[Bound]) = match scope {
+        Scope::Team { .. } => (true, &[Bound::Project, Bound::Environment, Bound::TaskType, Bound::Repo, Bound::Model]),
+        Scope::Project { project, .. } => {
+            (bounds.admits_project(Some(project)), &[Bound::Environment, Bound::TaskType, Bound::Repo, Bound::Model])
+        }
+        Scope::Environment { project, environment, .. } => (
+            bounds.admits_project(Some(project)) && bounds.admits_environment(Some(environment)),
+            &[Bound::TaskType, Bound::Repo, Bound::Model],
+        ),
+        Scope::TaskType { task_type, .. } => {
+            (bounds.admits_task_type(Some(task_type)), &[Bound::Project, Bound::Environment, Bound::Repo, Bound::Model])
+        }
+    };
+    if !caller.sees(scope.team()) || !inside {
+        return Err(Problem::no_such_team());
+    }
+    caller.require_unbound("This budget", open)
+}
+
 /// The scope in the path, if it is the caller's to see.
 fn visible(caller: &Caller, text: &str) -> Result<Scope, Problem> {
     let scope: Scope = text.parse().map_err(|error| Problem::no_such_scope(&error))?;
-    if caller.sees(scope.team()) { Ok(scope) } else { Err(Problem::no_such_team()) }
+    admit(caller, &scope)?;
+    Ok(scope)
 }
 
 fn cap(body: &mut Object, name: &'static str, faults: &mut Faults) -> Cap {
@@ -133,7 +158,9 @@ pub async fn get(app: web::Data<App>, caller: Caller, scope: web::Path<String>) 
 ///
 /// A lower cap stops new model calls; those that are under way keep what was set aside for them.
 #[utoipa::path(put, path = "/v1/budgets/{scope}", tag = "budgets", operation_id = "putBudget",
-    params(("scope" = String, Path)), request_body(content = super::openapi::ScopeBudgetRequest),
+    params(("scope" = String, Path)), request_body(content = super::openapi::ScopeBudgetRequest, example = json!({
+        "perTask": {"maxUsd": 2}, "perMonth": {"maxUsd": 500, "maxTokens": 100000000}, "timeZone": "Europe/Zurich",
+    })),
     responses((status = 200, description = "The budget as it stands now", body = ScopeView),
         (status = 404, description = "No such scope, or another team's", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn put(
@@ -164,7 +191,8 @@ pub async fn put(
 /// A team's budgets: the team's own first, then every scope of it that has caps.
 #[utoipa::path(get, path = "/v1/budgets", tag = "budgets", operation_id = "listBudgets",
     params(("team" = Option<String>, Query, description = "The key's own team when absent; an operator names one")),
-    responses((status = 200, description = "The budgets", body = BudgetList)))]
+    responses((status = 200, description = "The budgets", body = BudgetList),
+        (status = 404, description = "No such team, or another one", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let mut query = Parameters::of(&request)?;
     let asked = query.text("team").or_else(|| caller.team.clone());
@@ -176,6 +204,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> 
     if !caller.sees(&team) || format!("team:{team}").parse::<Scope>().is_err() {
         return Err(Problem::no_such_team());
     }
-    let views = app.budgets.budgets(&team).await?;
+    let mut views = app.budgets.budgets(&team).await?;
+    views.retain(|view| admit(&caller, &view.scope).is_ok());
     Ok(HttpResponse::Ok().json(BudgetList { data: views.iter().map(ScopeView::from).collect() }))
 }

@@ -10,7 +10,9 @@ use orchestra_events::task::{TaskResource, TaskStatus};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::openapi::{AttemptsRequest, BudgetRequest, CredentialsRequest, PullRequestRequest};
+use super::openapi::{
+    AttemptsRequest, BudgetRequest, CredentialsRequest, HarnessName, Metadata, PullRequestRequest, RepoRequest,
+};
 use super::resource::{BudgetView, PullRequestView, Usd};
 
 /// How many tasks stand where.
@@ -91,13 +93,14 @@ pub struct LinksView {
 pub struct CampaignView {
     id: String,
     name: String,
-    /// running, paused, finished or cancelled.
+    #[schema(value_type = super::openapi::CampaignStatusName)]
     status: &'static str,
     /// Why it stands there.
     reason: String,
     /// What is to be done, everywhere.
     task: String,
     model: String,
+    #[schema(value_type = HarnessName)]
     harness: &'static str,
     team: String,
     project: Option<String>,
@@ -239,18 +242,6 @@ pub struct CampaignList {
     pub next_cursor: Option<String>,
 }
 
-/// A repository with a base or a branch of its own. A text alone is its name.
-#[derive(ToSchema)]
-#[allow(dead_code, reason = "described, never built")]
-pub struct CampaignRepoRequest {
-    #[schema(max_length = 400, example = "acme/api")]
-    repo: String,
-    #[schema(max_length = 244)]
-    base: Option<String>,
-    #[schema(max_length = 244)]
-    branch: Option<String>,
-}
-
 /// What a caller asks for: a task, on many repositories.
 #[derive(ToSchema)]
 #[schema(rename_all = "camelCase")]
@@ -261,7 +252,7 @@ pub struct CampaignRequest {
     name: String,
     /// In the order in which they are begun. Each is `owner/name`, `forge:owner/name`, a URL, or an object.
     #[schema(min_items = 1, max_items = 1000)]
-    repos: Vec<CampaignRepoRequest>,
+    repos: Vec<RepoRequest>,
     /// Tasks that may run at once.
     #[schema(minimum = 1, maximum = 64, default = 4)]
     concurrency: Option<u32>,
@@ -298,7 +289,7 @@ pub struct CampaignRequest {
     #[schema(max_length = 244)]
     branch: Option<String>,
     /// `builtin`, `claude-code`, `codex`, `opencode` or `command`.
-    harness: Option<String>,
+    harness: Option<HarnessName>,
     /// Program and arguments, with the harness `command`.
     #[schema(min_items = 1, max_items = 64)]
     command: Option<Vec<String>>,
@@ -312,9 +303,7 @@ pub struct CampaignRequest {
     timeout_seconds: Option<u64>,
     retry: Option<AttemptsRequest>,
     pull_request: Option<PullRequestRequest>,
-    /// At most 50 entries: texts, numbers, true, false or null.
-    #[schema(value_type = Option<Object>)]
-    metadata: Option<()>,
+    metadata: Option<Metadata>,
     /// For the tasks of this campaign only. Held in memory, never stored.
     credentials: Option<CredentialsRequest>,
 }

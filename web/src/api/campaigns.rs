@@ -2,6 +2,7 @@
 
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::future::LocalBoxFuture;
 use orchestra_actors::service::{Erased, Idempotency};
 use orchestra_events::campaign::CampaignStatus;
 use orchestra_events::projections::tasks::MAX_PAGE;
@@ -20,7 +21,7 @@ pub async fn visible(app: &App, caller: &Caller, id: &str) -> Result<CampaignRow
     let id = id.parse().map_err(|_| Problem::no_such_campaign())?;
     app.caught_up().await?;
     let row = app.read.campaign(id).await?.ok_or_else(Problem::no_such_campaign)?;
-    if caller.sees(&row.spec.template.team) { Ok(row) } else { Err(Problem::no_such_campaign()) }
+    if caller.sees_campaign(&row.spec) { Ok(row) } else { Err(Problem::no_such_campaign()) }
 }
 
 async fn whole(app: &App, row: CampaignRow) -> Result<CampaignView, Problem> {
@@ -28,6 +29,14 @@ async fn whole(app: &App, row: CampaignRow) -> Result<CampaignView, Problem> {
     let tasks = app.read.children(id).await?;
     let account = app.campaigns.account(&row.spec.template.team, id).await?;
     Ok(CampaignView::whole(row, tasks, account))
+}
+
+/// The campaign as a repeat of a request about it sees it.
+pub fn show(app: web::Data<App>, caller: Caller, id: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move {
+        let row = visible(&app, &caller, &id).await?;
+        Ok(HttpResponse::Ok().json(whole(&app, row).await?))
+    })
 }
 
 async fn as_it_stands(app: &App, caller: &Caller, id: &str) -> Result<HttpResponse, Problem> {
@@ -40,7 +49,11 @@ async fn as_it_stands(app: &App, caller: &Caller, id: &str) -> Result<HttpRespon
 /// Answers as soon as it is durable. With an `Idempotency-Key` a repeat of the same request returns the campaign that
 /// the first one made.
 #[utoipa::path(post, path = "/v1/campaigns", tag = "campaigns", operation_id = "createCampaign",
-    request_body(content = CampaignRequest),
+    request_body(content = CampaignRequest, example = json!({
+        "name": "Provider 6", "repos": ["acme/api", {"repo": "acme/infra", "base": "main"}],
+        "task": "Bump terraform-aws-provider from 5.x to 6.x; update breaking calls",
+        "model": "claude-sonnet-4-6", "team": "platform", "budget": {"maxUsd": 20.00}, "concurrency": 4,
+    })),
     params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat of this request do nothing new")),
     responses(
         (status = 202, description = "Accepted", body = CampaignView, headers(("Location" = String, description = "The campaign"))),
@@ -70,7 +83,7 @@ pub async fn create(
 #[utoipa::path(get, path = "/v1/campaigns", tag = "campaigns", operation_id = "listCampaigns",
     params(
         ("team" = Option<String>, Query),
-        ("status" = Option<String>, Query, description = "running, paused, finished or cancelled"),
+        ("status" = Option<super::openapi::CampaignStatusName>, Query),
         ("cursor" = Option<String>, Query, description = "`nextCursor` of the page before"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 200),
     ),
@@ -94,7 +107,8 @@ pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> 
         return Ok(HttpResponse::Ok().json(CampaignList { data: Vec::new(), next_cursor: None }));
     };
     app.caught_up().await?;
-    let page = app.read.campaigns(CampaignFilter { team, status }, cursor, limit).await?;
+    let page =
+        app.read.campaigns(CampaignFilter { team, status, bounds: (*caller.bounds).clone() }, cursor, limit).await?;
     Ok(HttpResponse::Ok().json(CampaignList {
         data: page.campaigns.into_iter().map(CampaignView::from).collect(),
         next_cursor: page.next.map(|cursor| cursor.to_string()),
@@ -119,7 +133,7 @@ pub async fn get(
 
 /// Stops a campaign: no further task is begun, and those that run are cancelled.
 #[utoipa::path(post, path = "/v1/campaigns/{id}/cancel", tag = "campaigns", operation_id = "cancelCampaign",
-    params(("id" = String, Path)), request_body(content = Option<super::openapi::CancelRequest>),
+    params(("id" = String, Path)), request_body(content = Option<super::openapi::CancelRequest>, example = json!({"reason": "not needed any more"})),
     responses((status = 202, description = "It is being stopped, or was already", body = CampaignView),
         (status = 409, description = "It is over", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn cancel(
@@ -173,7 +187,7 @@ pub async fn retry(
 
 /// Replaces the secrets of a campaign and of all its tasks. They are held in memory only.
 #[utoipa::path(put, path = "/v1/campaigns/{id}/credentials", tag = "campaigns", operation_id = "putCampaignCredentials",
-    params(("id" = String, Path)), request_body(content = super::openapi::CredentialsRequest),
+    params(("id" = String, Path)), request_body(content = super::openapi::CredentialsRequest, example = json!({"git": {"token": "ghp_example"}})),
     responses((status = 202, description = "The campaign and its tasks go on with them", body = CampaignView),
         (status = 409, description = "It is over", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn credentials(

@@ -4,10 +4,9 @@ use std::fmt::Write as _;
 
 use actix_web::HttpResponse;
 use serde_json::Value;
-use utoipa::OpenApi as _;
 
+use super::document::document;
 use super::error_pages;
-use super::openapi::Document;
 use crate::problem::Problem;
 
 const STYLE: &str = include_str!("docs.css");
@@ -142,7 +141,7 @@ fn schemas(html: &mut String, document: &Value) {
 #[utoipa::path(get, path = "/docs", tag = "operation", security(()),
     responses((status = 200, description = "A page", content_type = "text/html", body = String)))]
 pub async fn index() -> Result<HttpResponse, Problem> {
-    let document = serde_json::to_value(Document::openapi()).map_err(Problem::internal)?;
+    let document = document();
     let mut html = "<h1>The REST interface</h1><p>Send an API key as <code>Authorization: Bearer orc_…</code>. \
          The same as a machine reads it: <a href=\"/openapi.json\">/openapi.json</a>.</p>"
         .to_owned();
@@ -153,7 +152,7 @@ pub async fn index() -> Result<HttpResponse, Problem> {
             }
         }
     }
-    schemas(&mut html, &document);
+    schemas(&mut html, document);
     html += "<h1>Error codes</h1><ul>";
     for (code, _) in error_pages::PAGES {
         let _ = write!(html, "<li><a href=\"/docs/errors/{code}\">{code}</a></li>");

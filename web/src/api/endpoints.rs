@@ -2,12 +2,15 @@
 //! the authorisation matrix and the answers to wrong methods all read.
 
 use actix_web::http::Method;
+use actix_web::middleware::from_fn;
 use actix_web::{Route, web};
 use orchestra_events::key::Scope;
 
+use super::once::{Post, at_most_once};
+use super::repeat::{Repeat, repeat};
 use super::{
-    billing, billing_periods, budgets, campaigns, docs, events, health, keys, openapi, task_actions, tasks, usage,
-    webhooks,
+    audit, audit_record, billing, billing_periods, budgets, campaigns, docs, events, health, keys, openapi, task_actions,
+    tasks, usage, webhooks,
 };
 use crate::pages;
 use crate::routes::Surface;
@@ -17,7 +20,11 @@ pub use crate::routes::{Access, Endpoint};
 pub fn endpoints() -> Vec<Endpoint> {
     let mut table = Vec::new();
     let mut add = |method: Method, path: &'static str, access: Access, route: Route| {
-        let route = route.method(method.clone());
+        let mut route = route.method(method.clone());
+        if let Some(Repeat::Claimed { done, show }) = repeat(&method, path) {
+            let post = Post { path, done, show };
+            route = route.wrap(from_fn(move |request, next| at_most_once(post, request, next)));
+        }
         table.push(Endpoint { method, path, access, surface: Surface::Api, route });
     };
     add(Method::POST, "/v1/tasks", Access::Scope(Scope::TasksCreate), web::route().to(tasks::create));
@@ -78,6 +85,16 @@ pub fn endpoints() -> Vec<Endpoint> {
         web::route().to(campaigns::erase),
     );
     add(Method::GET, "/v1/events", Access::Scope(Scope::AuditRead), web::route().to(events::of_log));
+    add(Method::GET, "/v1/audit", Access::Scope(Scope::AuditRead), web::route().to(audit::list));
+    add(Method::GET, "/v1/audit/key", Access::Scope(Scope::AuditRead), web::route().to(audit_record::key));
+    add(
+        Method::GET,
+        "/v1/audit/checkpoints",
+        Access::Scope(Scope::AuditRead),
+        web::route().to(audit_record::checkpoints),
+    );
+    add(Method::POST, "/v1/audit/checkpoints", Access::Scope(Scope::Admin), web::route().to(audit_record::sign));
+    add(Method::GET, "/v1/audit/export", Access::Scope(Scope::Admin), web::route().to(audit_record::export));
     add(Method::GET, "/v1/budgets", Access::Scope(Scope::BudgetsRead), web::route().to(budgets::list));
     add(Method::GET, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsRead), web::route().to(budgets::get));
     add(Method::PUT, "/v1/budgets/{scope}", Access::Scope(Scope::BudgetsWrite), web::route().to(budgets::put));

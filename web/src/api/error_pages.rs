@@ -46,6 +46,7 @@ pages! {
     "push-rejected",
     "rate-limited",
     "repo-not-found",
+    "request-in-progress",
     "sandbox-disk-full",
     "sandbox-out-of-memory",
     "sandbox-start-failed",

@@ -1,5 +1,7 @@
 //! Events: of one task, as a page or as a live stream, and of the whole log.
 
+use std::str::FromStr;
+
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
 use orchestra_events::store::{Direction, Filter};
@@ -41,11 +43,25 @@ fn accepts(request: &HttpRequest, media_type: &str) -> bool {
         .any(|part| part.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(media_type)))
 }
 
+/// The id of an event in a stream: a revision or a position. No store counts further than a signed number does.
+struct EventNumber(u64);
+
+impl FromStr for EventNumber {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        // Digits alone: a sign or a space is no id that was ever given out.
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = text.parse::<u64>().ok().filter(|number| digits && *number <= i64::MAX as u64);
+        number.map(Self).ok_or(())
+    }
+}
+
 /// Where to go on: `Last-Event-ID` is what a client that was cut off sends, so it goes before `?after=`.
 fn after(request: &HttpRequest, query: &mut Parameters) -> Option<u64> {
-    let asked = query.parsed::<u64>("after", "the id of the last event seen");
+    let asked = query.parsed::<EventNumber>("after", "the id of the last event seen").map(|number| number.0);
     let Some(last) = request.headers().get("last-event-id") else { return asked };
-    let last = last.to_str().ok().and_then(|text| text.trim().parse().ok());
+    let last = last.to_str().ok().and_then(|text| text.trim().parse::<EventNumber>().ok()).map(|number| number.0);
     if last.is_none() {
         query.fault("after", "the header Last-Event-ID is not the id of an event");
     }
@@ -98,7 +114,8 @@ pub async fn of_task(
         ("team" = Option<String>, Query), ("task" = Option<String>, Query),
         ("Last-Event-ID" = Option<u64>, Header, description = "The same as `after`, as browsers send it")),
     responses((status = 200, description = "Events",
-        content((String = "text/event-stream"), (String = "application/x-ndjson")))))]
+        content((String = "text/event-stream"), (String = "application/x-ndjson"))),
+        (status = 404, description = "No such task or team, or another's", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn of_log(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let format = if accepts(&request, "application/x-ndjson") { Format::Lines } else { Format::LogEvents };
     let mut query = Parameters::of(&request)?;
@@ -115,6 +132,9 @@ pub async fn of_log(app: web::Data<App>, caller: Caller, request: HttpRequest) -
         Some(id) => Some(StreamName::task(visible(&app, &caller, &id.to_string()).await?.id)),
         None => None,
     };
+    if task.is_none() {
+        caller.require_whole_team("The log")?;
+    }
     let Some(team) = caller.narrow(team) else {
         // Another team's events do not exist for this caller.
         return Err(Problem::no_such_team());

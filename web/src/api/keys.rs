@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::future::LocalBoxFuture;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use orchestra_events::KeyId;
@@ -160,8 +161,10 @@ impl KeyView {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct IssuedKey {
-    /// `orc_<environment>_<id>_<secret>`: send it as `Authorization: Bearer …`. It cannot be shown again.
-    key: String,
+    /// `orc_<environment>_<id>_<secret>`: send it as `Authorization: Bearer …`. It cannot be shown again: `null` in the
+    /// answer to a repeat of the request.
+    #[schema(required)]
+    key: Option<String>,
     #[serde(flatten)]
     about: KeyView,
 }
@@ -390,7 +393,15 @@ fn new_key(mut body: Object, caller: &Caller, now: Timestamp, faults: &mut Fault
 }
 
 fn answer(key: &SecretString, about: KeyView) -> IssuedKey {
-    IssuedKey { key: key.expose_secret().to_owned(), about }
+    IssuedKey { key: Some(key.expose_secret().to_owned()), about }
+}
+
+/// The key as a repeat of the request that made its text sees it: without the text, which was shown once.
+pub fn show(app: web::Data<App>, caller: Caller, id: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move {
+        let about = KeyView::of(&visible(&app, &caller, &id).await?, Timestamp::now());
+        Ok(HttpResponse::Ok().json(IssuedKey { key: None, about }))
+    })
 }
 
 /// Issues a key.

@@ -1,5 +1,7 @@
 //! The REST interface, one file per resource.
 
+pub mod audit;
+pub mod audit_record;
 pub mod billing;
 pub mod billing_periods;
 pub mod body;
@@ -7,16 +9,20 @@ pub mod budgets;
 pub mod campaign_payload;
 pub mod campaign_resource;
 pub mod campaigns;
+pub mod csv;
 pub mod docs;
+pub mod document;
 pub mod endpoints;
 pub mod error_pages;
 pub mod events;
 pub mod fields;
 pub mod health;
 pub mod keys;
+pub mod once;
 pub mod openapi;
 pub mod payload;
 pub mod query;
+pub mod repeat;
 pub mod resource;
 pub mod rules;
 pub mod sandbox_usage;

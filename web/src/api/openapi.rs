@@ -1,10 +1,15 @@
 //! The OpenAPI document, from the handlers themselves, and the shapes of what they take.
 
+#![allow(unused_qualifications, reason = "derives write paths in full")]
+
 use actix_web::HttpResponse;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::{Modify, OpenApi, ToSchema};
+use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
 use super::resource::Usd;
+use crate::problem::{Field, ProblemBody};
 
 /// What a caller asks for.
 #[derive(ToSchema)]
@@ -41,8 +46,8 @@ pub struct TaskRequest {
     /// The branch to push to; made from the task's words when absent.
     #[schema(max_length = 244)]
     branch: Option<String>,
-    /// `builtin`, `claude-code`, `codex`, `opencode` or `command`.
-    harness: Option<String>,
+    /// The agent; `builtin` when absent.
+    harness: Option<HarnessName>,
     /// Program and arguments, with the harness `command`.
     #[schema(min_items = 1, max_items = 64)]
     command: Option<Vec<String>>,
@@ -56,11 +61,26 @@ pub struct TaskRequest {
     timeout_seconds: Option<u64>,
     retry: Option<AttemptsRequest>,
     pull_request: Option<PullRequestRequest>,
-    /// At most 50 entries: texts, numbers, true, false or null.
-    #[schema(value_type = Option<Object>)]
-    metadata: Option<()>,
+    metadata: Option<Metadata>,
     credentials: Option<CredentialsRequest>,
 }
+
+/// Free pairs: at most 50 entries of texts, numbers, true, false or null.
+pub struct Metadata;
+
+impl PartialSchema for Metadata {
+    fn schema() -> RefOr<Schema> {
+        let value = SchemaType::Array(vec![Type::String, Type::Number, Type::Boolean, Type::Null]);
+        ObjectBuilder::new()
+            .schema_type(SchemaType::new(Type::Object))
+            .additional_properties(Some(Schema::Object(ObjectBuilder::new().schema_type(value).build())))
+            .max_properties(Some(super::payload::MAX_METADATA_ENTRIES))
+            .description(Some("Free pairs: at most 50 entries of texts, numbers, true, false or null"))
+            .into()
+    }
+}
+
+impl ToSchema for Metadata {}
 
 /// A repository of several: its name alone, or an object.
 #[derive(ToSchema)]
@@ -116,7 +136,7 @@ pub struct AttemptsRequest {
     #[schema(minimum = 1, maximum = 10)]
     attempts: Option<u32>,
     /// `fresh`: the repository, cloned anew. `same`: the sandbox of the attempt before, with its changes.
-    workspace: Option<String>,
+    workspace: Option<WorkspaceName>,
 }
 
 /// What a task may cost.
@@ -295,11 +315,68 @@ pub enum Status {
     Cancelled,
 }
 
+/// Where a campaign stands.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+#[allow(dead_code, reason = "described, never built")]
+pub enum CampaignStatusName {
+    /// Its tasks are begun and worked on.
+    Running,
+    /// It waits for somebody to say that it goes on.
+    Paused,
+    /// Every task has ended.
+    Finished,
+    /// It was stopped.
+    Cancelled,
+}
+
+/// The agents there are.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+#[allow(dead_code, reason = "described, never built")]
+pub enum HarnessName {
+    /// Orchestra's own.
+    Builtin,
+    /// Anthropic's command line agent.
+    ClaudeCode,
+    /// OpenAI's command line agent.
+    Codex,
+    /// The open one.
+    Opencode,
+    /// A program of the caller's.
+    Command,
+}
+
+/// What a further attempt begins with.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+#[allow(dead_code, reason = "described, never built")]
+pub enum WorkspaceName {
+    /// The repository, cloned anew.
+    Fresh,
+    /// The sandbox of the attempt before, with its changes.
+    Same,
+}
+
+/// What kind of being acted.
+#[derive(ToSchema)]
+#[schema(rename_all = "kebab-case")]
+#[allow(dead_code, reason = "described, never built")]
+pub enum ActorKindName {
+    /// A caller with an API key.
+    ApiKey,
+    /// A person signed in to the dashboard.
+    Person,
+    /// Orchestra itself.
+    System,
+}
+
 /// One event in its envelope.
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "described, never built")]
 pub struct Event {
     id: String,
+    /// What happened, as a stable name.
     #[schema(rename = "type")]
     kind: String,
     schema: u16,
@@ -311,15 +388,17 @@ pub struct Event {
     actor: EventActor,
     correlation: Option<String>,
     causation: Option<String>,
-    #[schema(value_type = Object)]
-    data: (),
+    /// What happened; its shape belongs to the type and the schema.
+    data: serde_json::Map<String, serde_json::Value>,
+    /// The words in it were erased: placeholders stand where they were. Absent otherwise.
+    erased: Option<bool>,
 }
 
 /// Who caused an event.
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "described, never built")]
 pub struct EventActor {
-    kind: String,
+    kind: ActorKindName,
     id: String,
     team: Option<String>,
 }
@@ -426,7 +505,7 @@ impl Modify for Bearer {
     info(title = "Orchestra", description = "Runs background coding agents for teams: isolated, budgeted, audited."),
     modifiers(&Bearer),
     security(("key" = [])),
-    components(schemas(crate::problem::ProblemBody, crate::problem::Field)),
+    components(schemas(ProblemBody, Field, Status, CampaignStatusName)),
     paths(
         super::tasks::create,
         super::tasks::list,
@@ -446,6 +525,11 @@ impl Modify for Bearer {
         super::campaigns::erase,
         super::campaigns::retry,
         super::campaigns::credentials,
+        super::audit::list,
+        super::audit_record::key,
+        super::audit_record::checkpoints,
+        super::audit_record::sign,
+        super::audit_record::export,
         super::budgets::list,
         super::budgets::get,
         super::budgets::put,
@@ -483,7 +567,7 @@ pub struct Document;
 
 /// This document.
 #[utoipa::path(get, path = "/openapi.json", tag = "operation", security(()),
-    responses((status = 200, description = "The OpenAPI document")))]
+    responses((status = 200, description = "The OpenAPI document", content_type = "application/json", body = Object)))]
 pub async fn openapi_json() -> HttpResponse {
-    HttpResponse::Ok().json(Document::openapi())
+    HttpResponse::Ok().json(super::document::document())
 }

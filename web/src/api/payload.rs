@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use orchestra_actors::{Credentials, NewRepo, NewTask};
 use orchestra_events::NanoUsd;
@@ -337,6 +338,7 @@ pub fn new_task(raw: &RawValue, caller: &Caller) -> Result<NewTask, Problem> {
             None => Credentials::default(),
         },
         team,
+        bounds: Arc::clone(&caller.bounds),
         idempotency: None,
     };
     body.finish(&mut faults);

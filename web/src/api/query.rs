@@ -38,6 +38,10 @@ impl Parameters {
 
     /// A parameter's text; an empty one is absent.
     pub fn text(&mut self, name: &'static str) -> Option<String> {
+        self.given(name).filter(|text| !text.is_empty())
+    }
+
+    fn given(&mut self, name: &'static str) -> Option<String> {
         self.known.push(name);
         let mut found = None;
         let mut twice = false;
@@ -52,12 +56,12 @@ impl Parameters {
         if twice {
             self.fault(name, "comes twice; say it once");
         }
-        found.filter(|text| !text.is_empty())
+        found
     }
 
-    /// A parameter that parses.
+    /// A parameter that parses. An empty one says nothing that could be meant.
     pub fn parsed<T: FromStr>(&mut self, name: &'static str, expected: &str) -> Option<T> {
-        let text = self.text(name)?;
+        let text = self.given(name)?;
         let parsed = text.parse().ok();
         if parsed.is_none() {
             self.fault(name, format!("expected {expected}"));

@@ -151,7 +151,7 @@ pub struct Links {
 #[schema(as = Task)]
 pub struct TaskView {
     id: String,
-    /// queued, preparing, running, awaiting-credentials, retrying, succeeded, failed or cancelled.
+    #[schema(value_type = super::openapi::Status)]
     status: &'static str,
     /// What it is doing right now, or why it stands there.
     reason: String,
@@ -160,6 +160,7 @@ pub struct TaskView {
     /// What is to be done.
     task: String,
     model: String,
+    #[schema(value_type = super::openapi::HarnessName)]
     harness: &'static str,
     team: String,
     project: Option<String>,

@@ -17,7 +17,7 @@ async fn as_it_stands(app: &App, caller: &Caller, id: &str) -> Result<HttpRespon
 
 /// Asks for a task to be stopped.
 #[utoipa::path(post, path = "/v1/tasks/{id}/cancel", tag = "tasks", operation_id = "cancelTask",
-    params(("id" = String, Path)), request_body(content = Option<super::openapi::CancelRequest>),
+    params(("id" = String, Path)), request_body(content = Option<super::openapi::CancelRequest>, example = json!({"reason": "not needed any more"})),
     responses((status = 202, description = "It is being stopped, or was already", body = TaskView),
         (status = 409, description = "It is over", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn cancel(
@@ -53,7 +53,7 @@ pub async fn retry(
 
 /// Speaks to the running agent.
 #[utoipa::path(post, path = "/v1/tasks/{id}/messages", tag = "tasks", operation_id = "steerTask",
-    params(("id" = String, Path)), request_body(content = super::openapi::MessageRequest),
+    params(("id" = String, Path)), request_body(content = super::openapi::MessageRequest, example = json!({"message": "Leave the tests as they are."})),
     responses((status = 202, description = "The agent hears it before its next step", body = TaskView),
         (status = 409, description = "No agent is running", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn message(
@@ -83,7 +83,7 @@ pub async fn message(
 
 /// Replaces the secrets of a task. They are held in memory only.
 #[utoipa::path(put, path = "/v1/tasks/{id}/credentials", tag = "tasks", operation_id = "putTaskCredentials",
-    params(("id" = String, Path)), request_body(content = super::openapi::CredentialsRequest),
+    params(("id" = String, Path)), request_body(content = super::openapi::CredentialsRequest, example = json!({"git": {"token": "ghp_example"}})),
     responses((status = 202, description = "The task goes on with them", body = TaskView),
         (status = 409, description = "It is over", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn credentials(

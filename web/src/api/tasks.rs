@@ -2,6 +2,7 @@
 
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::future::LocalBoxFuture;
 use jiff::Timestamp;
 use orchestra_actors::service::Idempotency;
 use orchestra_events::TaskId;
@@ -32,7 +33,12 @@ pub async fn visible(app: &App, caller: &Caller, id: &str) -> Result<TaskResourc
     let id = task_id(id)?;
     app.caught_up().await?;
     let task = app.read.task(id).await?.ok_or_else(Problem::no_such_task)?;
-    if caller.sees(&task.spec.team) { Ok(task) } else { Err(Problem::no_such_task()) }
+    if caller.sees_task(&task.spec) { Ok(task) } else { Err(Problem::no_such_task()) }
+}
+
+/// The task as a repeat of a request about it sees it.
+pub fn show(app: web::Data<App>, caller: Caller, id: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move { Ok(HttpResponse::Ok().json(TaskView::from(visible(&app, &caller, &id).await?))) })
 }
 
 pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {
@@ -50,7 +56,10 @@ pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, P
 /// Answers as soon as the task is durable; follow `links.events` to see what becomes of it. With an `Idempotency-Key`
 /// a repeat of the same request returns the task that the first one made.
 #[utoipa::path(post, path = "/v1/tasks", tag = "tasks", operation_id = "createTask",
-    request_body(content = super::openapi::TaskRequest),
+    request_body(content = super::openapi::TaskRequest, example = json!({
+        "repo": "acme/api", "task": "Bump terraform-aws-provider from 5.x to 6.x; update breaking calls",
+        "model": "claude-sonnet-4-6", "team": "platform", "budget": {"maxUsd": 2.00},
+    })),
     params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat of this request do nothing new")),
     responses(
         (status = 202, description = "Accepted", body = TaskView, headers(("Location" = String, description = "The task"))),
@@ -106,6 +115,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> 
         campaign: query.text("campaign"),
         created_after: query.parsed::<Timestamp>("createdAfter", time),
         created_before: query.parsed::<Timestamp>("createdBefore", time),
+        bounds: (*caller.bounds).clone(),
     };
     let cursor = query.parsed::<Cursor>("cursor", "the nextCursor of the page before");
     let limit = query.limit(DEFAULT_PAGE, MAX_PAGE);

@@ -12,10 +12,12 @@ use orchestra_events::projections::{Dimension, UsageGroup, UsageQuery};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
+use super::csv::field;
 use super::query::Parameters;
 use super::resource::Usd;
 use crate::App;
 use crate::auth::Caller;
+use crate::auth::caller::Bound;
 use crate::problem::{Field, Problem};
 
 struct Line<'a>(&'a UsageGroup);
@@ -44,12 +46,6 @@ impl Serialize for Line<'_> {
 struct Report<'a> {
     groups: Vec<Line<'a>>,
     total: Line<'a>,
-}
-
-/// A CSV field (RFC 4180). Text that a spreadsheet would run as a formula gets a quote in front.
-pub(super) fn field(text: &str) -> String {
-    let text = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() };
-    if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
 }
 
 fn csv(group_by: &[Dimension], groups: &[UsageGroup]) -> String {
@@ -124,6 +120,8 @@ pub async fn report(app: web::Data<App>, caller: Caller, request: HttpRequest) -
         query.fault("format", "expected json or csv");
     }
     query.finish()?;
+    // A line knows neither the repositories nor the tasks whose calls it sums up.
+    caller.require_unbound("Usage", &[Bound::Repo, Bound::Model])?;
     let accepts_csv = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
     let as_csv = match format.as_deref() {
         Some(format) => format == "csv",
@@ -131,7 +129,11 @@ pub async fn report(app: web::Data<App>, caller: Caller, request: HttpRequest) -
     };
     app.caught_up().await?;
     let report = match caller.narrow(team) {
-        Some(team) => app.read.usage(UsageQuery { group_by: group_by.clone(), from, to, team, customer }).await?,
+        Some(team) => {
+            app.read
+                .usage(UsageQuery { group_by: group_by.clone(), from, to, team, customer, bounds: (*caller.bounds).clone() })
+                .await?
+        }
         // Another team's usage does not exist for this caller.
         None => orchestra_events::projections::UsageReport::default(),
     };

@@ -93,8 +93,9 @@ pub struct WebhookList {
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookSecret {
-    /// What messages are signed with from now on. It is shown this once.
-    pub secret: String,
+    /// What messages are signed with from now on. It is shown this once: `null` in the answer to a repeat of the request.
+    #[schema(required)]
+    pub secret: Option<String>,
     /// Until then they are signed with the one before, too.
     #[schema(format = "date-time")]
     pub previous_secret_until: Option<String>,

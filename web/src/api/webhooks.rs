@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::future::LocalBoxFuture;
 use orchestra_actors::NewWebhook;
 use orchestra_actors::service::Idempotency;
 use orchestra_events::key::{Bounds, Scope};
@@ -52,9 +53,10 @@ pub fn check_bounds(caller: &Caller, spec: &WebhookSpec) -> Result<(), Problem> 
     if is_within(caller, spec) {
         return Ok(());
     }
-    let detail = "reaches further than the key; name its own projects and environments, and use a key that is bound to \
+    let detail =
+        "reaches further than the key; name its own projects and environments, and use a key that is bound to \
         nothing else"
-        .to_owned();
+            .to_owned();
     Err(Problem::invalid(vec![Field { pointer: String::new(), detail }]))
 }
 
@@ -73,6 +75,23 @@ pub fn actor(caller: &Caller, team: Option<&str>) -> Actor {
 
 async fn as_it_stands(app: &App, caller: &Caller, id: &str) -> Result<HttpResponse, Problem> {
     Ok(HttpResponse::Ok().json(WebhookView::from(visible(app, caller, id).await?)))
+}
+
+/// The webhook as a repeat of a request about it sees it.
+pub fn show(app: web::Data<App>, caller: Caller, id: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move { as_it_stands(&app, &caller, &id).await })
+}
+
+/// What a repeat of the request for a new secret sees of it.
+pub fn show_secret(
+    app: web::Data<App>,
+    caller: Caller,
+    id: String,
+) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move {
+        let previous_secret_until = visible(&app, &caller, &id).await?.previous_until.map(|time| time.to_string());
+        Ok(HttpResponse::Ok().json(WebhookSecret { secret: None, previous_secret_until }))
+    })
 }
 
 fn url(text: &str) -> Result<(), String> {
@@ -164,8 +183,7 @@ fn new_spec(mut object: Object, caller: &Caller, faults: &mut Faults) -> Option<
         events: events.clone().unwrap_or_default(),
         // What is left out is as the key's own.
         projects: names(&mut object, "projects", faults).unwrap_or_else(|| caller.bounds.projects.clone()),
-        environments: names(&mut object, "environments", faults)
-            .unwrap_or_else(|| caller.bounds.environments.clone()),
+        environments: names(&mut object, "environments", faults).unwrap_or_else(|| caller.bounds.environments.clone()),
         description: object.text("description", description, faults),
     };
     if faults.count() == before {
@@ -353,7 +371,7 @@ pub async fn rotate(
     let secret = app.webhooks()?.rotate_webhook(row.id, overlap, actor).await?;
     let row = visible(&app, &caller, &id).await?;
     Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(WebhookSecret {
-        secret: secret.expose_secret().to_owned(),
+        secret: Some(secret.expose_secret().to_owned()),
         previous_secret_until: row.previous_until.map(|time| time.to_string()),
     }))
 }

@@ -9,8 +9,10 @@ use actix_web::dev::Payload;
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
 use jiff::Timestamp;
+use orchestra_events::campaign::CampaignSpec;
 use orchestra_events::key::{Bounds, KeyLimits, Scope};
 use orchestra_events::session::Session;
+use orchestra_events::task::TaskSpec;
 use orchestra_events::{Actor, ActorKind, EventId, KeyId, Origin, SessionId};
 use sha2::{Digest as _, Sha256};
 
@@ -51,6 +53,43 @@ impl fmt::Display for Who {
     }
 }
 
+/// A thing that a key can be bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// Its projects.
+    Project,
+    /// Its environments.
+    Environment,
+    /// Its kinds of work.
+    TaskType,
+    /// Its repositories.
+    Repo,
+    /// Its models.
+    Model,
+}
+
+impl Bound {
+    fn is_set(self, bounds: &Bounds) -> bool {
+        match self {
+            Self::Project => !bounds.projects.is_empty(),
+            Self::Environment => !bounds.environments.is_empty(),
+            Self::TaskType => !bounds.task_types.is_empty(),
+            Self::Repo => !bounds.repos.is_empty(),
+            Self::Model => !bounds.models.is_empty(),
+        }
+    }
+
+    const fn plural(self) -> &'static str {
+        match self {
+            Self::Project => "projects",
+            Self::Environment => "environments",
+            Self::TaskType => "task types",
+            Self::Repo => "repositories",
+            Self::Model => "models",
+        }
+    }
+}
+
 /// Who is calling.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
@@ -76,7 +115,8 @@ pub struct Caller {
     pub address: Option<IpAddr>,
     /// The program they called with, by its own word.
     pub user_agent: Option<String>,
-    /// The request they are at, where they gave it a name of its own: the same for each repeat of it.
+    /// The request they are at, where they gave it a name of its own: the same for each repeat of it, and for one that was
+    /// claimed in the log the id of its claim.
     pub request: Option<EventId>,
 }
 
@@ -129,6 +169,30 @@ impl Caller {
     /// Whether this team's things exist for them.
     pub fn sees(&self, team: &str) -> bool {
         self.is_admin() || self.team.as_deref() == Some(team)
+    }
+
+    /// Whether this task, or a task like it, exists for them.
+    pub fn sees_task(&self, spec: &TaskSpec) -> bool {
+        self.sees(&spec.team) && self.bounds.admits(spec).is_ok()
+    }
+
+    /// Whether this campaign exists for them: all of its tasks would.
+    pub fn sees_campaign(&self, spec: &CampaignSpec) -> bool {
+        self.sees_task(&spec.template) && spec.repos.iter().all(|repo| self.bounds.admits_repo(&repo.repo))
+    }
+
+    /// Refuses what cannot be narrowed to a part of a team's things, where only a part is theirs. Where they may call from
+    /// narrows nothing.
+    pub fn require_whole_team(&self, what: &str) -> Result<(), Problem> {
+        self.require_unbound(what, &[Bound::Project, Bound::Environment, Bound::TaskType, Bound::Repo, Bound::Model])
+    }
+
+    /// The same for an answer that can be narrowed by everything but these.
+    pub fn require_unbound(&self, what: &str, bounds: &[Bound]) -> Result<(), Problem> {
+        match bounds.iter().find(|bound| bound.is_set(&self.bounds)) {
+            Some(bound) => Err(Problem::too_wide(what, bound.plural())),
+            None => Ok(()),
+        }
     }
 
     /// The team whose things they see; `None`: every team's. An ordinary key without a team sees nothing, which the

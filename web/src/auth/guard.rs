@@ -11,33 +11,45 @@ use actix_web::{Error, HttpMessage as _, Route};
 use super::Caller;
 use super::caller::identify;
 use crate::problem::Problem;
-use crate::routes::{Access, Endpoint, Surface};
+use crate::routes::{Access, Endpoint, Surface, is_narrowed};
 
 /// The route of a row, with the guard in front of it.
 pub fn guarded(endpoint: Endpoint) -> Route {
-    let Endpoint { access, surface, route, .. } = endpoint;
-    route.wrap(from_fn(move |request, next| guard(access, surface, request, next)))
+    let Endpoint { access, surface, route, path, .. } = endpoint;
+    let asks = Asks { access, narrowed: is_narrowed(path) };
+    route.wrap(from_fn(move |request, next| guard(asks, surface, request, next)))
+}
+
+/// What a row asks of its callers.
+#[derive(Clone, Copy)]
+struct Asks {
+    access: Access,
+    /// The handler holds its answer to the bounds of a key; where it does not, a key with bounds is not let in.
+    narrowed: bool,
 }
 
 /// Who is calling and may, or why nobody does. `None`: nobody was asked.
-fn admit(access: Access, request: &ServiceRequest) -> Result<Option<Caller>, Problem> {
-    let caller = match access {
+fn admit(asks: Asks, request: &ServiceRequest) -> Result<Option<Caller>, Problem> {
+    let caller = match asks.access {
         Access::Anyone => return Ok(None),
         Access::Known | Access::Scope(_) => identify(request.request())?,
     };
-    if let Access::Scope(scope) = access {
+    if let Access::Scope(scope) = asks.access {
         caller.require(scope)?;
+        if !asks.narrowed {
+            caller.require_whole_team("This")?;
+        }
     }
     Ok(Some(caller))
 }
 
 async fn guard(
-    access: Access,
+    asks: Asks,
     surface: Surface,
     request: ServiceRequest,
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    match admit(access, &request) {
+    match admit(asks, &request) {
         Ok(caller) => {
             if let Some(caller) = caller {
                 request.extensions_mut().insert(caller);

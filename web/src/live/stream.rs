@@ -5,7 +5,6 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::dev::Extensions;
@@ -17,8 +16,8 @@ use orchestra_actors::Delta;
 use orchestra_events::subscription::{Delivery, Subscription};
 use orchestra_events::task::TaskEvent;
 use orchestra_events::{Envelope, TaskId};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::{self, error::RecvError};
-use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::frames::Format;
@@ -190,10 +189,7 @@ pub fn respond(
     subject: Subject,
     format: Format,
 ) -> Result<HttpResponse, Problem> {
-    let permit = Arc::clone(&app.streams).try_acquire_owned().map_err(|error| match error {
-        TryAcquireError::NoPermits => Problem::overloaded("Too many live streams are open."),
-        TryAcquireError::Closed => Problem::overloaded("The server is shutting down."),
-    })?;
+    let permit = app.stream_permit()?;
     let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let live = Live {

@@ -12,6 +12,8 @@ use super::format;
 use super::html::Html;
 use super::shell::{Shell, Visitor, page};
 use crate::App;
+use crate::auth::Caller;
+use crate::auth::caller::Bound;
 use crate::fragments::{BudgetBar, Fragments};
 use crate::problem::Problem;
 
@@ -106,10 +108,15 @@ impl BudgetsPage {
     }
 }
 
-/// The teams that have used anything, by name.
-async fn known_teams(app: &App) -> Result<Vec<String>, Problem> {
+/// The teams that have used anything that an operator is good for, by name.
+async fn known_teams(app: &App, operator: &Caller) -> Result<Vec<String>, Problem> {
+    if operator.require_unbound("Usage", &[Bound::Repo, Bound::Model]).is_err() {
+        // They know the team that they are here for.
+        return Ok(Vec::new());
+    }
     app.caught_up().await?;
-    let query = UsageQuery { group_by: vec![Dimension::Team], ..UsageQuery::default() };
+    let bounds = (*operator.bounds).clone();
+    let query = UsageQuery { group_by: vec![Dimension::Team], bounds, ..UsageQuery::default() };
     let report = app.read.usage(query).await?;
     let names = report.groups.into_iter().filter_map(|group| group.key.into_iter().next()?.1);
     Ok(names.take(MAX_TEAMS).collect())
@@ -119,7 +126,7 @@ async fn known_teams(app: &App) -> Result<Vec<String>, Problem> {
 pub async fn show(app: web::Data<App>, visitor: Visitor, query: web::Query<Query>) -> Result<HttpResponse, PageError> {
     let names = match visitor.caller.only_team() {
         Some(own) => vec![own],
-        None => known_teams(&app).await?,
+        None => known_teams(&app, &visitor.caller).await?,
     };
     let chosen = query.into_inner().team.filter(|team| !team.is_empty()).or_else(|| names.first().cloned());
     let scopes = match &chosen {
@@ -139,6 +146,8 @@ pub async fn show(app: web::Data<App>, visitor: Visitor, query: web::Query<Query
         })
         .collect();
     let fragments = &app.dashboard.fragments;
-    let scopes = scopes.iter().map(|view| ScopePanel::new(fragments, view)).collect();
+    // The same as in the interface: a budget of which only a part is theirs is none of theirs.
+    let visible = |view: &&View| crate::api::budgets::admit(&visitor.caller, &view.scope).is_ok();
+    let scopes = scopes.iter().filter(visible).map(|view| ScopePanel::new(fragments, view)).collect();
     Ok(page(StatusCode::OK, &BudgetsPage { shell: Shell::of(&visitor), teams, scopes }))
 }

@@ -147,7 +147,8 @@ async fn find(app: &App, visitor: &Visitor, query: &Query) -> Result<Found, Page
             PageError::from(Problem::invalid_query(vec![field])).back_to("/campaigns", "All campaigns")
         })?),
     };
-    let filter = CampaignFilter { team: visitor.caller.only_team(), status: None };
+    let filter =
+        CampaignFilter { team: visitor.caller.only_team(), status: None, bounds: (*visitor.caller.bounds).clone() };
     Ok(app.read.campaigns(filter, after, ROWS).await?)
 }
 

@@ -5,6 +5,7 @@
 
 pub mod actions;
 pub mod assets;
+pub mod audit;
 pub mod budgets;
 pub mod campaigns;
 pub mod diff;

@@ -6,8 +6,8 @@ use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, web};
 use askama::Template;
 use jiff::Timestamp;
-use orchestra_events::SessionId;
 use orchestra_events::session::{Holder, Session, SessionEnd, Way};
+use orchestra_events::{Actor, SessionId};
 use serde::Deserialize;
 
 use super::actions::Plain;
@@ -241,6 +241,8 @@ pub async fn choose(app: web::Data<App>, visitor: Visitor, form: web::Form<Choic
         return Err(Problem::new(Code::Conflict, "A key speaks for one team alone.").into());
     };
     let team = Some(form.into_inner().team).filter(|team| !team.is_empty());
-    app.sessions.choose(&*app.store, id, team, &visitor.caller.actor()).await.map_err(Problem::from)?;
+    // Of no team: each would learn of the other.
+    let actor = Actor { team: None, ..visitor.caller.actor() };
+    app.sessions.choose(&*app.store, id, team, &actor).await.map_err(Problem::from)?;
     Ok(HttpResponse::SeeOther().insert_header((header::LOCATION, "/tasks")).finish())
 }

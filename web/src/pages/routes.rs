@@ -5,7 +5,9 @@ use actix_web::http::Method;
 use actix_web::{Handler, Responder, web};
 use orchestra_events::key::Scope;
 
-use super::{actions, assets, budgets, campaigns, docs, keys, live, people, sign_in, task, tasks, usage, webhooks};
+use super::{
+    actions, assets, audit, budgets, campaigns, docs, keys, live, people, sign_in, task, tasks, usage, webhooks,
+};
 use crate::routes::{Access, Endpoint, Surface};
 
 /// A row with its handler.
@@ -74,6 +76,7 @@ pub fn pages() -> Vec<Endpoint> {
         post("/campaigns/{id}/retry", scope(Scope::CampaignsCreate), campaigns::retry),
         post("/campaigns/{id}/credentials", scope(Scope::CampaignsCreate), campaigns::credentials),
         live("/live/campaigns", scope(Scope::CampaignsRead), live::campaigns::list),
+        get("/audit", scope(Scope::AuditRead), audit::show),
         get("/budgets", scope(Scope::BudgetsRead), budgets::show),
         get("/usage", scope(Scope::UsageRead), usage::show),
         post("/usage/{period}/close", scope(Scope::BillingWrite), usage::close),

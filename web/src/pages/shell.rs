@@ -131,6 +131,11 @@ impl Visitor {
         if matches { Ok(()) } else { Err(PageError::stale_form()) }
     }
 
+    /// Whether the audit is theirs to read.
+    pub fn may_audit(&self) -> bool {
+        self.caller.may(Scope::AuditRead)
+    }
+
     /// Whether they are still signed in, with the rights that they had; asked by streams, which outlive the request.
     pub fn still_here(&self, app: &App) -> bool {
         app.standing(&self.caller).is_some_and(|now| now.team == self.caller.team && now.scopes == self.caller.scopes)

@@ -63,7 +63,7 @@ impl Current {
                 break;
             }
         }
-        let task = task.filter(|task| visitor.caller.sees(&task.spec.team)).ok_or_else(Problem::no_such_task)?;
+        let task = task.filter(|task| visitor.caller.sees_task(&task.spec)).ok_or_else(Problem::no_such_task)?;
         Ok(Self { task, missing: Vec::new() })
     }
 

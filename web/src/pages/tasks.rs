@@ -53,8 +53,13 @@ impl Query {
             }
             None => None,
         };
-        let mut filter =
-            TaskFilter { status, team: given(&self.team), repo: given(&self.repo), ..TaskFilter::default() };
+        let mut filter = TaskFilter {
+            status,
+            team: given(&self.team),
+            repo: given(&self.repo),
+            bounds: (*visitor.caller.bounds).clone(),
+            ..TaskFilter::default()
+        };
         if let Some(own) = visitor.caller.only_team() {
             // Another team's tasks do not exist for this visitor; their own need not be asked for.
             if filter.team.as_ref().is_some_and(|team| *team != own) {

@@ -316,6 +316,7 @@ pub async fn show(app: web::Data<App>, visitor: Visitor, query: web::Query<Query
         to: Some(asked.to),
         team: asked.team.clone(),
         customer: None,
+        bounds: (*visitor.caller.bounds).clone(),
     };
     let report = app.read.usage(query).await?;
     let reads_bills = visitor.caller.may(Scope::BillingRead);

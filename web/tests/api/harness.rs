@@ -32,7 +32,8 @@ use orchestra_events::store::memory::MemoryStore;
 use orchestra_events::store::{Direction, MAX_PAGE};
 use orchestra_events::task::event::{CredentialKind, ErasureReason, SCHEMA};
 use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
-use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, NewEvent, Revision, StreamName, TaskId};
+use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, KeyId, NewEvent, Revision, StreamName, TaskId};
+use orchestra_web::auth::issuing::{NewKey, issue, rotate_key};
 use orchestra_web::auth::{
     KeyRing, NewSession, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses,
 };
@@ -80,16 +81,19 @@ impl Service {
         let expected = history.last().map_or(Expected::NoStream, |last| Expected::Exactly(last.revision));
         let events = events
             .into_iter()
-            .map(|event| NewEvent {
-                id: EventId(Uuid::now_v7()),
-                kind: event.kind().into(),
-                schema: SCHEMA,
-                time,
-                actor: actor.clone(),
-                correlation: Some(StreamName::task(id)),
-                causation: None,
-                data: event.data().expect("JSON"),
-                private: None,
+            .map(|event| {
+                let (data, private) = event.parts(*b"as random as a test needs it.  \n").expect("JSON");
+                NewEvent {
+                    id: EventId(Uuid::now_v7()),
+                    kind: event.kind().into(),
+                    schema: SCHEMA,
+                    time,
+                    actor: actor.clone(),
+                    correlation: Some(StreamName::task(id)),
+                    causation: None,
+                    data,
+                    private,
+                }
             })
             .collect();
         self.store.append(&StreamName::task(id), expected, events).await.expect("an append");
@@ -182,6 +186,7 @@ impl TaskService for Service {
             caller_brings_model_key: new.credentials.model.is_some(),
             caller_brings_git_token: new.credentials.git.is_some(),
         };
+        new.bounds.admits(&spec)?;
         self.command(id, Command::Create(Box::new(spec)), &actor).await?;
         Ok(Submitted { task: self.resource(id).await, repeated: false })
     }
@@ -272,16 +277,25 @@ impl Answer {
 
 impl Server {
     pub async fn start() -> Self {
-        Self::start_with(|app| app).await
+        Self::start_as(Arc::new(MemoryStore::new()), None, |app| app).await
     }
 
     /// A server whose application was changed before it served anybody.
     pub async fn start_with(change: impl FnOnce(App) -> App) -> Self {
+        Self::start_as(Arc::new(MemoryStore::new()), None, change).await
+    }
+
+    /// A server over a log that there is already, of which this is the admin key.
+    pub async fn start_on(store: Arc<MemoryStore>, admin: String) -> Self {
+        Self::start_as(store, Some(admin), |app| app).await
+    }
+
+    async fn start_as(store: Arc<MemoryStore>, admin: Option<String>, change: impl FnOnce(App) -> App) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let store = Arc::new(MemoryStore::new());
         let read = Arc::new(ReadModels::open(&folder.path().join("read.db")).expect("read models"));
         let keys = Arc::new(KeyRing::load(&*store).await.expect("keys"));
-        let admin = ensure_admin_key(&*store, &keys).await.expect("an append").expect("the first key");
+        let issued = ensure_admin_key(&*store, &keys).await.expect("an append");
+        let admin = admin.or(issued.map(|key| key.expose_secret().to_owned())).expect("the first key");
         let service = Arc::new(Service {
             store: Arc::clone(&store),
             submitted: Mutex::default(),
@@ -294,10 +308,12 @@ impl Server {
         actix_web::rt::spawn(Arc::clone(&keys).follow(Arc::clone(&log), cancel.clone().cancelled_owned()));
         let campaigns = Arc::new(Campaigns::new(Arc::clone(&store)));
         let budgets = Arc::new(Budgets::default());
+        let signing = orchestra_events::audit::SigningKey::from_bytes(&[5; 32]);
+        let notary = orchestra_actors::Notary::new(store.clone(), signing, "node-1", None).expect("a name");
+        let app = App::new(service.clone(), campaigns.clone(), budgets, log, read, keys).with_audit(Arc::new(notary));
         let webhooks = Arc::new(Webhooks(Arc::clone(&store)));
-        let app = change(App::new(service.clone(), campaigns.clone(), budgets, log, read, keys));
+        let app = change(app);
         let app = web::Data::new(app.with_webhooks(webhooks.clone()));
-        let admin = admin.expose_secret().to_owned();
         Self { app, store, service, campaigns, webhooks, admin, stop: cancel.drop_guard(), _folder: folder }
     }
 
@@ -316,6 +332,21 @@ impl Server {
         let (_, text) = issued.expect("a key");
         self.keys_caught_up().await;
         text.expose_secret().to_owned()
+    }
+
+    /// A key with bounds and an end, known to the ring.
+    pub async fn issue(&self, new: NewKey) -> (KeyId, String) {
+        let new = NewKey { name: "test".to_owned(), environment: "test".to_owned(), ..new };
+        let (id, text) = issue(&*self.store, new, &Actor::system("test")).await.expect("a key");
+        self.keys_caught_up().await;
+        (id, text.expose_secret().to_owned())
+    }
+
+    /// Gives a key another text; the one before works for `overlap`.
+    pub async fn rotate(&self, id: KeyId, overlap: Duration) -> String {
+        let rotated = rotate_key(&*self.store, id, "test", overlap, &Actor::system("test")).await;
+        self.keys_caught_up().await;
+        rotated.expect("a new text").expose_secret().to_owned()
     }
 
     /// Takes a key back, and waits until the ring knows.
@@ -380,10 +411,14 @@ impl Server {
     pub async fn send(&self, request: TestRequest) -> Answer {
         let app = self.app.clone();
         let service = test::init_service(actix_web::App::new().configure(|cfg| configure(cfg, app))).await;
-        let response = test::call_service(&service, request.to_request()).await;
+        let request = request.to_request();
+        let (method, path) = (request.method().clone(), request.path().to_owned());
+        let response = test::call_service(&service, request).await;
         let (status, headers) = (response.status(), response.headers().clone());
         let body = tokio::time::timeout(SOON, test::read_body(response)).await.expect("the body ends");
-        Answer { status, headers, body }
+        let answer = Answer { status, headers, body };
+        crate::conformance::check(&method, &path, &answer);
+        answer
     }
 
     pub async fn stream(&self, request: TestRequest) -> Pieces {

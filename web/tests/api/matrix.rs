@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use actix_web::Error;
 use actix_web::body::BoxBody;
@@ -14,14 +15,15 @@ use actix_web::test::{TestRequest, call_service, init_service, read_body};
 use actix_web::web::Bytes;
 use jiff::Timestamp;
 use orchestra_events::blob::Content;
-use orchestra_events::key::Scope;
+use orchestra_events::key::{Bounds, Scope};
 use orchestra_events::task::TaskEvent;
 use orchestra_events::task::conversation::Block;
 use orchestra_events::webhook::MessageId;
 use orchestra_events::{Actor, CampaignId, Direction, EventStore as _, StreamName, TaskId, WebhookId};
+use orchestra_web::auth::issuing::NewKey;
 use orchestra_web::auth::session;
 use orchestra_web::configure;
-use orchestra_web::routes::{Access, Surface, table};
+use orchestra_web::routes::{Access, Surface, is_narrowed, table};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
@@ -159,11 +161,15 @@ impl Things {
             (_, "/v1/campaigns/{id}") | ("POST", "/v1/campaigns/{id}/cancel" | "/v1/campaigns/{id}/retry") => {
                 of(campaign, Body::Nothing)
             }
+            ("DELETE", "/v1/tasks/{id}/content") => of(task, Body::Nothing),
+            ("DELETE", "/v1/campaigns/{id}/content") => of(campaign, Body::Nothing),
             (method, "/v1/budgets/{scope}") => {
                 let body = if method == "PUT" { Body::Json(json!({})) } else { Body::Nothing };
-                let at = |team: &str| format!("/v1/budgets/project:{team}/canary");
-                of((at("platform"), at("no-such-team")), body)
+                let at = |project: &str| format!("/v1/budgets/project:platform/{project}");
+                of((at(MARK), at("no-such")), body)
             }
+            ("GET", "/v1/audit" | "/v1/audit/key" | "/v1/audit/checkpoints" | "/v1/audit/export" | "/audit")
+            | ("POST", "/v1/audit/checkpoints") => plain(Body::Nothing),
             (method, "/v1/billing/plans/{team}") => {
                 let plan = || Body::Json(json!({"effectiveFrom": "2026-01-01", "markUpBasisPoints": 0}));
                 let body = if method == "PUT" { plan() } else { Body::Nothing };
@@ -239,6 +245,8 @@ impl Things {
             ("POST", "/tasks/{id}/cancel" | "/tasks/{id}/retry" | "/tasks/{id}/credentials") => {
                 of(task, Body::Form(Vec::new()))
             }
+            ("POST", "/tasks/{id}/erase") => of(task, Body::Form(vec![("certain", "yes".to_owned())])),
+            ("POST", "/campaigns/{id}/erase") => of(campaign, Body::Form(vec![("certain", "yes".to_owned())])),
             ("POST", "/tasks/{id}/messages") => of(task, Body::Form(vec![("message", "Go on.".to_owned())])),
             ("GET", "/campaigns/{id}" | "/campaigns/{id}/live") => of(campaign, Body::Nothing),
             ("POST", "/campaigns/{id}/cancel" | "/campaigns/{id}/retry" | "/campaigns/{id}/credentials") => {
@@ -328,6 +336,15 @@ fn sets() -> Vec<(String, Vec<Scope>)> {
     sets
 }
 
+/// Whether a caller is somebody.
+#[derive(Clone, Copy)]
+enum Known {
+    Yes,
+    No,
+    /// They are, and call from where they may not.
+    Elsewhere,
+}
+
 /// What the table says of a caller with these scopes.
 fn may(access: Access, scopes: &[Scope]) -> bool {
     match access {
@@ -377,17 +394,37 @@ async fn every_route_asks_every_caller_for_its_scope() {
         let holder = server.app.keys.authenticate(&revoked).expect("not revoked yet");
         let (cookie, ended) = (server.session(&good).await, server.session(&revoked).await);
         server.revoke(&holder.who).await;
+        let new = NewKey { team: Some("platform".to_owned()), scopes: scopes.clone(), ..NewKey::default() };
+        let now = Timestamp::now();
+        let ending = |at| NewKey { expires_at: Some(at), ..new.clone() };
+        let from = |network: &str| NewKey {
+            bounds: Bounds { networks: vec![network.parse().expect("a network")], ..Bounds::default() },
+            ..new.clone()
+        };
+        let (id, within_overlap) = server.issue(new.clone()).await;
+        let rotated = server.rotate(id, Duration::from_secs(3_600)).await;
+        let (id, rotated_out) = server.issue(new.clone()).await;
+        server.rotate(id, Duration::ZERO).await;
+        let good_key = |text: String| (Known::Yes, Shown::Bearer(text));
+        let dead_key = |text: String| (Known::No, Shown::Bearer(text));
         let mut callers = [
-            ("a good key", true, Shown::Bearer(good.clone())),
-            ("its session", true, Shown::Cookie(cookie)),
-            ("a revoked key", false, Shown::Bearer(revoked)),
-            ("a revoked key's session", false, Shown::Cookie(ended)),
-            ("nobody", false, Shown::Nothing),
-            ("garbage", false, Shown::Bearer(garbage.clone())),
-            ("a cookie of ours that never was", false, Shown::Cookie("00".repeat(32))),
+            ("a good key", good_key(good.clone())),
+            ("its session", (Known::Yes, Shown::Cookie(cookie))),
+            ("a rotated key", good_key(rotated)),
+            ("a rotated key's text before, within the overlap", good_key(within_overlap)),
+            ("a key that will expire", good_key(server.issue(ending(now + Duration::from_secs(3_600))).await.1)),
+            ("a key of this network", good_key(server.issue(from("192.0.2.0/24")).await.1)),
+            ("a key of another network", (Known::Elsewhere, Shown::Bearer(server.issue(from("10.0.0.0/8")).await.1))),
+            ("a rotated key's text before, after the overlap", dead_key(rotated_out)),
+            ("an expired key", dead_key(server.issue(ending(now - Duration::from_secs(1))).await.1)),
+            ("a revoked key", dead_key(revoked)),
+            ("a revoked key's session", (Known::No, Shown::Cookie(ended))),
+            ("nobody", (Known::No, Shown::Nothing)),
+            ("garbage", dead_key(garbage.clone())),
+            ("a cookie of ours that never was", (Known::No, Shown::Cookie("00".repeat(32)))),
         ];
         for row in rows() {
-            for (kind, known, shown) in &callers {
+            for (kind, (known, shown)) in &callers {
                 let sample = things.sample(&server, &row);
                 let cell = format!("{} {} by {kind} with {name}", row.method, row.path);
                 let mut body = sample.body.clone();
@@ -402,17 +439,19 @@ async fn every_route_asks_every_caller_for_its_scope() {
                     (Access::Anyone, _) => {
                         assert!(!matches!(status.as_u16(), 401 | 403), "{cell}: {status}");
                     }
-                    (Access::Known | Access::Scope(_), false) => assert!(unknown(&row, &answer), "{cell}: {status}"),
-                    (access, true) if may(access, &scopes) => {
+                    (Access::Known | Access::Scope(_), Known::No) => {
+                        assert!(unknown(&row, &answer), "{cell}: {status}");
+                    }
+                    (access, Known::Yes) if may(access, &scopes) => {
                         assert!(!unknown(&row, &answer), "{cell}: {status}");
                         assert!(!matches!(status.as_u16(), 401 | 403 | 404 | 405), "{cell}: {status}");
                     }
-                    (_, true) => assert_eq!(status, StatusCode::FORBIDDEN, "{cell}"),
+                    (_, Known::Yes | Known::Elsewhere) => assert_eq!(status, StatusCode::FORBIDDEN, "{cell}"),
                 }
             }
             // Signing in anew and signing out end a session.
             if row.path.starts_with("/sign-") {
-                callers[1].2 = Shown::Cookie(server.session(&good).await);
+                callers[1].1.1 = Shown::Cookie(server.session(&good).await);
             }
         }
     }
@@ -425,13 +464,31 @@ async fn what_is_another_teams_is_as_if_it_were_not() {
     let service = service!(server);
     // Everything but an operator's.
     let scopes: Vec<_> = Scope::ALL.iter().copied().filter(|scope| *scope != Scope::Admin).collect();
-    let other = Shown::Bearer(server.key(Some("mobile"), &scopes).await);
-    let teamless = Shown::Bearer(server.key(None, &scopes).await);
+    let mut others = vec![
+        ("another team's", Shown::Bearer(server.key(Some("mobile"), &scopes).await)),
+        ("no team's", Shown::Bearer(server.key(None, &scopes).await)),
+    ];
+    // Those of the same team who are bound to something else, an operator of it included.
+    let pattern = |text: &str| text.parse().expect("a pattern");
+    let elsewhere = [
+        ("bound to a project", Bounds { projects: vec!["elsewhere".into()], ..Bounds::default() }),
+        ("bound to an environment", Bounds { environments: vec!["elsewhere".into()], ..Bounds::default() }),
+        ("bound to a task type", Bounds { task_types: vec!["elsewhere".into()], ..Bounds::default() }),
+        ("bound to repositories", Bounds { repos: vec![pattern("github:acme/else*")], ..Bounds::default() }),
+        ("bound to a repository of two", Bounds { repos: vec![pattern("github:acme/web")], ..Bounds::default() }),
+        ("bound to models", Bounds { models: vec![pattern("gpt-*")], ..Bounds::default() }),
+    ];
+    for (kind, bounds) in elsewhere {
+        let new = NewKey { team: Some("platform".to_owned()), scopes: scopes.clone(), bounds, ..NewKey::default() };
+        others.push((kind, Shown::Bearer(server.issue(new.clone()).await.1)));
+        let new = NewKey { team: None, scopes: vec![Scope::Admin], ..new };
+        others.push((kind, Shown::Bearer(server.issue(new).await.1)));
+    }
     let public = |row: &Row| row.access == Access::Anyone;
     // What the lists say before the own team has anything…
     let mut before = BTreeMap::new();
     for row in rows().into_iter().filter(|row| row.method == Method::GET && !public(row) && !row.path.contains('{')) {
-        for shown in [&other, &teamless] {
+        for (_, shown) in &others {
             let answer = whole(&service, &row, request(&row, row.path, &Body::Nothing, shown).to_request()).await;
             before.entry(row.path).or_insert_with(Vec::new).push(answer);
         }
@@ -439,7 +496,7 @@ async fn what_is_another_teams_is_as_if_it_were_not() {
     let things = Things::new(&server).await;
     // … they say afterwards, byte for byte.
     for row in rows().into_iter().filter(|row| before.contains_key(row.path) && row.method == Method::GET) {
-        for (shown, was) in [&other, &teamless].into_iter().zip(&before[row.path]) {
+        for ((kind, shown), was) in others.iter().zip(&before[row.path]) {
             let is = whole(&service, &row, request(&row, row.path, &Body::Nothing, shown).to_request()).await;
             let without_position = |text: &Bytes| {
                 let text = String::from_utf8_lossy(text).into_owned();
@@ -449,8 +506,8 @@ async fn what_is_another_teams_is_as_if_it_were_not() {
                     .collect::<Vec<_>>()
                     .join("")
             };
-            assert_eq!(is.0, was.0, "{}", row.path);
-            assert_eq!(without_position(&is.1), without_position(&was.1), "{}", row.path);
+            assert_eq!(is.0, was.0, "{} by a key {kind}", row.path);
+            assert_eq!(without_position(&is.1), without_position(&was.1), "{} by a key {kind}", row.path);
         }
     }
     // What has an id answers as an id that nothing has.
@@ -458,12 +515,18 @@ async fn what_is_another_teams_is_as_if_it_were_not() {
     for row in rows().into_iter().filter(|row| !public(row)) {
         let sample = things.sample(&server, &row);
         let Some(missing) = sample.missing else { continue };
-        for shown in [&other, &teamless] {
+        for (kind, shown) in &others {
             let theirs = whole(&service, &row, request(&row, &sample.path, &sample.body, shown).to_request()).await;
             let nobodys = whole(&service, &row, request(&row, &missing, &sample.body, shown).to_request()).await;
-            assert_eq!(theirs.0, StatusCode::NOT_FOUND, "{} {}", row.method, row.path);
-            assert_eq!(theirs, nobodys, "{} {}", row.method, row.path);
-            assert!(!String::from_utf8_lossy(&theirs.1).contains(MARK), "{} {}", row.method, row.path);
+            let cell = format!("{} {} by a key {kind}", row.method, row.path);
+            // A budget has no parts, and neither has what is not narrowed at all: who is bound to a part is told so, whether
+            // the thing exists or not.
+            let no_part = kind.starts_with("bound") && (row.path == "/v1/budgets/{scope}" || !is_narrowed(row.path));
+            let expected = if no_part { nobodys.0 } else { StatusCode::NOT_FOUND };
+            assert_eq!(theirs.0, expected, "{cell}");
+            assert_eq!(theirs, nobodys, "{cell}");
+            assert!(matches!(theirs.0.as_u16(), 403 | 404), "{cell}");
+            assert!(!String::from_utf8_lossy(&theirs.1).contains(MARK), "{cell}");
             looked_at += 1;
         }
         // The operator finds the same thing: the sample is right.

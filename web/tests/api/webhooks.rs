@@ -154,7 +154,8 @@ async fn a_key_that_is_bound_has_webhooks_within_its_bounds_alone() {
     let body = json!({ "url": "https://receiver.example/", "events": ["task.*"] });
     let made = make(&server, &infra, &body).await;
     assert_eq!(made["projects"], json!(["infra", "api"]), "what is left out is as the key's own");
-    let (own, others) = (format!("{PATH}/{}", made["id"].as_str().expect("an id")), wide["id"].as_str().expect("an id"));
+    let (own, others) =
+        (format!("{PATH}/{}", made["id"].as_str().expect("an id")), wide["id"].as_str().expect("an id"));
     assert_eq!(server.get(&infra, &format!("{PATH}/{others}")).await.status, 404);
     assert_eq!(server.get(&infra, PATH).await.json()["data"].as_array().map(Vec::len), Some(1));
     for projects in [json!([]), json!(["infra", "web"])] {

@@ -185,10 +185,9 @@ impl World {
         budgets.set_budget(&scope, infra, actor.clone()).await.expect("a budget");
         let campaigns = Arc::new(Campaigns::new(store.clone()));
         let hooks = Arc::new(Webhooks(store.clone()));
-        let app =
-            App::new(service.clone(), campaigns.clone(), budgets, store, read, keys.clone())
-                .with_dashboard(dashboard)
-                .with_webhooks(hooks);
+        let app = App::new(service.clone(), campaigns.clone(), budgets, store, read, keys.clone())
+            .with_dashboard(dashboard)
+            .with_webhooks(hooks);
         Self { service, campaigns, app: actix_web::web::Data::new(app), keys, admin }
     }
 

@@ -84,6 +84,7 @@ impl CampaignService for Campaigns {
             repos.push(CampaignRepo { repo, base: wanted.base.clone(), branch });
         }
         let task = new.task;
+        let bounds = Arc::clone(&task.bounds);
         let template = TaskSpec {
             repo: repos[0].repo.clone(),
             task: task.task,
@@ -110,6 +111,10 @@ impl CampaignService for Campaigns {
             caller_brings_model_key: task.credentials.model.is_some(),
             caller_brings_git_token: task.credentials.git.is_some(),
         };
+        bounds.admits(&template)?;
+        if let Some(outside) = repos.iter().find(|repo| !bounds.admits_repo(&repo.repo)) {
+            return Err(bounds.not_for(&outside.repo).into());
+        }
         let (name, budget, limits) = (new.name, new.budget, new.limits);
         let spec = CampaignSpec { name, template, repos, budget, limits, request_hash: hash };
         journal::create_campaign(&*self.store, id, spec, &who).await.map_err(refused)?;

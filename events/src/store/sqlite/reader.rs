@@ -221,6 +221,20 @@ impl Reader {
         Ok(page)
     }
 
+    /// Whether the first event of a stream has a seal. Its position, where the index does not hold it yet.
+    pub fn first_is_sealed(&mut self, stream: &StreamName, position: Option<u64>) -> rusqlite::Result<bool> {
+        let indexed = "SELECT position FROM stream_index \
+                       WHERE stream_id = (SELECT id FROM streams WHERE name = ?1) AND revision = 0";
+        let position = match position {
+            Some(position) => Some(position),
+            None => self.conn.prepare_cached(indexed)?.query_row([stream.as_str()], |row| row.get(0)).optional()?,
+        };
+        let Some(position) = position else { return Ok(true) };
+        self.conn
+            .prepare_cached("SELECT seal IS NOT NULL FROM events WHERE position = ?1")?
+            .query_row([position], |row| row.get(0))
+    }
+
     /// Names of streams between these two.
     pub fn names(&mut self, after: &str, end: &str, limit: usize) -> rusqlite::Result<Vec<StreamName>> {
         let mut statement = self
@@ -362,9 +376,11 @@ fn envelope(row: &Row<'_>, stream: StreamName, names: &mut Names) -> rusqlite::R
 /// The two links in a column.
 pub(super) fn links(row: &Row<'_>, column: usize) -> rusqlite::Result<Links> {
     let both = row.get_ref(column)?.as_blob().map_err(|error| damaged(column, Box::new(error)))?;
-    let parts: Option<(&[u8; 32], &[u8])> = both.split_first_chunk();
-    match parts.and_then(|(stream, rest)| Some((stream, <&[u8; 32]>::try_from(rest).ok()?))) {
-        Some((stream, global)) => Ok(Links { stream: Digest(*stream), global: Digest(*global) }),
-        None => Err(damaged(column, "links that are not 64 bytes".into())),
-    }
+    links_of(both).ok_or_else(|| damaged(column, "links that are not 64 bytes".into()))
+}
+
+/// The two links in these bytes.
+pub(super) fn links_of(both: &[u8]) -> Option<Links> {
+    let (stream, global): (&[u8; 32], &[u8]) = both.split_first_chunk()?;
+    Some(Links { stream: Digest(*stream), global: Digest(global.try_into().ok()?) })
 }

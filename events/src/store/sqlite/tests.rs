@@ -349,7 +349,11 @@ async fn a_log_from_before_there_were_private_parts_reads_as_ever() {
     assert_eq!(verify(&store).await, Ok(2));
     let read = read_whole_stream(&store, &name).await.unwrap();
     assert_eq!((read[0].id, read[0].data.get(), read[0].erased), (old.id, old.data.get(), false));
-    assert_eq!(store.erase(std::slice::from_ref(&name)).await, Ok(1), "what is in the chain itself stays");
+    assert_eq!(store.keeps_apart(&name).await, Ok(false), "its first words are in the chain itself");
+    assert_eq!(store.erase(std::slice::from_ref(&name)).await, Ok(1), "and stay there");
+    let new = stream("task-2");
+    store.append(&new, Expected::NoStream, vec![words(2, 1).1]).await.unwrap();
+    assert_eq!(store.keeps_apart(&new).await, Ok(true));
 }
 
 const CHILD: &str = "EVENT_STORE_CHILD";

@@ -1,0 +1,382 @@
+"""The client, asynchronous. The blocking one in _blocking.py is made from this file by generate.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack, cast
+
+import httpx
+
+from . import _calls
+from ._calls import Call
+from .errors import ConnectionFailed, TaskFailed
+from .models import (
+    Budget,
+    BudgetList,
+    Campaign,
+    CampaignRequest,
+    CredentialsRequest,
+    Event,
+    ScopeBudgetRequest,
+    Task,
+    TaskRequest,
+    Usage,
+)
+
+T = TypeVar("T")
+Dimension = Literal["team", "project", "environment", "taskType", "model", "customer", "day"]
+
+
+class AsyncTransport:
+    """One request: with a time limit, tried again where that is safe and may help."""
+
+    def __init__(self, base_url: str, api_key: str, max_retries: int, timeout: float, http: httpx.AsyncClient | None):
+        self._base = base_url.rstrip("/")
+        self._key = api_key
+        self.retries = max_retries
+        self._timeout = timeout
+        self._http = http or httpx.AsyncClient(follow_redirects=False)
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def send(self, call: Call) -> httpx.Response:
+        """The answer, where it is a good one."""
+        call = call.named()
+        attempt = 0
+        while True:
+            retry_after = None
+            try:
+                response = await self._http.request(
+                    call.method,
+                    self._base + call.path,
+                    params=call.parameters(),
+                    content=call.content(),
+                    headers=call.headers(self._key),
+                    timeout=self._timeout,
+                )
+                if response.is_success:
+                    return response
+                retry_after = response.headers.get("retry-after")
+                raise _calls.problem(response.status_code, response.text)
+            except Exception as error:
+                if not _calls.passes(error):
+                    raise
+                if attempt >= self.retries:
+                    if isinstance(error, httpx.TransportError):
+                        tried = f"{call.method} {call.path}: no answer in {attempt + 1} attempts"
+                        raise ConnectionFailed(tried) from error
+                    raise
+            await asyncio.sleep(_calls.wait(attempt, retry_after))
+            attempt += 1
+
+    async def json(self, call: Call) -> Any:
+        return (await self.send(call)).json()
+
+    async def text(self, call: Call) -> str:
+        return (await self.send(call)).text
+
+    async def follow(self, call: Call, after: int | None) -> AsyncGenerator[Event, None]:
+        """Everything that a stream says, across connections, until the caller stops or the server refuses."""
+        cursor = _calls.Cursor(after)
+        timeout = httpx.Timeout(self._timeout, read=_calls.SILENCE)
+        while True:
+            failed: Exception
+            try:
+                headers = call.headers(self._key, cursor.last)
+                async with self._http.stream(
+                    call.method, self._base + call.path, params=call.parameters(), headers=headers, timeout=timeout
+                ) as response:
+                    if not response.is_success:
+                        await response.aread()
+                        raise _calls.problem(response.status_code, response.text)
+                    frames = _calls.Frames()
+                    async for text in response.aiter_text():
+                        for frame in frames.feed(text):
+                            said = cursor.take(frame)
+                            if said is not None:
+                                yield cast(Event, said)
+                failed = ConnectionFailed("the connection ended")
+            except Exception as error:
+                failed = error
+            await asyncio.sleep(cursor.lost(call.path, self.retries, failed))
+
+
+class AsyncPages(Generic[T]):
+    """A list, newest first. Iterating reads it to its end; `page` reads one page of it."""
+
+    def __init__(self, transport: AsyncTransport, call: Call) -> None:
+        self._transport = transport
+        self._call = call
+
+    async def page(self, cursor: str | None = None) -> tuple[list[T], str | None]:
+        """One page, the first or the one that begins here, and where the next one begins."""
+        query = {**(self._call.query or {}), "cursor": cursor}
+        page = await self._transport.json(Call(self._call.method, self._call.path, query))
+        return page["data"], page.get("nextCursor")
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        cursor: str | None = None
+        while True:
+            data, cursor = await self.page(cursor)
+            for one in data:
+                yield one
+            if cursor is None:
+                return
+
+
+class TaskFilter(TypedDict, total=False):
+    """Which tasks to list."""
+
+    team: str
+    project: str
+    status: str
+    repo: str
+    model: str
+    customer: str
+    campaign: str
+    createdAfter: str
+    createdBefore: str
+    limit: int
+
+
+class AsyncTasks:
+    """Tasks: submitting them, following them, and what can be asked of them."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    @staticmethod
+    def _path(id: str, rest: str = "") -> str:
+        return f"/v1/tasks/{_calls.part(id)}{rest}"
+
+    async def create(self, task: TaskRequest, *, idempotency_key: str | None = None) -> Task:
+        """Submits a task. Durable when it returns; `events` says what becomes of it."""
+        call = Call("POST", "/v1/tasks", body=task, idempotency_key=idempotency_key)
+        return cast(Task, await self._transport.json(call))
+
+    async def get(self, id: str) -> Task:
+        return cast(Task, await self._transport.json(Call("GET", self._path(id))))
+
+    def list(self, **filter: Unpack[TaskFilter]) -> AsyncPages[Task]:
+        """Tasks, newest first."""
+        return AsyncPages(self._transport, Call("GET", "/v1/tasks", filter))
+
+    async def _ask(self, id: str, rest: str, body: Mapping[str, Any], name: str | None) -> Task:
+        call = Call("POST", self._path(id, rest), body=body, idempotency_key=name)
+        return cast(Task, await self._transport.json(call))
+
+    async def cancel(self, id: str, reason: str | None = None, *, idempotency_key: str | None = None) -> Task:
+        """Asks for a task to be stopped."""
+        return await self._ask(id, "/cancel", {} if reason is None else {"reason": reason}, idempotency_key)
+
+    async def retry(
+        self, id: str, credentials: CredentialsRequest | None = None, *, idempotency_key: str | None = None
+    ) -> Task:
+        """Starts a new attempt at a task that failed or was cancelled. New credentials may come along."""
+        body = {} if credentials is None else {"credentials": credentials}
+        return await self._ask(id, "/retry", body, idempotency_key)
+
+    async def message(self, id: str, message: str, *, idempotency_key: str | None = None) -> Task:
+        """Speaks to the running agent."""
+        return await self._ask(id, "/messages", {"message": message}, idempotency_key)
+
+    async def credentials(self, id: str, credentials: CredentialsRequest) -> Task:
+        """Replaces the secrets of a task."""
+        return cast(Task, await self._transport.json(Call("PUT", self._path(id, "/credentials"), body=credentials)))
+
+    async def diff(self, id: str) -> str:
+        """The unified diff of what was, or would be, pushed."""
+        return await self._transport.text(Call("GET", self._path(id, "/diff"), accept="text/x-diff"))
+
+    def events(self, id: str, *, after: int | None = None) -> AsyncGenerator[Event, None]:
+        """What happened and what happens, without gap or repeat across cut connections, until the loop is left.
+
+        While the model speaks, pieces of its text come between: `{"type": "delta", "text": …}`, without a revision.
+        """
+        return self._transport.follow(Call("GET", self._path(id, "/events"), accept="text/event-stream"), after)
+
+    async def wait(
+        self, id: str, *, after: int | None = None, on_event: Callable[[Event], None] | None = None
+    ) -> Task:
+        """Waits for a task's end, from this event on. Raises `TaskFailed` unless it succeeded."""
+        events = self.events(id, after=after)
+        try:
+            async for event in events:
+                if on_event is not None:
+                    on_event(event)
+                if event["type"] not in _calls.ENDS:
+                    continue
+                task = await self.get(id)
+                # An end of an attempt before the one that is going on now is none.
+                if task["status"] == "succeeded":
+                    return task
+                if task["status"] in _calls.ENDS:
+                    raise TaskFailed(task)
+        finally:
+            await events.aclose()
+        raise ConnectionFailed("a stream of events ended by itself")
+
+    async def run(
+        self,
+        task: TaskRequest,
+        *,
+        idempotency_key: str | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Task:
+        """Submits a task and waits for its end. Raises `TaskFailed` unless it succeeded."""
+        created = await self.create(task, idempotency_key=idempotency_key)
+        return await self.wait(created["id"], on_event=on_event)
+
+
+class AsyncCampaigns:
+    """One task over many repositories."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    @staticmethod
+    def _path(id: str, rest: str = "") -> str:
+        return f"/v1/campaigns/{_calls.part(id)}{rest}"
+
+    async def create(self, campaign: CampaignRequest, *, idempotency_key: str | None = None) -> Campaign:
+        call = Call("POST", "/v1/campaigns", body=campaign, idempotency_key=idempotency_key)
+        return cast(Campaign, await self._transport.json(call))
+
+    async def get(self, id: str) -> Campaign:
+        return cast(Campaign, await self._transport.json(Call("GET", self._path(id))))
+
+    def list(
+        self, *, team: str | None = None, status: str | None = None, limit: int | None = None
+    ) -> AsyncPages[Campaign]:
+        """Campaigns, newest first."""
+        return AsyncPages(
+            self._transport, Call("GET", "/v1/campaigns", {"team": team, "status": status, "limit": limit})
+        )
+
+    async def _ask(self, id: str, rest: str, body: Mapping[str, Any], name: str | None) -> Campaign:
+        call = Call("POST", self._path(id, rest), body=body, idempotency_key=name)
+        return cast(Campaign, await self._transport.json(call))
+
+    async def cancel(self, id: str, reason: str | None = None, *, idempotency_key: str | None = None) -> Campaign:
+        """No further task is begun, and those that run are cancelled."""
+        return await self._ask(id, "/cancel", {} if reason is None else {"reason": reason}, idempotency_key)
+
+    async def retry(
+        self, id: str, credentials: CredentialsRequest | None = None, *, idempotency_key: str | None = None
+    ) -> Campaign:
+        """Does again what failed. New credentials may come along."""
+        body = {} if credentials is None else {"credentials": credentials}
+        return await self._ask(id, "/retry", body, idempotency_key)
+
+    async def credentials(self, id: str, credentials: CredentialsRequest) -> Campaign:
+        """Replaces the secrets of a campaign and of all its tasks."""
+        call = Call("PUT", self._path(id, "/credentials"), body=credentials)
+        return cast(Campaign, await self._transport.json(call))
+
+
+class AsyncBudgets:
+    """Caps of teams, projects, environments and task types, and where they stand."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def get(self, scope: str) -> Budget:
+        """A scope such as `team:platform` or `project:platform/infra`."""
+        return cast(Budget, await self._transport.json(Call("GET", f"/v1/budgets/{_calls.scope_path(scope)}")))
+
+    async def list(self, team: str | None = None) -> Sequence[Budget]:
+        """A team's budgets; the key's own team when none is named."""
+        found = cast(BudgetList, await self._transport.json(Call("GET", "/v1/budgets", {"team": team})))
+        return found["data"]
+
+    async def set(self, scope: str, budget: ScopeBudgetRequest) -> Budget:
+        """Gives a scope caps in place of those it had."""
+        call = Call("PUT", f"/v1/budgets/{_calls.scope_path(scope)}", body=budget)
+        return cast(Budget, await self._transport.json(call))
+
+
+def _usage(group_by: Sequence[Dimension], since: str | None, until: str | None, team: str | None) -> dict[str, Any]:
+    return {"groupBy": ",".join(group_by) or None, "from": since, "to": until, "team": team}
+
+
+class AsyncUsageReports:
+    """Tokens and dollars. Days are UTC, and both ends are in."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def report(
+        self,
+        group_by: Sequence[Dimension] = (),
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        team: str | None = None,
+    ) -> Usage:
+        call = Call("GET", "/v1/usage", _usage(group_by, since, until, team))
+        return cast(Usage, await self._transport.json(call))
+
+    async def csv(
+        self,
+        group_by: Sequence[Dimension] = (),
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        team: str | None = None,
+    ) -> str:
+        """The same as comma-separated values."""
+        call = Call("GET", "/v1/usage", _usage(group_by, since, until, team), accept="text/csv")
+        return await self._transport.text(call)
+
+
+class AsyncOrchestra:
+    """A server, and a caller with a key.
+
+    base_url: where the server is, such as `https://orchestra.example.com`.
+    api_key: `orc_…`.
+    max_retries: how often a request is tried again after the first time.
+    timeout: the longest that one attempt may take, in seconds. A stream may last for ever.
+    http: in place of a client of our own; it must not follow redirects.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        *,
+        max_retries: int = 4,
+        timeout: float = 60.0,
+        http: httpx.AsyncClient | None = None,
+    ) -> None:
+        self._transport = AsyncTransport(base_url, api_key, max_retries, timeout, http)
+        self.tasks = AsyncTasks(self._transport)
+        self.campaigns = AsyncCampaigns(self._transport)
+        self.budgets = AsyncBudgets(self._transport)
+        self.usage = AsyncUsageReports(self._transport)
+
+    def events(
+        self,
+        *,
+        after: int | None = None,
+        types: Sequence[str] = (),
+        team: str | None = None,
+        task: str | None = None,
+    ) -> AsyncGenerator[Event, None]:
+        """The whole log as far as the key may read it, and what is added, until the loop is left."""
+        query = {"type": ",".join(types) or None, "team": team, "task": task}
+        return self._transport.follow(Call("GET", "/v1/events", query, accept="text/event-stream"), after)
+
+    async def aclose(self) -> None:
+        """Lets go of the connections."""
+        await self._transport.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

@@ -1,0 +1,176 @@
+"""The client against a running server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from conftest import Cutter, House
+from orchestra_client import AsyncOrchestra, Orchestra, OrchestraError, TaskFailed
+from orchestra_client.models import Event, TaskRequest
+
+PAYLOAD: TaskRequest = {
+    "repo": "acme/api",
+    "task": "Say hello",
+    "model": "claude-sonnet-4-6",
+    "team": "platform",
+    "budget": {"maxUsd": 2.00},
+}
+
+
+def client(house: House, url: str | None = None, max_retries: int = 4) -> Orchestra:
+    return Orchestra(url or house.url, house.admin_key, max_retries=max_retries)
+
+
+def about(task: str) -> TaskRequest:
+    return {**PAYLOAD, "task": task}
+
+
+def test_a_task_is_run_to_its_end(house: House) -> None:
+    with client(house) as orchestra:
+        kinds: list[str] = []
+        task = orchestra.tasks.run(PAYLOAD, on_event=lambda event: kinds.append(event["type"]))
+        assert task["status"] == "succeeded" and task["team"] == "platform"
+        assert task["usage"]["costUsd"] > 0
+        assert kinds[0] == "created" and "delta" in kinds and kinds[-1] == "succeeded"
+        assert "\n+hello\n" in orchestra.tasks.diff(task["id"])
+        assert orchestra.tasks.get(task["id"]) == task
+
+
+def test_a_failure_has_a_type_and_a_code(house: House) -> None:
+    with pytest.raises(TaskFailed) as failed:
+        client(house).tasks.run(about("Change nothing"))
+    assert failed.value.code == "nothing-to-push"
+    assert failed.value.task["status"] == "failed"
+    assert failed.value.failure and failed.value.failure["hint"]
+
+
+def test_a_refusal_has_a_type_a_code_and_the_fields(house: House) -> None:
+    with pytest.raises(OrchestraError) as refused:
+        client(house).tasks.create({**PAYLOAD, "team": "no team!"})
+    assert refused.value.code == "invalid-request"
+    assert [field["pointer"] for field in refused.value.errors] == ["/team"]
+    with pytest.raises(OrchestraError) as refused:
+        Orchestra(house.url, "orc_test_none_none").tasks.list().page()
+    assert (refused.value.status, refused.value.code) == (401, "unauthenticated")
+
+
+def test_a_stream_that_is_cut_goes_on_without_gap_or_repeat(house: House) -> None:
+    cutter = Cutter(house.url, [700, 3_000, 10, 1_500, 4_000, 900])
+    task = client(house).tasks.create(about("Take some steps"))
+    through = client(house, cutter.url)
+    seen: list[Event] = []
+    for event in through.tasks.events(task["id"]):
+        if event["type"] != "delta":
+            seen.append(event)
+        if event["type"] == "succeeded":
+            break
+    assert cutter.connections > 6
+    assert len(seen) > 20
+    assert [event["revision"] for event in seen] == list(range(len(seen)))
+    rest = []
+    for event in through.tasks.events(task["id"], after=10):
+        if event["type"] != "delta":
+            rest.append(event["revision"])
+        if event["type"] == "succeeded":
+            break
+    assert rest == list(range(11, len(seen)))
+    cutter.close()
+
+
+def test_an_asynchronous_stream_goes_on_after_the_server_was_killed_and_came_back(house: House) -> None:
+    async def follow() -> None:
+        async with AsyncOrchestra(house.url, house.admin_key, max_retries=20) as orchestra:
+            task = await orchestra.tasks.create(about("Take some steps"))
+            seen: list[Event] = []
+            crash: asyncio.Task[None] | None = None
+
+            async def kill_and_start() -> None:
+                for command in ("kill", "start"):
+                    await asyncio.to_thread(house.tell, command)
+
+            async for event in orchestra.tasks.events(task["id"]):
+                if event["type"] == "delta":
+                    continue
+                seen.append(event)
+                if event["type"] == "tool-finished" and crash is None:
+                    crash = asyncio.create_task(kill_and_start())
+                if event["type"] in ("succeeded", "failed"):
+                    break
+            assert crash is not None
+            await crash
+            assert seen[-1]["type"] == "succeeded"
+            assert [event["revision"] for event in seen] == list(range(len(seen)))
+
+    asyncio.run(follow())
+
+
+def test_a_request_under_the_same_name_is_done_once(house: House) -> None:
+    orchestra, name = client(house), str(uuid.uuid4())
+    with ThreadPoolExecutor(8) as pool:
+        tasks = pool.map(lambda _: orchestra.tasks.create(PAYLOAD, idempotency_key=name)["id"], range(8))
+        assert len(set(tasks)) == 1
+    with pytest.raises(OrchestraError, match="idempotency-key-reused"):
+        orchestra.tasks.create(about("Other"), idempotency_key=name)
+
+
+def test_a_task_is_spoken_to_cancelled_and_retried(house: House) -> None:
+    orchestra = client(house)
+    task = orchestra.tasks.create(about("Take long"))
+    kinds = set()
+    for event in orchestra.tasks.events(task["id"]):
+        kinds.add(event["type"])
+        if event["type"] == "tool-called":
+            orchestra.tasks.message(task["id"], "Hurry up")
+        if event["type"] == "steered":
+            orchestra.tasks.cancel(task["id"], "not needed")
+        if event["type"] == "cancelled":
+            break
+    assert {"steered", "cancel-requested"} <= kinds
+    with pytest.raises(TaskFailed, match="cancelled"):
+        orchestra.tasks.wait(task["id"])
+    assert orchestra.tasks.retry(task["id"])["status"] == "queued"
+    orchestra.tasks.cancel(task["id"])
+
+
+def test_lists_come_page_by_page_without_gap_or_repeat(house: House) -> None:
+    orchestra = client(house)
+    every = [task["id"] for task in orchestra.tasks.list(team="platform", limit=2)]
+    assert len(every) >= 5 and len(set(every)) == len(every)
+    first, cursor = orchestra.tasks.list(limit=2).page()
+    assert [task["id"] for task in first] == every[:2] and cursor
+
+
+def test_campaigns_budgets_usage_and_the_log(house: House) -> None:
+    orchestra = client(house)
+    budget = orchestra.budgets.set("project:platform/infra", {"perDay": {"maxUsd": 5}})
+    assert budget["perDay"].get("maxUsd") == 5
+    assert [one["scope"] for one in orchestra.budgets.list("platform")] == ["team:platform", "project:platform/infra"]
+    usage = orchestra.usage.report(["team", "model"], team="platform")
+    assert usage["groups"][0].get("team") == "platform" and usage["total"]["costUsd"] > 0
+    assert orchestra.usage.csv(["team"]).startswith("team,tasks,")
+    campaign = orchestra.campaigns.create(
+        {"name": "Hello", "repos": ["acme/api"], "task": "Take long", "model": PAYLOAD["model"], "team": "platform"}
+    )
+    assert orchestra.campaigns.get(campaign["id"])["name"] == "Hello"
+    assert orchestra.campaigns.cancel(campaign["id"])["id"] == campaign["id"]
+    event = next(orchestra.events(types=["budget-set"]))
+    assert event["stream"] == "ledger-platform"
+
+
+def test_the_example_of_the_readme_runs(house: House) -> None:
+    readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    example = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert example
+    source = str(pathlib.Path(__file__).parents[1] / "src")
+    env = {**os.environ, "PYTHONPATH": source, "ORCHESTRA_URL": house.url, "ORCHESTRA_API_KEY": house.admin_key}
+    done = subprocess.run([sys.executable, "-c", example[1]], env=env, capture_output=True, text=True, check=False)
+    assert re.match(r"succeeded orchestra/\S+ 0\.\d+\n", done.stdout), done.stderr

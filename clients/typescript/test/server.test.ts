@@ -1,0 +1,159 @@
+/** The client against a running server. */
+
+import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
+import { promisify } from "node:util";
+import { after, before, test } from "node:test";
+import { type Event, OrchestraError, TaskFailed } from "@orchestra/client";
+import { Cutter, House, PAYLOAD } from "./house.js";
+
+let house: House;
+before(async () => {
+  house = await House.open();
+});
+after(() => house.close());
+
+const revisions = (events: Event[]) => events.map((event) => event.revision);
+const upTo = (last: number) => Array.from({ length: last + 1 }, (_, index) => index);
+
+test("a task is run to its end", async () => {
+  const orchestra = house.client();
+  const kinds: string[] = [];
+  const task = await orchestra.tasks.run(PAYLOAD, { onEvent: (event) => kinds.push(event.type) });
+  assert.equal(task.status, "succeeded");
+  assert.equal(task.team, "platform");
+  assert.ok(task.usage.costUsd > 0);
+  assert.equal(kinds[0], "created");
+  assert.ok(kinds.includes("delta") && kinds.at(-1) === "succeeded", kinds.join());
+  assert.match(await orchestra.tasks.diff(task.id), /^\+hello$/m);
+  assert.deepEqual(await orchestra.tasks.get(task.id), task);
+});
+
+test("a failure has a type and a code", async () => {
+  await assert.rejects(house.client().tasks.run({ ...PAYLOAD, task: "Change nothing" }), (error: unknown) => {
+    assert.ok(error instanceof TaskFailed);
+    assert.equal(error.code, "nothing-to-push");
+    assert.equal(error.task.status, "failed");
+    assert.ok(error.failure?.hint);
+    return true;
+  });
+});
+
+test("a refusal has a type, a code and the fields", async () => {
+  await assert.rejects(house.client().tasks.create({ ...PAYLOAD, team: "no team!" }), (error: unknown) => {
+    assert.ok(error instanceof OrchestraError);
+    assert.equal(error.code, "invalid-request");
+    assert.deepEqual(error.errors.map((field) => field.pointer), ["/team"]);
+    return true;
+  });
+  const stranger = house.client({ apiKey: "orc_test_none_none" });
+  await assert.rejects(stranger.tasks.list().page(), { code: "unauthenticated", status: 401 });
+  await assert.rejects(house.client().tasks.get("task_none"), { code: "not-found", status: 404 });
+});
+
+test("a stream that is cut goes on without gap or repeat", async () => {
+  const cutter = await Cutter.before(house.url, [700, 3_000, 10, 1_500, 4_000, 900]);
+  try {
+    const { id } = await house.client().tasks.create({ ...PAYLOAD, task: "Take some steps" });
+    const through = house.client({ baseUrl: cutter.url });
+    const seen: Event[] = [];
+    for await (const event of through.tasks.events(id)) {
+      if (event.type === "delta") continue;
+      seen.push(event as Event);
+      if (event.type === "succeeded") break;
+    }
+    assert.ok(cutter.connections > 6, `${cutter.connections} connections`);
+    const last = seen.at(-1);
+    assert.ok(last && last.revision > 20);
+    assert.deepEqual(revisions(seen), upTo(last.revision));
+    // From the middle on, and only that.
+    const rest: Event[] = [];
+    for await (const event of through.tasks.events(id, { after: 10 })) {
+      if (event.type !== "delta") rest.push(event as Event);
+      if (event.type === "succeeded") break;
+    }
+    assert.deepEqual(revisions(rest), upTo(last.revision).slice(11));
+  } finally {
+    await cutter.close();
+  }
+});
+
+test("a stream goes on after the server was killed and came back", async () => {
+  const orchestra = house.client({ maxRetries: 20 });
+  const { id } = await orchestra.tasks.create({ ...PAYLOAD, task: "Take some steps" });
+  const seen: Event[] = [];
+  let killed: Promise<void> | undefined;
+  for await (const event of orchestra.tasks.events(id)) {
+    if (event.type === "delta") continue;
+    seen.push(event as Event);
+    if (event.type === "tool-finished") killed ??= house.tell("kill").then(() => house.tell("start"));
+    if (["succeeded", "failed"].includes(event.type)) break;
+  }
+  await killed;
+  assert.ok(killed);
+  assert.equal(seen.at(-1)?.type, "succeeded");
+  assert.deepEqual(revisions(seen), upTo(seen.length - 1));
+});
+
+test("a request under the same name is done once", async () => {
+  const orchestra = house.client();
+  const named = { idempotencyKey: crypto.randomUUID() };
+  const tasks = await Promise.all(Array.from({ length: 8 }, () => orchestra.tasks.create(PAYLOAD, named)));
+  assert.equal(new Set(tasks.map((task) => task.id)).size, 1);
+  await assert.rejects(orchestra.tasks.create({ ...PAYLOAD, task: "Other" }, named), { code: "idempotency-key-reused" });
+});
+
+test("a task is spoken to, cancelled and retried", async () => {
+  const orchestra = house.client();
+  const { id } = await orchestra.tasks.create({ ...PAYLOAD, task: "Take long" });
+  const kinds = new Set<string>();
+  for await (const event of orchestra.tasks.events(id)) {
+    kinds.add(event.type);
+    if (event.type === "tool-called") await orchestra.tasks.message(id, "Hurry up");
+    if (event.type === "steered") await orchestra.tasks.cancel(id, "not needed");
+    if (event.type === "cancelled") break;
+  }
+  assert.ok(kinds.has("steered") && kinds.has("cancel-requested"), [...kinds].join());
+  await assert.rejects(orchestra.tasks.wait(id), { name: "TaskFailed", code: "cancelled" });
+  assert.equal((await orchestra.tasks.retry(id)).status, "queued");
+  await orchestra.tasks.cancel(id);
+});
+
+test("lists come page by page, without gap or repeat", async () => {
+  const orchestra = house.client();
+  const all: string[] = [];
+  for await (const task of orchestra.tasks.list({ team: "platform", limit: 2 })) all.push(task.id);
+  assert.ok(all.length >= 5);
+  assert.equal(new Set(all).size, all.length);
+  const first = await orchestra.tasks.list({ limit: 2 }).page();
+  assert.deepEqual(first.data.map((task) => task.id), all.slice(0, 2));
+});
+
+test("campaigns, budgets, usage and the log", async () => {
+  const orchestra = house.client();
+  const budget = await orchestra.budgets.set("project:platform/infra", { perDay: { maxUsd: 5 } });
+  assert.equal(budget.perDay.maxUsd, 5);
+  assert.deepEqual((await orchestra.budgets.list("platform")).map((one) => one.scope), [
+    "team:platform",
+    "project:platform/infra",
+  ]);
+  const usage = await orchestra.usage.report({ groupBy: ["team", "model"], team: "platform" });
+  assert.equal(usage.groups[0]?.team, "platform");
+  assert.ok(usage.total.costUsd > 0);
+  assert.match(await orchestra.usage.csv({ groupBy: ["team"] }), /^team,tasks,/);
+  const campaign = await orchestra.campaigns.create({
+    name: "Hello", repos: ["acme/api"], task: "Take long", model: PAYLOAD.model, team: "platform", budget: { maxUsd: 2 },
+  });
+  assert.equal((await orchestra.campaigns.get(campaign.id)).name, "Hello");
+  assert.equal((await orchestra.campaigns.cancel(campaign.id)).id, campaign.id);
+  for await (const event of orchestra.events({ type: "budget-set" })) {
+    assert.equal(event.stream, "ledger-platform");
+    break;
+  }
+});
+
+test("the example of the README runs", async () => {
+  const env = { ...process.env, ORCHESTRA_URL: house.url, ORCHESTRA_API_KEY: house.adminKey };
+  const { stdout } = await promisify(execFile)(process.execPath, [new URL("readme.js", import.meta.url).pathname], { env });
+  assert.match(stdout, /^succeeded orchestra\/\S+ 0\.\d+$/m);
+});

@@ -1,0 +1,4 @@
+//! What `orchestra bench` does: seeding and asking.
+
+pub mod load;
+pub mod seed;

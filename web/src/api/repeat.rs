@@ -1,0 +1,59 @@
+//! What becomes of a POST that arrives twice: with an `Idempotency-Key` it is done once, and every repeat is answered
+//! with what stands.
+//!
+//! A repeat shows the thing as it is now and not a copy of the first answer: copies would hold what is to be erased,
+//! and keys that are to be shown once.
+
+use actix_web::HttpResponse;
+use actix_web::http::{Method, StatusCode};
+use actix_web::web;
+use futures_util::future::LocalBoxFuture;
+
+use super::{audit_record, campaigns, keys, tasks, webhooks};
+use crate::App;
+use crate::auth::Caller;
+use crate::problem::Problem;
+
+/// Renders what a request was about, given the id in its path or of what it made.
+pub type Show = fn(web::Data<App>, Caller, String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>>;
+
+/// What an endpoint does with a repeat.
+#[derive(Clone, Copy)]
+pub enum Repeat {
+    /// Its method is idempotent: a repeat does nothing that the first one did not.
+    Idempotent,
+    /// The key is the id of what is made, so that a repeat meets it: no second record is needed.
+    NamesWhatIsMade,
+    /// It keeps nothing and so has nothing that a repeat could be shown: each copy is done.
+    KeepsNothing,
+    /// Claimed in the log before it is done.
+    Claimed {
+        /// The status when it was done.
+        done: StatusCode,
+        /// What a repeat is shown.
+        show: Show,
+    },
+}
+
+/// What the endpoint does with a repeat. `None`: a POST that this table forgot, which a test finds.
+pub fn repeat(method: &Method, path: &str) -> Option<Repeat> {
+    if *method != Method::POST {
+        return Some(Repeat::Idempotent);
+    }
+    let claimed = |done, show| Some(Repeat::Claimed { done, show });
+    match path {
+        "/v1/tasks" | "/v1/campaigns" | "/v1/webhooks" => Some(Repeat::NamesWhatIsMade),
+        "/v1/tasks/{id}/cancel" | "/v1/tasks/{id}/retry" | "/v1/tasks/{id}/messages" => {
+            claimed(StatusCode::ACCEPTED, tasks::show)
+        }
+        "/v1/campaigns/{id}/cancel" | "/v1/campaigns/{id}/retry" => claimed(StatusCode::ACCEPTED, campaigns::show),
+        "/v1/keys" => claimed(StatusCode::CREATED, keys::show),
+        "/v1/keys/{id}/rotate" => claimed(StatusCode::OK, keys::show),
+        "/v1/webhooks/{id}/secret" => claimed(StatusCode::OK, webhooks::show_secret),
+        "/v1/webhooks/{id}/replay" => claimed(StatusCode::ACCEPTED, webhooks::show),
+        "/v1/audit/checkpoints" => claimed(StatusCode::CREATED, audit_record::show),
+        // A message to the receiver that says that it is a test.
+        "/v1/webhooks/{id}/test" => Some(Repeat::KeepsNothing),
+        _ => None,
+    }
+}
