@@ -1,4 +1,5 @@
 //! What `orchestra bench` does: seeding and asking.
 
+mod books;
 pub mod load;
 pub mod seed;

@@ -1,6 +1,7 @@
 //! Many finished tasks in a log, as they would stand there after months: appended through the store, folded by the read
 //! models, nothing written past either.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use anyhow::Context;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use jiff::Timestamp;
+use orchestra_events::ledger::Path;
 use orchestra_events::projections::ReadModels;
 use orchestra_events::store::{Expected, MAX_PAGE};
 use orchestra_events::task::conversation::Usage;
@@ -19,6 +21,8 @@ use orchestra_events::{
 };
 use serde_json::{Map, json};
 use uuid::Uuid;
+
+use super::books::{Charge, write_all};
 
 /// Most teams.
 pub const MAX_TEAMS: u64 = 10_000;
@@ -118,9 +122,23 @@ fn spec(dice: &mut Dice, number: u64, plan: Plan) -> TaskSpec {
     }
 }
 
-/// A task's life in a few events.
-fn life(dice: &mut Dice, number: u64, plan: Plan, created: Timestamp) -> anyhow::Result<(StreamName, Vec<NewEvent>)> {
+/// A task's life in a few events, and what it cost.
+struct Life {
+    stream: StreamName,
+    events: Vec<NewEvent>,
+    charges: Vec<Charge>,
+}
+
+fn life(dice: &mut Dice, number: u64, plan: Plan, created: Timestamp) -> anyhow::Result<Life> {
     let spec = spec(dice, number, plan);
+    let task = TaskId::from_uuid(dice.uuid_at(created));
+    let path = Path {
+        team: spec.team.clone(),
+        project: spec.project.clone(),
+        environment: spec.environment.clone(),
+        task_type: spec.task_type.clone(),
+    };
+    let mut charges = Vec::new();
     let actor = Actor {
         kind: ActorKind::ApiKey,
         id: format!("key_{:026}", number % 1_000),
@@ -142,11 +160,22 @@ fn life(dice: &mut Dice, number: u64, plan: Plan, created: Timestamp) -> anyhow:
             ..Usage::default()
         };
         let nanos = 3_000 * usage.input_tokens + 15_000 * usage.output_tokens + 300 * usage.cache_read_tokens;
+        let (call, cost) = (CallId::from_uuid(dice.uuid_at(created)), NanoUsd::from_nanos(i64::try_from(nanos)?));
+        charges.push(Charge {
+            task,
+            call,
+            path: path.clone(),
+            model: model.clone(),
+            time: created,
+            usage,
+            cost,
+            ids: [(); 3].map(|()| EventId(dice.uuid_at(created))),
+        });
         events.push(TaskEvent::TokensCharged {
-            call: CallId::from_uuid(dice.uuid_at(created)),
+            call,
             model: model.clone(),
             usage,
-            cost_nano_usd: NanoUsd::from_nanos(i64::try_from(nanos).context("a price")?),
+            cost_nano_usd: cost,
             confirmed: true,
             price: "bench".to_owned(),
             stop_reason: None,
@@ -157,7 +186,7 @@ fn life(dice: &mut Dice, number: u64, plan: Plan, created: Timestamp) -> anyhow:
         1 => TaskEvent::Cancelled {},
         _ => TaskEvent::Succeeded {},
     });
-    let stream = StreamName::task(TaskId::from_uuid(dice.uuid_at(created)));
+    let stream = StreamName::task(task);
     let mut time = created;
     let events = events.into_iter().map(|event| {
         time += Duration::from_millis(1 + dice.below(60_000));
@@ -175,7 +204,7 @@ fn life(dice: &mut Dice, number: u64, plan: Plan, created: Timestamp) -> anyhow:
         })
     });
     let events = events.collect::<Result<_, serde_json::Error>>()?;
-    Ok((stream, events))
+    Ok(Life { stream, events, charges })
 }
 
 /// Appends the tasks, oldest first, and folds them.
@@ -193,23 +222,29 @@ pub async fn seed(store: impl EventStore, read: ReadModels, plan: Plan, tell: im
         .map(|life| {
             let store = Arc::clone(&store);
             async move {
-                let (stream, events) = life?;
+                let Life { stream, events, charges } = life?;
                 let count = events.len();
                 store.append(&stream, Expected::NoStream, events).await?;
-                anyhow::Ok(count)
+                anyhow::Ok((count, charges))
             }
         })
         .buffer_unordered(IN_FLIGHT);
     let (mut tasks, mut events, mut told) = (0_u64, 0, Instant::now());
+    let mut books: BTreeMap<String, Vec<Charge>> = BTreeMap::new();
     while let Some(done) = appends.next().await {
-        events += done?;
+        let (count, charges) = done?;
+        events += count;
         tasks += 1;
+        for charge in charges {
+            books.entry(charge.path.team.clone()).or_default().push(charge);
+        }
         if told.elapsed() > TELL {
             told = Instant::now();
             tell(format!("{tasks} tasks in the log"));
         }
     }
     drop(appends);
+    events += write_all(&store, books).await?;
     let appended = began.elapsed();
     tell(format!(
         "{tasks} tasks, {events} events in the log after {:.0} s ({:.0} events/s)",
