@@ -10,10 +10,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::billing::team_of;
+use super::csv::field;
 use super::fields::{Faults, Object};
 use super::query::Parameters;
 use super::resource::Usd;
-use super::csv::field;
 use super::{body, webhooks};
 use crate::App;
 use crate::auth::Caller;
