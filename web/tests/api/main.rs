@@ -8,6 +8,7 @@ mod campaigns;
 mod conformance;
 mod documents;
 mod erasure;
+mod fuzz;
 mod harness;
 mod keys;
 mod matrix;
