@@ -17,9 +17,7 @@ use orchestra_actors::speech::Speech;
 use orchestra_actors::usage::Totals;
 use orchestra_actors::workshop::egress::EgressDesk;
 use orchestra_actors::workshop::{SetupRules, Setups, Workshop};
-use orchestra_actors::{
-    AuditService as _, BillingDesk, Capacity, Defaults, ErasureMarks, Notary, Orchestra, Webhooks,
-};
+use orchestra_actors::{AuditService as _, BillingDesk, Capacity, Defaults, ErasureMarks, Notary, Orchestra, Webhooks};
 use orchestra_events::blob::FolderBlobs;
 use orchestra_events::key::Scope;
 use orchestra_events::projections::ReadModels;

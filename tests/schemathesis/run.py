@@ -63,11 +63,14 @@ def things(house):
     tasks = [house.ask("POST", "/v1/tasks", PAYLOAD | {"task": task})["id"] for task in ("Say hello", "Change nothing")]
     campaign = {key: value for key, value in PAYLOAD.items() if key != "repo"} | {"name": "C", "repos": ["acme/api"]}
     campaigns = [house.ask("POST", "/v1/campaigns", campaign)["id"]]
+    webhook = {"url": "https://example.com/hook", "events": ["task.succeeded"], "team": "platform"}
+    webhooks = [house.ask("POST", "/v1/webhooks", webhook)["id"]]
     for task in tasks:
         house.ended(task)
     return {
         "/v1/tasks/{id}": tasks,
         "/v1/campaigns/{id}": campaigns,
+        "/v1/webhooks/{id}": webhooks,
         "/v1/budgets/{scope}": ["team:platform", "project:platform/infra"],
         "/docs/errors/{code}": ["not-found", "sandbox-timeout"],
     }
@@ -94,7 +97,10 @@ def main():
     house = House(os.path.abspath(sys.argv[1]))
     try:
         found = things(house)
-        keys = {"an operator's key": house.key}
+        # Everything that a team can be given.
+        scopes = ["tasks:*", "campaigns:*", "budgets:*", "usage:read", "audit:read", "keys:*", "webhooks:*"]
+        of_team = house.ask("POST", "/v1/keys", {"name": "team", "team": "platform", "scopes": scopes})
+        keys = {"an operator's key": house.key, "a team's key": of_team["key"]}
         failed = []
         for whose, key in keys.items():
             print(f"== with {whose}", flush=True)

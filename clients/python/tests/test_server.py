@@ -15,7 +15,7 @@ import pytest
 
 from conftest import Cutter, House
 from orchestra_client import AsyncOrchestra, Orchestra, OrchestraError, TaskFailed
-from orchestra_client.models import Event, TaskRequest
+from orchestra_client.models import Event, KeyRequest, TaskRequest
 
 PAYLOAD: TaskRequest = {
     "repo": "acme/api",
@@ -164,6 +164,42 @@ def test_campaigns_budgets_usage_and_the_log(house: House) -> None:
     assert orchestra.campaigns.cancel(campaign["id"])["id"] == campaign["id"]
     event = next(orchestra.events(types=["budget-set"]))
     assert event["stream"] == "ledger-platform"
+
+
+def test_keys_are_issued_used_rotated_and_revoked(house: House) -> None:
+    orchestra, name = client(house), str(uuid.uuid4())
+    wanted: KeyRequest = {"name": "ci", "team": "platform", "scopes": ["tasks:read"]}
+    issued = orchestra.keys.create(wanted, idempotency_key=name)
+    assert issued["key"] and issued["key"].startswith("orc_")
+    again = orchestra.keys.create(wanted, idempotency_key=name)
+    assert (again["id"], again["key"]) == (issued["id"], None)
+    holder = Orchestra(house.url, issued["key"])
+    assert holder.tasks.list().page()[0]
+    with pytest.raises(OrchestraError, match="forbidden"):
+        holder.tasks.create(PAYLOAD)
+    assert orchestra.keys.rotate(issued["id"], 0)["key"] != issued["key"]
+    with pytest.raises(OrchestraError, match="unauthenticated"):
+        holder.tasks.list().page()
+    orchestra.keys.revoke(issued["id"])
+    assert orchestra.keys.get(issued["id"])["status"] == "revoked"
+
+
+def test_the_audit_says_who_did_what(house: House) -> None:
+    orchestra = client(house)
+    kinds = {entry["kind"] for entry in orchestra.audit.list(limit=50)}
+    assert {"task", "key-issued"} <= kinds
+    assert len(orchestra.audit.csv(limit=5).splitlines()) > 1
+
+
+def test_a_webhook_is_made_changed_and_removed(house: House) -> None:
+    orchestra = client(house)
+    made = orchestra.webhooks.create({"url": "https://example.com/hook", "events": ["task.succeeded"], "team": "platform"})
+    assert made["secret"].startswith("whsec_")
+    assert orchestra.webhooks.change(made["id"], {"description": "Ours"}).get("description") == "Ours"
+    assert [webhook["id"] for webhook in orchestra.webhooks.list()] == [made["id"]]
+    orchestra.webhooks.remove(made["id"])
+    with pytest.raises(OrchestraError, match="not-found"):
+        orchestra.webhooks.get(made["id"])
 
 
 def test_the_example_of_the_readme_runs(house: House) -> None:

@@ -29,7 +29,7 @@ export interface NamedCallOptions extends CallOptions {
 export type Query = Readonly<Record<string, string | number | undefined | null>>;
 
 export interface Call extends NamedCallOptions {
-  method: "GET" | "POST" | "PUT" | "DELETE";
+  method: "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
   path: string;
   query?: Query | undefined;
   body?: unknown;

@@ -1,6 +1,6 @@
 /** Orchestra's REST interface and event streams, typed. */
 
-import { Budgets, Campaigns, Usage } from "./resources.js";
+import { Audit, Budgets, Campaigns, Keys, Usage, Webhooks } from "./resources.js";
 import { type Event, type FollowOptions, follow } from "./events.js";
 import type { paths } from "./generated.js";
 import { Http, type Options } from "./http.js";
@@ -23,6 +23,9 @@ export class Orchestra {
   readonly campaigns: Campaigns;
   readonly budgets: Budgets;
   readonly usage: Usage;
+  readonly keys: Keys;
+  readonly audit: Audit;
+  readonly webhooks: Webhooks;
   readonly #http: Http;
 
   constructor(options: Options) {
@@ -31,6 +34,9 @@ export class Orchestra {
     this.campaigns = new Campaigns(this.#http);
     this.budgets = new Budgets(this.#http);
     this.usage = new Usage(this.#http);
+    this.keys = new Keys(this.#http);
+    this.audit = new Audit(this.#http);
+    this.webhooks = new Webhooks(this.#http);
   }
 
   /** The whole log as far as the key may read it, and what is added, without gap or repeat, until the loop is left. */

@@ -1,4 +1,4 @@
-/** Campaigns, budgets and usage. */
+/** Everything but tasks: campaigns, budgets, usage, keys, the audit and webhooks. */
 
 import type { components, paths } from "./generated.js";
 import type { CallOptions, Http, NamedCallOptions } from "./http.js";
@@ -14,6 +14,18 @@ export type BudgetRequest = Schemas["ScopeBudgetRequest"];
 export type Budget = Schemas["Budget"];
 export type UsageReport = Schemas["Usage"];
 export type Dimension = "team" | "project" | "environment" | "taskType" | "model" | "customer" | "day";
+export type Key = Schemas["Key"];
+export type IssuedKey = Schemas["IssuedKey"];
+export type KeyRequest = Schemas["KeyRequest"];
+export type AuditEntry = Schemas["AuditEntry"];
+export type AuditFilter = Omit<NonNullable<paths["/v1/audit"]["get"]["parameters"]["query"]>, "cursor" | "format">;
+export type Webhook = Schemas["Webhook"];
+export type NewWebhook = Schemas["NewWebhook"];
+export type WebhookRequest = Schemas["WebhookRequest"];
+export type WebhookChange = Schemas["WebhookChange"];
+export type WebhookSecret = Schemas["WebhookSecret"];
+export type ReplayRequest = Schemas["ReplayRequest"];
+export type Delivery = Schemas["Delivery"];
 export interface UsageQuery {
   groupBy?: readonly Dimension[];
   /** A day, or a time whose day (UTC) is meant; both ends are in. */
@@ -115,5 +127,118 @@ export class Usage {
   csv(query: UsageQuery = {}, options: CallOptions = {}): Promise<string> {
     const headers = { accept: "text/csv" };
     return this.#http.text({ method: "GET", path: "/v1/usage", query: this.#query(query), headers, ...options });
+  }
+}
+
+/** API keys. */
+export class Keys {
+  readonly #http: Http;
+
+  constructor(http: Http) {
+    this.#http = http;
+  }
+
+  #path(id: string, rest = ""): string {
+    return `/v1/keys/${encodeURIComponent(id)}${rest}`;
+  }
+
+  /** Issues a key. Its text is in the answer to the first request, and `null` in that to a repeat. */
+  create(key: KeyRequest, options: NamedCallOptions = {}): Promise<IssuedKey> {
+    return this.#http.json({ method: "POST", path: "/v1/keys", body: key, ...options });
+  }
+
+  get(id: string, options: CallOptions = {}): Promise<Key> {
+    return this.#http.json({ method: "GET", path: this.#path(id), ...options });
+  }
+
+  /** Keys, newest first. */
+  list(filter: { team?: string; limit?: number } = {}, options: CallOptions = {}): Pages<Key> {
+    return new Pages(this.#http, { method: "GET", path: "/v1/keys", query: filter, ...options });
+  }
+
+  /** Gives a key a new text; the one before works on for a while. */
+  rotate(id: string, overlapSeconds?: number, options: NamedCallOptions = {}): Promise<IssuedKey> {
+    const body = overlapSeconds === undefined ? {} : { overlapSeconds };
+    return this.#http.json({ method: "POST", path: this.#path(id, "/rotate"), body, ...options });
+  }
+
+  /** Revokes a key for good. `itself`: also if it is the key that asks. */
+  async revoke(id: string, itself = false, options: CallOptions = {}): Promise<void> {
+    const query = itself ? { self: "true" } : {};
+    await this.#http.text({ method: "DELETE", path: this.#path(id), query, ...options });
+  }
+}
+
+/** Who did what, when, on which repository, with which model, at what cost, with which outcome. */
+export class Audit {
+  readonly #http: Http;
+
+  constructor(http: Http) {
+    this.#http = http;
+  }
+
+  /** Rows, newest first. */
+  list(filter: AuditFilter = {}, options: CallOptions = {}): Pages<AuditEntry> {
+    return new Pages(this.#http, { method: "GET", path: "/v1/audit", query: filter, ...options });
+  }
+
+  /** The same as comma-separated values. */
+  csv(filter: AuditFilter = {}, options: CallOptions = {}): Promise<string> {
+    const headers = { accept: "text/csv" };
+    return this.#http.text({ method: "GET", path: "/v1/audit", query: filter, headers, ...options });
+  }
+}
+
+/** Where events are sent. */
+export class Webhooks {
+  readonly #http: Http;
+
+  constructor(http: Http) {
+    this.#http = http;
+  }
+
+  #path(id: string, rest = ""): string {
+    return `/v1/webhooks/${encodeURIComponent(id)}${rest}`;
+  }
+
+  /** Makes a webhook; the answer holds the secret that its messages are signed with. */
+  create(webhook: WebhookRequest, options: NamedCallOptions = {}): Promise<NewWebhook> {
+    return this.#http.json({ method: "POST", path: "/v1/webhooks", body: webhook, ...options });
+  }
+
+  get(id: string, options: CallOptions = {}): Promise<Webhook> {
+    return this.#http.json({ method: "GET", path: this.#path(id), ...options });
+  }
+
+  list(filter: { team?: string; limit?: number } = {}, options: CallOptions = {}): Pages<Webhook> {
+    return new Pages(this.#http, { method: "GET", path: "/v1/webhooks", query: filter, ...options });
+  }
+
+  change(id: string, change: WebhookChange, options: CallOptions = {}): Promise<Webhook> {
+    return this.#http.json({ method: "PATCH", path: this.#path(id), body: change, ...options });
+  }
+
+  async remove(id: string, options: CallOptions = {}): Promise<void> {
+    await this.#http.text({ method: "DELETE", path: this.#path(id), ...options });
+  }
+
+  /** Makes the secret anew; for a while messages are signed with both. */
+  rotateSecret(id: string, overlapSeconds?: number, options: NamedCallOptions = {}): Promise<WebhookSecret> {
+    const body = overlapSeconds === undefined ? {} : { overlapSeconds };
+    return this.#http.json({ method: "POST", path: this.#path(id, "/secret"), body, ...options });
+  }
+
+  /** Sends a test, once for each attempt at this call, and answers what came of it. */
+  test(id: string, options: CallOptions = {}): Promise<Delivery> {
+    return this.#http.json({ method: "POST", path: this.#path(id, "/test"), ...options });
+  }
+
+  /** Sends again one message, or a part of the log. */
+  replay(id: string, what: ReplayRequest, options: NamedCallOptions = {}): Promise<Webhook> {
+    return this.#http.json({ method: "POST", path: this.#path(id, "/replay"), body: what, ...options });
+  }
+
+  deliveries(id: string, filter: { outcome?: string; limit?: number } = {}, options: CallOptions = {}): Pages<Delivery> {
+    return new Pages(this.#http, { method: "GET", path: this.#path(id, "/deliveries"), query: filter, ...options });
   }
 }

@@ -152,6 +152,43 @@ test("campaigns, budgets, usage and the log", async () => {
   }
 });
 
+test("keys are issued, used, rotated and revoked", async () => {
+  const orchestra = house.client();
+  const named = { idempotencyKey: crypto.randomUUID() };
+  const issued = await orchestra.keys.create({ name: "ci", team: "platform", scopes: ["tasks:read"] }, named);
+  assert.ok(issued.key?.startsWith("orc_"));
+  const again = await orchestra.keys.create({ name: "ci", team: "platform", scopes: ["tasks:read"] }, named);
+  assert.deepEqual([again.id, again.key], [issued.id, null]);
+  const holder = house.client({ apiKey: issued.key });
+  assert.ok((await holder.tasks.list().page()).data.length > 0);
+  await assert.rejects(holder.tasks.create(PAYLOAD), { code: "forbidden" });
+  const rotated = await orchestra.keys.rotate(issued.id, 0);
+  assert.notEqual(rotated.key, issued.key);
+  await assert.rejects(holder.tasks.list().page(), { code: "unauthenticated" });
+  await orchestra.keys.revoke(issued.id);
+  assert.equal((await orchestra.keys.get(issued.id)).status, "revoked");
+});
+
+test("the audit says who did what", async () => {
+  const orchestra = house.client();
+  const kinds = new Set<string>();
+  for await (const entry of orchestra.audit.list({ limit: 50 })) kinds.add(entry.kind);
+  assert.ok(kinds.has("task") && kinds.has("key-issued"), [...kinds].join());
+  assert.ok((await orchestra.audit.csv({ limit: 5 })).split("\r\n").length > 2);
+});
+
+test("a webhook is made, changed and removed", async () => {
+  const orchestra = house.client();
+  const made = await orchestra.webhooks.create({ url: "https://example.com/hook", events: ["task.succeeded"], team: "platform" });
+  assert.ok(made.secret.startsWith("whsec_"));
+  assert.equal((await orchestra.webhooks.change(made.id, { description: "Ours" })).description, "Ours");
+  const all = [];
+  for await (const webhook of orchestra.webhooks.list()) all.push(webhook.id);
+  assert.deepEqual(all, [made.id]);
+  await orchestra.webhooks.remove(made.id);
+  await assert.rejects(orchestra.webhooks.get(made.id), { code: "not-found" });
+});
+
 test("the example of the README runs", async () => {
   const env = { ...process.env, ORCHESTRA_URL: house.url, ORCHESTRA_API_KEY: house.adminKey };
   const { stdout } = await promisify(execFile)(process.execPath, [new URL("readme.js", import.meta.url).pathname], { env });

@@ -17,7 +17,7 @@ pub const MAX_PATTERN: usize = 100;
 
 /// Categories that `*` leaves out: who signs in, who is refused, and the keeping of the log itself. They are sent where they
 /// are named.
-const ADMINISTRATIVE: [&str; 5] = ["key", "session", "access", "checkpoint", "webhook"];
+const ADMINISTRATIVE: [&str; 6] = ["key", "session", "access", "checkpoint", "request", "webhook"];
 
 /// The type that is never sent: a webhook that is told of its own deliveries never comes to an end.
 const NEVER: &str = "deliveries-recorded";
@@ -206,6 +206,7 @@ mod tests {
             (&["*"], "session-1", "session-started", false),
             (&["*"], "access-1", "access-denied", false),
             (&["*"], "checkpoint-node", "checkpoint-signed", false),
+            (&["*"], "request-1", "request-claimed", false),
             (&["*"], "webhook-2", "webhook-created", false),
             (&["*", "key.*"], "key-1", "key-issued", true),
             (&["webhook.disabled"], "webhook-2", "webhook-disabled", true),

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use utoipa::ToSchema;
 
 use super::query::Parameters;
+use super::repeat::Subject;
 use crate::App;
 use crate::auth::Caller;
 use crate::problem::{Problem, ProblemBody};
@@ -125,7 +126,7 @@ pub async fn checkpoints(app: web::Data<App>, caller: Caller, request: HttpReque
 }
 
 /// The newest checkpoint, which a repeat of the request to sign one is shown: it covers what the first one covered.
-pub fn show(app: web::Data<App>, _: Caller, _: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+pub fn show(app: web::Data<App>, _: Caller, _: Subject) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
     Box::pin(async move {
         let newest = service(&app)?.signed(None, 1).await.map_err(problem)?.into_iter().next();
         let newest = newest.ok_or_else(|| Problem::internal("a checkpoint that was signed is not there"))?;

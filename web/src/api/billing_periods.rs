@@ -2,6 +2,7 @@
 
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::future::LocalBoxFuture;
 use orchestra_events::WebhookId;
 use orchestra_events::billing::event::{NumberedLine, Pushed};
 use orchestra_events::billing::{Billing, Invoice, Month, Quantities, Totals};
@@ -10,10 +11,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::billing::team_of;
+use super::csv::field;
 use super::fields::{Faults, Object};
 use super::query::Parameters;
+use super::repeat::Subject;
 use super::resource::Usd;
-use super::csv::field;
 use super::{body, webhooks};
 use crate::App;
 use crate::auth::Caller;
@@ -437,6 +439,20 @@ pub async fn close(
     let team = team_of(&caller, asked)?;
     app.billing.close_period(&team, period, caller.actor_for(&team)).await?;
     Ok(HttpResponse::Ok().json(summary(&app, &team, period).await?))
+}
+
+/// The month as a repeat of a request about it sees it.
+pub fn show(
+    app: web::Data<App>,
+    caller: Caller,
+    subject: Subject,
+) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move {
+        let period = month(&subject.id)?;
+        let mut query = Parameters::read(&subject.query)?;
+        let team = team_of(&caller, query.text("team"))?;
+        Ok(HttpResponse::Ok().json(summary(&app, &team, period).await?))
+    })
 }
 
 /// Sends a closed month's bill to a webhook: its lines in their order, as the events `billing.invoice-ready`, and what they

@@ -10,6 +10,7 @@ use orchestra_events::projections::{CampaignFilter, CampaignRow, Cursor};
 
 use super::campaign_resource::{CampaignList, CampaignRequest, CampaignView};
 use super::query::Parameters;
+use super::repeat::Subject;
 use super::tasks::{DEFAULT_PAGE, idempotency_key};
 use super::{body, campaign_payload};
 use crate::App;
@@ -32,9 +33,13 @@ async fn whole(app: &App, row: CampaignRow) -> Result<CampaignView, Problem> {
 }
 
 /// The campaign as a repeat of a request about it sees it.
-pub fn show(app: web::Data<App>, caller: Caller, id: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+pub fn show(
+    app: web::Data<App>,
+    caller: Caller,
+    subject: Subject,
+) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
     Box::pin(async move {
-        let row = visible(&app, &caller, &id).await?;
+        let row = visible(&app, &caller, &subject.id).await?;
         Ok(HttpResponse::Ok().json(whole(&app, row).await?))
     })
 }

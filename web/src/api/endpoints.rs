@@ -9,8 +9,8 @@ use orchestra_events::key::Scope;
 use super::once::{Post, at_most_once};
 use super::repeat::{Repeat, repeat};
 use super::{
-    audit, audit_record, billing, billing_periods, budgets, campaigns, docs, events, health, keys, openapi, task_actions,
-    tasks, usage, webhooks,
+    audit, audit_record, billing, billing_periods, budgets, campaigns, docs, events, health, keys, openapi,
+    task_actions, tasks, usage, webhooks,
 };
 use crate::pages;
 use crate::routes::Surface;

@@ -20,6 +20,7 @@ use utoipa::ToSchema;
 
 use super::fields::{Faults, Object, nearest, step};
 use super::query::Parameters;
+use super::repeat::Subject;
 use super::{body, rules};
 use crate::App;
 use crate::auth::issuing::{KeyError, NewKey, is_environment, issue, revoke_key, rotate_key};
@@ -397,9 +398,13 @@ fn answer(key: &SecretString, about: KeyView) -> IssuedKey {
 }
 
 /// The key as a repeat of the request that made its text sees it: without the text, which was shown once.
-pub fn show(app: web::Data<App>, caller: Caller, id: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+pub fn show(
+    app: web::Data<App>,
+    caller: Caller,
+    subject: Subject,
+) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
     Box::pin(async move {
-        let about = KeyView::of(&visible(&app, &caller, &id).await?, Timestamp::now());
+        let about = KeyView::of(&visible(&app, &caller, &subject.id).await?, Timestamp::now());
         Ok(HttpResponse::Ok().json(IssuedKey { key: None, about }))
     })
 }

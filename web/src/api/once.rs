@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::body;
-use super::repeat::Show;
+use super::repeat::{Show, Subject};
 use super::tasks::idempotency_key;
 use crate::App;
 use crate::auth::Caller;
@@ -272,11 +272,10 @@ impl Named {
     }
 
     /// The answer to a repeat.
-    async fn show(&self, subject: Option<String>, status: u16, location: Option<String>) -> HttpResponse {
+    async fn show(&self, about: Subject, status: u16, location: Option<String>) -> HttpResponse {
         let made = location.as_deref().and_then(|location| location.rsplit('/').next()).map(str::to_owned);
-        // Where neither the path nor the answer names anything, there is one thing that is meant.
-        let id = made.or(subject).unwrap_or_default();
-        match (self.post.show)(self.app.clone(), self.caller.clone(), id).await {
+        let subject = Subject { id: made.unwrap_or(about.id), query: about.query };
+        match (self.post.show)(self.app.clone(), self.caller.clone(), subject).await {
             Ok(mut response) => {
                 *response.status_mut() = StatusCode::from_u16(status).unwrap_or(self.post.done);
                 let headers = response.headers_mut();
@@ -349,8 +348,9 @@ pub async fn at_most_once(
     match turn {
         Err(problem) => Ok(request.into_response(problem.response())),
         Ok((named, Turn::Show { status, location })) => {
-            let subject = request.match_info().iter().next().map(|(_, value)| value.to_owned());
-            let response = named.show(subject, status, location).await;
+            let id = request.match_info().iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default();
+            let about = Subject { id, query: request.query_string().to_owned() };
+            let response = named.show(about, status, location).await;
             Ok(request.into_response(response))
         }
         Ok((named, Turn::Do(claim))) => {

@@ -20,7 +20,12 @@ pub struct Parameters {
 impl Parameters {
     /// The parameters of this request.
     pub fn of(request: &HttpRequest) -> Result<Self, Problem> {
-        let given = web::Query::<Vec<(String, String)>>::from_query(request.query_string())
+        Self::read(request.query_string())
+    }
+
+    /// The parameters in this query.
+    pub fn read(query: &str) -> Result<Self, Problem> {
+        let given = web::Query::<Vec<(String, String)>>::from_query(query)
             .map(web::Query::into_inner)
             .ok()
             .filter(|given| given.len() <= MAX_PARAMETERS);

@@ -9,18 +9,26 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::web;
 use futures_util::future::LocalBoxFuture;
 
-use super::{audit_record, campaigns, keys, tasks, webhooks};
+use super::{audit_record, billing_periods, campaigns, keys, tasks, webhooks};
 use crate::App;
 use crate::auth::Caller;
 use crate::problem::Problem;
 
-/// Renders what a request was about, given the id in its path or of what it made.
-pub type Show = fn(web::Data<App>, Caller, String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>>;
+/// What a request was about.
+pub struct Subject {
+    /// The id in its path, or that of what it made; empty where there is one thing that is meant.
+    pub id: String,
+    /// Its query.
+    pub query: String,
+}
+
+/// Renders what a request was about.
+pub type Show = fn(web::Data<App>, Caller, Subject) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>>;
 
 /// What an endpoint does with a repeat.
 #[derive(Clone, Copy)]
 pub enum Repeat {
-    /// Its method is idempotent: a repeat does nothing that the first one did not.
+    /// It is idempotent by itself, as most methods are: a repeat does nothing that the first one did not.
     Idempotent,
     /// The key is the id of what is made, so that a repeat meets it: no second record is needed.
     NamesWhatIsMade,
@@ -52,6 +60,9 @@ pub fn repeat(method: &Method, path: &str) -> Option<Repeat> {
         "/v1/webhooks/{id}/secret" => claimed(StatusCode::OK, webhooks::show_secret),
         "/v1/webhooks/{id}/replay" => claimed(StatusCode::ACCEPTED, webhooks::show),
         "/v1/audit/checkpoints" => claimed(StatusCode::CREATED, audit_record::show),
+        // A month is closed once, and is answered alike afterwards.
+        "/v1/billing/periods/{period}/close" => Some(Repeat::Idempotent),
+        "/v1/billing/periods/{period}/push" => claimed(StatusCode::ACCEPTED, billing_periods::show),
         // A message to the receiver that says that it is a test.
         "/v1/webhooks/{id}/test" => Some(Repeat::KeepsNothing),
         _ => None,

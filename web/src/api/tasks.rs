@@ -12,6 +12,7 @@ use orchestra_events::task::{TaskResource, TaskStatus};
 use tracing::Instrument as _;
 
 use super::query::Parameters;
+use super::repeat::Subject;
 use super::resource::{TaskList, TaskView};
 use super::{body, payload};
 use crate::App;
@@ -37,8 +38,12 @@ pub async fn visible(app: &App, caller: &Caller, id: &str) -> Result<TaskResourc
 }
 
 /// The task as a repeat of a request about it sees it.
-pub fn show(app: web::Data<App>, caller: Caller, id: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
-    Box::pin(async move { Ok(HttpResponse::Ok().json(TaskView::from(visible(&app, &caller, &id).await?))) })
+pub fn show(
+    app: web::Data<App>,
+    caller: Caller,
+    subject: Subject,
+) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move { Ok(HttpResponse::Ok().json(TaskView::from(visible(&app, &caller, &subject.id).await?))) })
 }
 
 pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {

@@ -131,7 +131,14 @@ pub async fn report(app: web::Data<App>, caller: Caller, request: HttpRequest) -
     let report = match caller.narrow(team) {
         Some(team) => {
             app.read
-                .usage(UsageQuery { group_by: group_by.clone(), from, to, team, customer, bounds: (*caller.bounds).clone() })
+                .usage(UsageQuery {
+                    group_by: group_by.clone(),
+                    from,
+                    to,
+                    team,
+                    customer,
+                    bounds: (*caller.bounds).clone(),
+                })
                 .await?
         }
         // Another team's usage does not exist for this caller.

@@ -186,7 +186,7 @@ pub struct WebhookRequest {
     /// Over TLS, to a name that leads into the open internet; or what the operator has opened besides.
     #[schema(max_length = 2000, example = "https://receiver.example/hook")]
     url: String,
-    /// Which of them: types such as `task.succeeded`, `task.*`, or `*`, which leaves out keys, sessions, refused requests,
+    /// Which of them: types such as `task.succeeded`, `task.*`, or `*`, which leaves out keys, sessions, requests and refused ones,
     /// checkpoints and webhooks.
     #[schema(value_type = Vec<String>, min_items = 1, max_items = 64)]
     events: Vec<Pattern>,
@@ -220,9 +220,9 @@ pub struct WebhookChange {
 
 /// How a secret is made anew.
 #[derive(ToSchema)]
-#[schema(rename_all = "camelCase")]
+#[schema(as = WebhookSecretRequest, rename_all = "camelCase")]
 #[allow(dead_code, reason = "described, never built")]
-pub struct RotateRequest {
+pub struct WebhookSecretRequest {
     /// How long messages are signed with both secrets; a day when absent.
     #[schema(minimum = 0, maximum = 604800)]
     overlap_seconds: Option<u64>,
@@ -231,7 +231,7 @@ pub struct RotateRequest {
 /// What is sent again: one message, or all that is wanted of a part of the log.
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "described, never built")]
-pub struct ReplayRequest {
+pub struct WebhookReplayRequest {
     /// The `webhook-id` of one of the deliveries.
     #[schema(example = "msg_71d4050783de6bfb417eea267d8450a7")]
     message: Option<String>,

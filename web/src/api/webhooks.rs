@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 use super::fields::{Faults, Object};
 use super::query::Parameters;
+use super::repeat::Subject;
 use super::tasks::{DEFAULT_PAGE, idempotency_key};
 use super::webhook_resource::{DeliveryList, DeliveryView, NewWebhookView, WebhookList, WebhookSecret, WebhookView};
 use super::{body, rules};
@@ -78,18 +79,23 @@ async fn as_it_stands(app: &App, caller: &Caller, id: &str) -> Result<HttpRespon
 }
 
 /// The webhook as a repeat of a request about it sees it.
-pub fn show(app: web::Data<App>, caller: Caller, id: String) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
-    Box::pin(async move { as_it_stands(&app, &caller, &id).await })
+pub fn show(
+    app: web::Data<App>,
+    caller: Caller,
+    subject: Subject,
+) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move { as_it_stands(&app, &caller, &subject.id).await })
 }
 
 /// What a repeat of the request for a new secret sees of it.
 pub fn show_secret(
     app: web::Data<App>,
     caller: Caller,
-    id: String,
+    subject: Subject,
 ) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
     Box::pin(async move {
-        let previous_secret_until = visible(&app, &caller, &id).await?.previous_until.map(|time| time.to_string());
+        let previous_secret_until =
+            visible(&app, &caller, &subject.id).await?.previous_until.map(|time| time.to_string());
         Ok(HttpResponse::Ok().json(WebhookSecret { secret: None, previous_secret_until }))
     })
 }
@@ -347,7 +353,7 @@ pub async fn remove(app: web::Data<App>, caller: Caller, id: web::Path<String>) 
 
 /// Makes a webhook's secret anew. For a while, messages are signed with both.
 #[utoipa::path(post, path = "/v1/webhooks/{id}/secret", tag = "webhooks", operation_id = "rotateWebhookSecret",
-    params(("id" = String, Path)), request_body(content = Option<super::webhook_resource::RotateRequest>),
+    params(("id" = String, Path)), request_body(content = Option<super::webhook_resource::WebhookSecretRequest>),
     responses((status = 200, description = "The new secret", body = WebhookSecret),
         (status = 404, description = "No such webhook, or another team's", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "Fields that do not do", body = ProblemBody, content_type = "application/problem+json")))]
@@ -401,7 +407,7 @@ pub async fn position_of(app: &App, webhook: WebhookId, message: MessageId) -> R
 
 /// Sends again what a webhook wants of a part of the log, under the same message ids as before.
 #[utoipa::path(post, path = "/v1/webhooks/{id}/replay", tag = "webhooks", operation_id = "replayWebhook",
-    params(("id" = String, Path)), request_body(content = super::webhook_resource::ReplayRequest),
+    params(("id" = String, Path)), request_body(content = super::webhook_resource::WebhookReplayRequest),
     responses((status = 202, description = "It is sent again", body = WebhookView),
         (status = 404, description = "No such webhook, or another team's", body = ProblemBody, content_type = "application/problem+json"),
         (status = 409, description = "It is disabled, or too many replays wait", body = ProblemBody, content_type = "application/problem+json"),

@@ -404,6 +404,7 @@ impl Server {
             Scope::CampaignsCancel,
             Scope::UsageRead,
             Scope::AuditRead,
+            Scope::ContentErase,
         ];
         self.key(Some(team), &scopes).await
     }

@@ -1,5 +1,6 @@
 //! The REST interface as a caller meets it, over a store in memory and a task service that only decides and appends.
 
+mod audit;
 mod auth;
 mod billing;
 mod budgets;
@@ -7,6 +8,7 @@ mod campaigns;
 mod conformance;
 mod documents;
 mod erasure;
+mod fuzz;
 mod harness;
 mod keys;
 mod matrix;

@@ -48,6 +48,7 @@ async fn the_example_is_accepted_and_can_be_read_at_once() {
         "createdAt",
         "startedAt",
         "finishedAt",
+        "contentErasedAt",
         "links",
     ]
     .into();

@@ -13,16 +13,27 @@ from . import _calls
 from ._calls import Call
 from .errors import ConnectionFailed, TaskFailed
 from .models import (
+    AuditEntry,
     Budget,
     BudgetList,
     Campaign,
     CampaignRequest,
     CredentialsRequest,
+    Delivery,
     Event,
+    IssuedKey,
+    Key,
+    KeyRequest,
+    NewWebhook,
+    ReplayRequest,
     ScopeBudgetRequest,
     Task,
     TaskRequest,
     Usage,
+    Webhook,
+    WebhookChange,
+    WebhookRequest,
+    WebhookSecret,
 )
 
 T = TypeVar("T")
@@ -140,6 +151,31 @@ class TaskFilter(TypedDict, total=False):
     createdAfter: str
     createdBefore: str
     limit: int
+
+
+class AuditFilter(TypedDict, total=False):
+    """Which rows of the audit to read."""
+
+    team: str
+    project: str
+    actor: str
+    repo: str
+    model: str
+    outcome: str
+    kind: str
+    category: str
+    task: str
+    since: str
+    """A time, or a day (UTC); it is in."""
+    until: str
+    """A time, which is out, or a day (UTC), which is in."""
+    limit: int
+
+
+def _audit(filter: Mapping[str, Any]) -> dict[str, Any]:
+    # `from` is a word of the language.
+    words = {"since": "from", "until": "to"}
+    return {words.get(name, name): value for name, value in filter.items()}
 
 
 class AsyncTasks:
@@ -332,6 +368,105 @@ class AsyncUsageReports:
         return await self._transport.text(call)
 
 
+class AsyncKeys:
+    """API keys."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    @staticmethod
+    def _path(id: str, rest: str = "") -> str:
+        return f"/v1/keys/{_calls.part(id)}{rest}"
+
+    async def create(self, key: KeyRequest, *, idempotency_key: str | None = None) -> IssuedKey:
+        """Issues a key. Its text is in the answer to the first request, and `None` in that to a repeat."""
+        call = Call("POST", "/v1/keys", body=key, idempotency_key=idempotency_key)
+        return cast(IssuedKey, await self._transport.json(call))
+
+    async def get(self, id: str) -> Key:
+        return cast(Key, await self._transport.json(Call("GET", self._path(id))))
+
+    def list(self, *, team: str | None = None, limit: int | None = None) -> AsyncPages[Key]:
+        """Keys, newest first."""
+        return AsyncPages(self._transport, Call("GET", "/v1/keys", {"team": team, "limit": limit}))
+
+    async def rotate(
+        self, id: str, overlap_seconds: int | None = None, *, idempotency_key: str | None = None
+    ) -> IssuedKey:
+        """Gives a key a new text; the one before works on for a while."""
+        body = {} if overlap_seconds is None else {"overlapSeconds": overlap_seconds}
+        call = Call("POST", self._path(id, "/rotate"), body=body, idempotency_key=idempotency_key)
+        return cast(IssuedKey, await self._transport.json(call))
+
+    async def revoke(self, id: str, *, itself: bool = False) -> None:
+        """Revokes a key for good. `itself`: also if it is the key that asks."""
+        await self._transport.send(Call("DELETE", self._path(id), {"self": "true"} if itself else None))
+
+
+class AsyncAudit:
+    """Who did what, when, on which repository, with which model, at what cost, with which outcome."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    def list(self, **filter: Unpack[AuditFilter]) -> AsyncPages[AuditEntry]:
+        """Rows, newest first."""
+        return AsyncPages(self._transport, Call("GET", "/v1/audit", _audit(filter)))
+
+    async def csv(self, **filter: Unpack[AuditFilter]) -> str:
+        """The same as comma-separated values."""
+        return await self._transport.text(Call("GET", "/v1/audit", _audit(filter), accept="text/csv"))
+
+
+class AsyncWebhooks:
+    """Where events are sent."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    @staticmethod
+    def _path(id: str, rest: str = "") -> str:
+        return f"/v1/webhooks/{_calls.part(id)}{rest}"
+
+    async def create(self, webhook: WebhookRequest, *, idempotency_key: str | None = None) -> NewWebhook:
+        """Makes a webhook; the answer holds the secret that its messages are signed with."""
+        call = Call("POST", "/v1/webhooks", body=webhook, idempotency_key=idempotency_key)
+        return cast(NewWebhook, await self._transport.json(call))
+
+    async def get(self, id: str) -> Webhook:
+        return cast(Webhook, await self._transport.json(Call("GET", self._path(id))))
+
+    def list(self, *, team: str | None = None, limit: int | None = None) -> AsyncPages[Webhook]:
+        return AsyncPages(self._transport, Call("GET", "/v1/webhooks", {"team": team, "limit": limit}))
+
+    async def change(self, id: str, change: WebhookChange) -> Webhook:
+        return cast(Webhook, await self._transport.json(Call("PATCH", self._path(id), body=change)))
+
+    async def remove(self, id: str) -> None:
+        await self._transport.send(Call("DELETE", self._path(id)))
+
+    async def rotate_secret(
+        self, id: str, overlap_seconds: int | None = None, *, idempotency_key: str | None = None
+    ) -> WebhookSecret:
+        """Makes the secret anew; for a while messages are signed with both."""
+        body = {} if overlap_seconds is None else {"overlapSeconds": overlap_seconds}
+        call = Call("POST", self._path(id, "/secret"), body=body, idempotency_key=idempotency_key)
+        return cast(WebhookSecret, await self._transport.json(call))
+
+    async def test(self, id: str) -> Delivery:
+        """Sends a test, once for each attempt at this call, and answers what came of it."""
+        return cast(Delivery, await self._transport.json(Call("POST", self._path(id, "/test"))))
+
+    async def replay(self, id: str, what: ReplayRequest, *, idempotency_key: str | None = None) -> Webhook:
+        """Sends again one message, or a part of the log."""
+        call = Call("POST", self._path(id, "/replay"), body=what, idempotency_key=idempotency_key)
+        return cast(Webhook, await self._transport.json(call))
+
+    def deliveries(self, id: str, *, outcome: str | None = None, limit: int | None = None) -> AsyncPages[Delivery]:
+        query = {"outcome": outcome, "limit": limit}
+        return AsyncPages(self._transport, Call("GET", self._path(id, "/deliveries"), query))
+
+
 class AsyncOrchestra:
     """A server, and a caller with a key.
 
@@ -356,6 +491,9 @@ class AsyncOrchestra:
         self.campaigns = AsyncCampaigns(self._transport)
         self.budgets = AsyncBudgets(self._transport)
         self.usage = AsyncUsageReports(self._transport)
+        self.keys = AsyncKeys(self._transport)
+        self.audit = AsyncAudit(self._transport)
+        self.webhooks = AsyncWebhooks(self._transport)
 
     def events(
         self,
