@@ -123,6 +123,189 @@ export interface paths {
         readonly patch?: never;
         readonly trace?: never;
     };
+    readonly "/v1/audit": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        /**
+         * Lists tasks, acts and refused acts, newest first.
+         * @description One row per task, which changes until the task has ended, one per act of a key or a person, and one for refusals of a
+         *     kind. A page may be shorter than `limit`; go on until `nextCursor` is null. As CSV without `limit`: everything.
+         */
+        readonly get: operations["listAudit"];
+        readonly put?: never;
+        readonly post?: never;
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/audit/checkpoints": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        /** Lists the checkpoints that this server has signed, newest first. */
+        readonly get: operations["listCheckpoints"];
+        readonly put?: never;
+        /**
+         * Signs the log as it is now.
+         * @description The checkpoint is an event too. Keep the answer where whoever can write the server's database cannot.
+         */
+        readonly post: operations["createCheckpoint"];
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/audit/export": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        /**
+         * Exports the whole log, to be verified elsewhere with `orchestra audit verify`.
+         * @description One line of JSON per event, with a header and a signed end; every team's events, up to where the log is when this is
+         *     asked.
+         */
+        readonly get: operations["exportAudit"];
+        readonly put?: never;
+        readonly post?: never;
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/audit/key": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        /** Reads the public key that checkpoints are verified with. */
+        readonly get: operations["getAuditKey"];
+        readonly put?: never;
+        readonly post?: never;
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/billing/periods": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        /** The months of a team. */
+        readonly get: operations["listBillingPeriods"];
+        readonly put?: never;
+        readonly post?: never;
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/billing/periods/{period}": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        /**
+         * The bill of a month: what it comes to for each customer, and its lines.
+         * @description An open month is shown as it stands. A closed one stays as it is: what comes for it later is an adjustment on the
+         *     next bill, which names the month that it corrects.
+         */
+        readonly get: operations["getBill"];
+        readonly put?: never;
+        readonly post?: never;
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/billing/periods/{period}/close": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly get?: never;
+        readonly put?: never;
+        /**
+         * Closes a month for good.
+         * @description Only one that is over (UTC), and only after those before it. Asked again, it answers what was closed.
+         */
+        readonly post: operations["closeBillingPeriod"];
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/billing/periods/{period}/push": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly get?: never;
+        readonly put?: never;
+        /**
+         * Sends a closed month's bill to a webhook: its lines in their order, as the events `billing.invoice-ready`, and what they
+         *     come to, as `billing.period-closed`.
+         * @description Every message goes out under the id that it has for this webhook, and every line has an `idempotencyKey`
+         *     (`team/2026-10/17`), both the same however often this is asked: a receiver that knows them counts nothing twice. The
+         *     webhook has to want these events; it is told of them by itself when the month is closed, too.
+         */
+        readonly post: operations["pushBill"];
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/billing/plans/{team}": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        /** A team's plans. */
+        readonly get: operations["getBillingPlans"];
+        /**
+         * Lets a plan go from its first day on.
+         * @description It prices every charge from that day on, those that were made already included, unless their month is closed: what
+         *     lies in a closed month keeps its price. The same plan said again changes nothing.
+         */
+        readonly put: operations["putBillingPlan"];
+        readonly post?: never;
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
     readonly "/v1/budgets": {
         readonly parameters: {
             readonly query?: never;
@@ -215,6 +398,26 @@ export interface paths {
         /** Stops a campaign: no further task is begun, and those that run are cancelled. */
         readonly post: operations["cancelCampaign"];
         readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/campaigns/{id}/content": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly get?: never;
+        readonly put?: never;
+        readonly post?: never;
+        /**
+         * Erases what was asked for, said and written in a campaign and all its tasks, which must have ended. It cannot be
+         *     undone, and a repeat is harmless.
+         */
+        readonly delete: operations["eraseCampaignContent"];
         readonly options?: never;
         readonly head?: never;
         readonly patch?: never;
@@ -394,6 +597,28 @@ export interface paths {
         readonly patch?: never;
         readonly trace?: never;
     };
+    readonly "/v1/tasks/{id}/content": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly get?: never;
+        readonly put?: never;
+        readonly post?: never;
+        /**
+         * Erases what was asked for, said and written in a task that has ended: prompt, messages, inputs and outputs of tools,
+         *     diffs. Who, when, where, which model, how much and how it ended stay, and so does the proof that nothing else was changed.
+         * @description It cannot be undone, and a repeat is harmless. `204` once no file of the server holds the words; `202` if that goes
+         *     on by itself, as after a restart.
+         */
+        readonly delete: operations["eraseTaskContent"];
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
     readonly "/v1/tasks/{id}/credentials": {
         readonly parameters: {
             readonly query?: never;
@@ -492,12 +717,123 @@ export interface paths {
         };
         /**
          * Tokens and dollars.
-         * @description Days are UTC; `from` and `to` are both inclusive. A task counts on the day of its creation, tokens and dollars on
-         *     the day they were charged.
+         * @description Dollars and tokens count to the civil day that the ledger set them aside on, in the time zone of the team's budget
+         *     (UTC unless it says otherwise), and so add up to what the ledger says of that day; tasks and the time of sandboxes
+         *     count to the day in UTC on which they were created and stopped. `from` and `to` are both inclusive. `billableUsd`
+         *     is by the team's plan, refunds taken off: it may be negative where a refund is for a charge of another group.
          */
         readonly get: operations["getUsage"];
         readonly put?: never;
         readonly post?: never;
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/webhooks": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        /** Lists webhooks, newest first. */
+        readonly get: operations["listWebhooks"];
+        readonly put?: never;
+        /**
+         * Makes a webhook: what happens from now on is sent to its URL, signed after Standard Webhooks.
+         * @description The answer holds its secret, which is not shown again. With an `Idempotency-Key` a repeat of the same request returns
+         *     the webhook that the first one made.
+         */
+        readonly post: operations["createWebhook"];
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/webhooks/{id}": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        /** Reads a webhook. */
+        readonly get: operations["getWebhook"];
+        readonly put?: never;
+        readonly post?: never;
+        /** Removes a webhook for good. What is under way may still arrive. */
+        readonly delete: operations["removeWebhook"];
+        readonly options?: never;
+        readonly head?: never;
+        /** Changes a webhook: what is sent, where to, and whether anything is. What is absent stays. */
+        readonly patch: operations["changeWebhook"];
+        readonly trace?: never;
+    };
+    readonly "/v1/webhooks/{id}/deliveries": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        /** What became of a webhook's messages, those that were first tried last first: the newest ten thousand. */
+        readonly get: operations["listDeliveries"];
+        readonly put?: never;
+        readonly post?: never;
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/webhooks/{id}/replay": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly get?: never;
+        readonly put?: never;
+        /** Sends again what a webhook wants of a part of the log, under the same message ids as before. */
+        readonly post: operations["replayWebhook"];
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/webhooks/{id}/secret": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly get?: never;
+        readonly put?: never;
+        /** Makes a webhook's secret anew. For a while, messages are signed with both. */
+        readonly post: operations["rotateWebhookSecret"];
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
+    readonly "/v1/webhooks/{id}/test": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly get?: never;
+        readonly put?: never;
+        /** Sends a test to a webhook, once, and answers what came of it. */
+        readonly post: operations["testWebhook"];
         readonly delete?: never;
         readonly options?: never;
         readonly head?: never;
@@ -521,6 +857,325 @@ export interface components {
              */
             readonly attempts?: number | null;
             readonly workspace?: components["schemas"]["WorkspaceName"] | null;
+        };
+        /** @description Who, and from where. What is not the caller's to see is null. */
+        readonly AuditActor: {
+            /** @description From where. */
+            readonly address?: string | null;
+            /** @description The key's or the person's id. */
+            readonly id: string;
+            /** @description `api-key`, `person` or `system`. */
+            readonly kind: string;
+            /** @description What it was called then. */
+            readonly name?: string | null;
+            /** @description With which program, by its own word. */
+            readonly userAgent?: string | null;
+        };
+        /** @description One row. */
+        readonly AuditEntry: {
+            /** @description What it is about in a few words: a key's name, a budget's scope, the route that was refused. */
+            readonly about?: string | null;
+            /** @description Who. */
+            readonly actor: components["schemas"]["AuditActor"];
+            /** @description `task`, `act` or `refusal`. */
+            readonly category: string;
+            /**
+             * Format: int64
+             * @description How many acts of the same kind it stands for.
+             */
+            readonly count: number;
+            /**
+             * Format: int64
+             * @description From the request to its end, in milliseconds.
+             */
+            readonly durationMs?: number | null;
+            /** @description Why the task failed: the stable code. */
+            readonly failure?: string | null;
+            /** Format: date-time */
+            readonly finishedAt?: string | null;
+            /** @description The task's id, or the event's. */
+            readonly id: string;
+            /** @description `task`, or what was done: `key-issued`, `budget-set`, `access-denied` … */
+            readonly kind: string;
+            /** @description With which model. */
+            readonly model?: string | null;
+            /** @description A task's status, `done`, or the code of a refusal. */
+            readonly outcome: string;
+            /**
+             * Format: int64
+             * @description The place of its event in the log.
+             */
+            readonly position: number;
+            readonly project?: string | null;
+            readonly pullRequests: readonly string[];
+            /** @description On which repositories. */
+            readonly repos: readonly string[];
+            /** Format: date-time */
+            readonly startedAt?: string | null;
+            /** @description The stream of its event. */
+            readonly stream: string;
+            /** @description The task that it concerns. */
+            readonly task?: string | null;
+            /** @description Whose it is; null for what concerns no team. */
+            readonly team?: string | null;
+            /**
+             * Format: date-time
+             * @description When.
+             */
+            readonly time: string;
+            readonly usage?: components["schemas"]["AuditUsage"] | null;
+        };
+        /** @description The key that checkpoints are verified with. */
+        readonly AuditKey: {
+            /** @description Always `Ed25519`. */
+            readonly algorithm: string;
+            /** @description The first 16 bytes of the key's SHA-256: what the server prints at its start. */
+            readonly keyId: string;
+            /** @description The key, 32 bytes. */
+            readonly publicKey: string;
+        };
+        /** @description A page of rows. */
+        readonly AuditList: {
+            /** @description Newest first. May be shorter than `limit`, or empty, where there is more to look through. */
+            readonly data: readonly components["schemas"]["AuditEntry"][];
+            /** @description Pass it on as `cursor` for the next page; null when there is none. */
+            readonly nextCursor?: string | null;
+        };
+        /** @description What a task has used. */
+        readonly AuditUsage: {
+            readonly billableUsd: components["schemas"]["Usd"];
+            /** Format: int64 */
+            readonly cacheReadTokens: number;
+            /** Format: int64 */
+            readonly cacheWriteTokens: number;
+            readonly costUsd: components["schemas"]["Usd"];
+            /** Format: int64 */
+            readonly inputTokens: number;
+            /** Format: int64 */
+            readonly outputTokens: number;
+        };
+        /** @description A bill. */
+        readonly Bill: {
+            /** @description `USD`. */
+            readonly currency: string;
+            readonly customers: readonly components["schemas"]["BillingCustomer"][];
+            /** @description The SHA-256 of a closed month's lines, as it was written down when it was closed. */
+            readonly digest?: string | null;
+            /** @description Whether the lines still have that digest. `null` while the month is open. */
+            readonly intact?: boolean | null;
+            readonly lines: readonly components["schemas"]["BillingLine"][];
+            readonly nextCursor?: string | null;
+            readonly period: string;
+            /** @description The versions of the plan that it was priced with; 0 stands for none. */
+            readonly plans: readonly number[];
+            readonly status: components["schemas"]["BillingStatus"];
+            readonly team: string;
+            /**
+             * Format: int64
+             * @description The place in the log up to which a closed month was taken in.
+             */
+            readonly through?: number | null;
+            /** @description What it comes to; with `customer`, for that one. */
+            readonly totals: components["schemas"]["BillingTotals"];
+        };
+        /** @description What a bill comes to for one customer. */
+        readonly BillingCustomer: components["schemas"]["BillingTotals"] & {
+            /** @description `null`: what was done for none. */
+            readonly customer?: string | null;
+        };
+        /** @description One line of a bill. */
+        readonly BillingLine: components["schemas"]["BillingQuantities"] & {
+            /** @description What it comes to: negative where a refund is larger than what was charged on the same line. */
+            readonly billableUsd: components["schemas"]["Usd"];
+            /** @description The month that an adjustment corrects. */
+            readonly corrects?: string | null;
+            readonly customer?: string | null;
+            /**
+             * Format: date
+             * @description The civil day that was recorded with it.
+             */
+            readonly day: string;
+            readonly environment?: string | null;
+            /** @description The name under which the line is sent, the same every time: `team/2026-10/17`. */
+            readonly idempotencyKey: string;
+            /** @description `usage`, `adjustment` or `minimum`. */
+            readonly kind: components["schemas"]["BillingLineKind"];
+            readonly model?: string | null;
+            /**
+             * Format: int32
+             * @description Counted from 1; a closed month's lines keep theirs.
+             */
+            readonly number: number;
+            readonly project?: string | null;
+            readonly taskType?: string | null;
+        };
+        /**
+         * @description What a line is for.
+         * @enum {string}
+         */
+        readonly BillingLineKind: "usage" | "adjustment" | "minimum";
+        /** @description Other terms for a customer, a project, or a project of a customer. */
+        readonly BillingOverride: components["schemas"]["BillingTerms"] & {
+            readonly customer?: string | null;
+            readonly project?: string | null;
+        };
+        /** @description Other terms for a customer, a project, or a project of a customer. */
+        readonly BillingOverrideRequest: {
+            readonly customer?: string | null;
+            /** Format: int32 */
+            readonly markUpBasisPoints?: number | null;
+            readonly minimumUsd?: components["schemas"]["Usd"] | null;
+            readonly perMillionCacheReadTokensUsd?: components["schemas"]["Usd"] | null;
+            readonly perMillionCacheWriteTokensUsd?: components["schemas"]["Usd"] | null;
+            readonly perMillionInputTokensUsd?: components["schemas"]["Usd"] | null;
+            readonly perMillionOutputTokensUsd?: components["schemas"]["Usd"] | null;
+            readonly perMinuteUsd?: components["schemas"]["Usd"] | null;
+            readonly perTaskUsd?: components["schemas"]["Usd"] | null;
+            readonly project?: string | null;
+        };
+        /** @description A month in sums. */
+        readonly BillingPeriod: components["schemas"]["BillingQuantities"] & {
+            /** @description What it comes to; what is missing to a least amount is added when it is closed. */
+            readonly billableUsd: components["schemas"]["Usd"];
+            /** @description The SHA-256 of a closed month's lines. */
+            readonly digest?: string | null;
+            /**
+             * Format: int64
+             * @description How many lines there are.
+             */
+            readonly lines: number;
+            /** @description `2026-11`. */
+            readonly period: string;
+            /** @description The webhooks that the bill was sent to. */
+            readonly pushedTo: readonly string[];
+            readonly status: components["schemas"]["BillingStatus"];
+            readonly team: string;
+            /**
+             * Format: int64
+             * @description The place in the log up to which a closed month was taken in.
+             */
+            readonly through?: number | null;
+        };
+        /** @description Months, newest first. */
+        readonly BillingPeriods: {
+            readonly data: readonly components["schemas"]["BillingPeriod"][];
+        };
+        /** @description A plan. */
+        readonly BillingPlan: components["schemas"]["BillingTerms"] & {
+            /** @description `USD`. */
+            readonly currency: string;
+            /**
+             * Format: date
+             * @description The first civil day that it goes for, until another begins.
+             */
+            readonly effectiveFrom: string;
+            /** @description Who has other terms. The narrower goes first: customer and project, then customer, then project. */
+            readonly overrides: readonly components["schemas"]["BillingOverride"][];
+            /**
+             * Format: int32
+             * @description Counted from 1 in each team.
+             */
+            readonly version: number;
+        };
+        /** @description A plan as it is set. What is absent is not charged for; a plan charges for something. */
+        readonly BillingPlanRequest: {
+            /** @description `USD`. */
+            readonly currency?: string | null;
+            /**
+             * Format: date
+             * @description The first civil day that it goes for, after every month that is closed.
+             */
+            readonly effectiveFrom: string;
+            /**
+             * Format: int32
+             * @description The provider's cost is passed on with this much on top, in hundredths of a per cent; absent: it is not passed on.
+             */
+            readonly markUpBasisPoints?: number | null;
+            readonly minimumUsd?: components["schemas"]["Usd"] | null;
+            /** @description Who has other terms. */
+            readonly overrides?: readonly components["schemas"]["BillingOverrideRequest"][] | null;
+            readonly perMillionCacheReadTokensUsd?: components["schemas"]["Usd"] | null;
+            readonly perMillionCacheWriteTokensUsd?: components["schemas"]["Usd"] | null;
+            readonly perMillionInputTokensUsd?: components["schemas"]["Usd"] | null;
+            readonly perMillionOutputTokensUsd?: components["schemas"]["Usd"] | null;
+            readonly perMinuteUsd?: components["schemas"]["Usd"] | null;
+            readonly perTaskUsd?: components["schemas"]["Usd"] | null;
+        };
+        /** @description The plans of a team. */
+        readonly BillingPlans: {
+            /** @description The last month that is closed: a plan begins after it. */
+            readonly closedThrough?: string | null;
+            readonly team: string;
+            /**
+             * @description Every plan that was set, the last one first. Of those that have begun on a day, the one that began last goes;
+             *     before the first, the provider's cost is passed on as it is.
+             */
+            readonly versions: readonly components["schemas"]["BillingPlan"][];
+        };
+        /** @description What was used. */
+        readonly BillingQuantities: {
+            /** Format: int64 */
+            readonly cacheReadTokens: number;
+            /** Format: int64 */
+            readonly cacheWriteTokens: number;
+            /** @description What the provider takes. */
+            readonly costUsd: components["schemas"]["Usd"];
+            /** Format: int64 */
+            readonly inputTokens: number;
+            /** Format: int64 */
+            readonly outputTokens: number;
+            /** @description What of such a cost was reversed. */
+            readonly refundedUsd: components["schemas"]["Usd"];
+            /** Format: int64 */
+            readonly sandboxMs: number;
+            /** Format: int64 */
+            readonly tasks: number;
+        };
+        /**
+         * @description How far a month is.
+         * @enum {string}
+         */
+        readonly BillingStatus: "open" | "closing" | "closed";
+        /** @description Prices. What is absent is not charged for. */
+        readonly BillingTerms: {
+            /**
+             * Format: int32
+             * @description The provider's cost is passed on with this much on top, in hundredths of a per cent; absent: it is not passed on.
+             */
+            readonly markUpBasisPoints?: number | null;
+            /** @description The least that a month comes to for a customer for whom anything was done. */
+            readonly minimumUsd: components["schemas"]["Usd"];
+            readonly perMillionCacheReadTokensUsd: components["schemas"]["Usd"];
+            readonly perMillionCacheWriteTokensUsd: components["schemas"]["Usd"];
+            readonly perMillionInputTokensUsd: components["schemas"]["Usd"];
+            readonly perMillionOutputTokensUsd: components["schemas"]["Usd"];
+            /** @description For each minute that a sandbox runs, to the millisecond. */
+            readonly perMinuteUsd: components["schemas"]["Usd"];
+            readonly perTaskUsd: components["schemas"]["Usd"];
+        };
+        /** @description What a bill comes to. */
+        readonly BillingTotals: components["schemas"]["BillingQuantities"] & {
+            /** @description What came after an earlier month was closed. */
+            readonly adjustmentsUsd: components["schemas"]["Usd"];
+            /** @description The sum of the three. */
+            readonly billableUsd: components["schemas"]["Usd"];
+            /**
+             * Format: int32
+             * @description How many lines there are.
+             */
+            readonly lines: number;
+            /** @description What was missing to the least that a month comes to. */
+            readonly minimumUsd: components["schemas"]["Usd"];
+            /** @description The lines of the month itself. */
+            readonly usageUsd: components["schemas"]["Usd"];
+        };
+        /** @description To whom a bill is sent. */
+        readonly BillPushRequest: {
+            /**
+             * @description A webhook of the team that wants `billing.invoice-ready`, or all of `billing.*`.
+             * @example webhook_00000000000000000000000000
+             */
+            readonly webhook: string;
         };
         /** @description A scope's budget and where it stands. */
         readonly Budget: {
@@ -557,6 +1212,11 @@ export interface components {
             readonly children?: readonly components["schemas"]["CampaignChild"][] | null;
             /** Format: int32 */
             readonly concurrency: number;
+            /**
+             * Format: date-time
+             * @description When its words were erased.
+             */
+            readonly contentErasedAt?: string | null;
             /** Format: date-time */
             readonly createdAt: string;
             readonly customer?: string | null;
@@ -742,10 +1402,78 @@ export interface components {
             readonly maxTokens?: number | null;
             readonly maxUsd?: components["schemas"]["Usd"] | null;
         };
+        /** @description A page of checkpoints. */
+        readonly CheckpointList: {
+            /** @description Newest first. */
+            readonly data: readonly components["schemas"]["CheckpointView"][];
+            /** @description Pass it on as `cursor` for the next page; null when there is none. */
+            readonly nextCursor?: string | null;
+        };
+        /** @description A signed statement of how far the log had come. Bytes are in lower-case hexadecimal. */
+        readonly CheckpointView: {
+            /** @description That event's link. */
+            readonly globalLink: string;
+            readonly keyId: string;
+            /** @description The link of the log's first event. */
+            readonly logId: string;
+            /**
+             * Format: int64
+             * @description The last event that the statement is about.
+             */
+            readonly position: number;
+            readonly publicKey: string;
+            /** @description Ed25519 over the statement's bytes; docs/security.md has their layout. */
+            readonly signature: string;
+            /** Format: date-time */
+            readonly time: string;
+        };
         /** @description Secrets, for this task only. Held in memory, never stored. */
         readonly CredentialsRequest: {
             readonly git?: components["schemas"]["GitCredential"] | null;
             readonly model?: components["schemas"]["ModelCredential"] | null;
+        };
+        /** @description What became of one message. */
+        readonly Delivery: {
+            /** Format: int32 */
+            readonly attempts: number;
+            /**
+             * @description What went wrong, if it did not: `unresolvable`, `forbidden-address`, `unreachable`, `tls`, `timeout`, `broken`,
+             *     `bad-answer` or `unsendable`.
+             */
+            readonly error?: string | null;
+            /** Format: date-time */
+            readonly firstAttemptAt: string;
+            /** Format: date-time */
+            readonly lastAttemptAt: string;
+            /** @description The `webhook-id` of the message: the same in every attempt. */
+            readonly message: string;
+            /**
+             * Format: int32
+             * @description How long the last answer took.
+             */
+            readonly milliseconds: number;
+            /** Format: date-time */
+            readonly nextAttemptAt?: string | null;
+            /** @description `delivered`, `retrying` or `given-up`. */
+            readonly outcome: string;
+            /**
+             * Format: int64
+             * @description The event's position in the log; `null` for a test.
+             */
+            readonly position?: number | null;
+            /**
+             * Format: int32
+             * @description What the receiver answered, if it did.
+             */
+            readonly status?: number | null;
+            readonly type: string;
+        };
+        /** @description A page of deliveries. */
+        readonly DeliveryList: {
+            /** @description Those that were first tried last first. */
+            readonly data: readonly components["schemas"]["Delivery"][];
+            /** @description Pass it on as `cursor` for the next page; `null` when there is none. */
+            readonly nextCursor?: string | null;
         };
         /** @description One event in its envelope. */
         readonly Event: {
@@ -756,6 +1484,8 @@ export interface components {
             readonly data: {
                 readonly [key: string]: unknown;
             };
+            /** @description The words in it were erased: placeholders stand where they were. Absent otherwise. */
+            readonly erased?: boolean | null;
             readonly id: string;
             /** Format: int64 */
             readonly position: number;
@@ -1007,6 +1737,11 @@ export interface components {
             /** Format: password */
             readonly apiKey: string;
         };
+        /** @description A webhook that was made, with its secret. */
+        readonly NewWebhook: components["schemas"]["Webhook"] & {
+            /** @description What its messages are signed with. It is shown this once. */
+            readonly secret: string;
+        };
         /** @description How a problem looks outside. */
         readonly Problem: {
             readonly budget?: components["schemas"]["Exhausted"] | null;
@@ -1201,6 +1936,11 @@ export interface components {
             readonly budget: components["schemas"]["BudgetView"];
             readonly campaign?: string | null;
             readonly commits: readonly string[];
+            /**
+             * Format: date-time
+             * @description When its words were erased: what was asked for, said and written.
+             */
+            readonly contentErasedAt?: string | null;
             /** Format: date-time */
             readonly createdAt: string;
             readonly customer?: string | null;
@@ -1302,9 +2042,13 @@ export interface components {
             /** Format: int64 */
             readonly inputTokens: number;
             readonly model?: string | null;
+            readonly month?: string | null;
             /** Format: int64 */
             readonly outputTokens: number;
             readonly project?: string | null;
+            readonly refundedUsd: components["schemas"]["Usd"];
+            /** Format: int64 */
+            readonly sandboxMs: number;
             /** Format: int64 */
             readonly tasks: number;
             readonly taskType?: string | null;
@@ -1330,6 +2074,128 @@ export interface components {
          * @description Dollars, a decimal with up to nine places; exact in the text of the JSON
          */
         readonly Usd: number;
+        /** @description A webhook. Its secret is shown when it is made and when it is rotated, and never else. */
+        readonly Webhook: {
+            /** Format: date-time */
+            readonly createdAt: string;
+            /**
+             * Format: int64
+             * @description Attempts that were taken.
+             */
+            readonly delivered: number;
+            readonly description?: string | null;
+            /** @description `gone`, `failures` or `by-hand`. */
+            readonly disabledReason?: string | null;
+            readonly enabled: boolean;
+            /** @description The same for environments. */
+            readonly environments: readonly string[];
+            /** @description Which of them: types such as `task.succeeded`, `task.*`, or `*`. */
+            readonly events: readonly string[];
+            /** Format: date-time */
+            readonly failingSince?: string | null;
+            /**
+             * Format: int64
+             * @description Messages that were given up.
+             */
+            readonly givenUp: number;
+            readonly id: string;
+            /** Format: date-time */
+            readonly lastDeliveredAt?: string | null;
+            /**
+             * Format: date-time
+             * @description Until then messages are signed with the secret before, too.
+             */
+            readonly previousSecretUntil?: string | null;
+            /** @description Only those of tasks and campaigns of these projects; empty: of all. */
+            readonly projects: readonly string[];
+            /**
+             * Format: int32
+             * @description How often its secret was made anew, plus one.
+             */
+            readonly secretVersion: number;
+            /** @description The team whose events it is told; `null`: those of all. */
+            readonly team?: string | null;
+            /**
+             * Format: int64
+             * @description What it wants of the log up to this position was delivered, was given up or is being retried.
+             */
+            readonly through: number;
+            /** @description Where they are sent. */
+            readonly url: string;
+        };
+        /** @description What is to be different; what is absent stays. The team stays in any case. */
+        readonly WebhookChange: {
+            readonly description?: string | null;
+            /** @description `false` sends nothing any more, `true` goes on where it ended. */
+            readonly enabled?: boolean | null;
+            readonly environments?: readonly string[] | null;
+            readonly events?: readonly string[] | null;
+            readonly projects?: readonly string[] | null;
+            readonly url?: string | null;
+        };
+        /** @description A page of webhooks. */
+        readonly WebhookList: {
+            /** @description Newest first. */
+            readonly data: readonly components["schemas"]["Webhook"][];
+            /** @description Pass it on as `cursor` for the next page; `null` when there is none. */
+            readonly nextCursor?: string | null;
+        };
+        /** @description What is sent again: one message, or all that is wanted of a part of the log. */
+        readonly WebhookReplayRequest: {
+            /**
+             * Format: int64
+             * @description The first position.
+             */
+            readonly from?: number | null;
+            /**
+             * @description The `webhook-id` of one of the deliveries.
+             * @example msg_71d4050783de6bfb417eea267d8450a7
+             */
+            readonly message?: string | null;
+            /**
+             * Format: int64
+             * @description The last position.
+             */
+            readonly to?: number | null;
+        };
+        /** @description What a webhook is for. */
+        readonly WebhookRequest: {
+            readonly description?: string | null;
+            /** @description The same for environments. */
+            readonly environments?: readonly string[] | null;
+            /**
+             * @description Which of them: types such as `task.succeeded`, `task.*`, or `*`, which leaves out keys, sessions, requests and refused ones,
+             *     checkpoints and webhooks.
+             */
+            readonly events: readonly string[];
+            /** @description Only those of tasks and campaigns of these projects. */
+            readonly projects?: readonly string[] | null;
+            /** @description Whose events; a team's key may leave it out. Absent with an operator's key: those of all. */
+            readonly team?: string | null;
+            /**
+             * @description Over TLS, to a name that leads into the open internet; or what the operator has opened besides.
+             * @example https://receiver.example/hook
+             */
+            readonly url: string;
+        };
+        /** @description A new secret. */
+        readonly WebhookSecret: {
+            /**
+             * Format: date-time
+             * @description Until then they are signed with the one before, too.
+             */
+            readonly previousSecretUntil?: string | null;
+            /** @description What messages are signed with from now on. It is shown this once: `null` in the answer to a repeat of the request. */
+            readonly secret: string | null;
+        };
+        /** @description How a secret is made anew. */
+        readonly WebhookSecretRequest: {
+            /**
+             * Format: int64
+             * @description How long messages are signed with both secrets; a day when absent.
+             */
+            readonly overlapSeconds?: number | null;
+        };
         /**
          * @description What a further attempt begins with.
          * @enum {string}
@@ -1559,6 +2425,2338 @@ export interface operations {
             /** @description Not ready, and why (`lagging`: The server is still catching up with its own log; `overloaded`: The server is busy) */
             readonly 503: {
                 headers: {
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly listAudit: {
+        readonly parameters: {
+            readonly query?: {
+                /** @description The id of a key or a person */
+                readonly actor?: string;
+                /** @description `task`, `act` or `refusal` */
+                readonly category?: string;
+                /** @description `nextCursor` of the page before */
+                readonly cursor?: string;
+                /** @description `csv`; the same as `Accept: text/csv` */
+                readonly format?: string;
+                /** @description A time, or a day (UTC); inclusive */
+                readonly from?: string;
+                /** @description `task`, or what was done, such as `key-issued` */
+                readonly kind?: string;
+                readonly limit?: number;
+                readonly model?: string;
+                /** @description A task's status, `done`, or the code of a refusal */
+                readonly outcome?: string;
+                readonly project?: string;
+                /** @description `forge:owner/name`, or `owner/name` on any forge */
+                readonly repo?: string;
+                /** @description What concerns this task */
+                readonly task?: string;
+                readonly team?: string;
+                /** @description A time, exclusive, or a day (UTC), inclusive */
+                readonly to?: string;
+            };
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description A page of rows */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["AuditList"];
+                    readonly "text/csv": string;
+                };
+            };
+            /** @description Parameters that do not do (`invalid-query`: The query has parameters that do not do) */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-query";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly listCheckpoints: {
+        readonly parameters: {
+            readonly query?: {
+                /** @description `nextCursor` of the page before */
+                readonly cursor?: number;
+                readonly limit?: number;
+            };
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description A page of checkpoints */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["CheckpointList"];
+                };
+            };
+            /** @description Parameters that do not do (`invalid-query`: The query has parameters that do not do) */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-query";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly createCheckpoint: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: {
+                /** @description A name for this request, unique among the caller's: a repeat with the same name and body does nothing new and is answered with what stands, for as long as the log is kept. The same name with another body is refused. What was refused may be tried again under its name. */
+                readonly "Idempotency-Key"?: string;
+            };
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description The checkpoint */
+            readonly 201: {
+                headers: {
+                    /** @description `true` where this answers a repeat */
+                    readonly "Idempotency-Replayed"?: "true";
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["CheckpointView"];
+                };
+            };
+            /** @description `body-incomplete`: The body did not arrive whole */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-incomplete";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description `conflict`: Its state does not allow that; `request-in-progress`: The same request is being worked on */
+            readonly 409: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "conflict" | "request-in-progress";
+                        /** @enum {integer} */
+                        readonly status?: 409;
+                    };
+                };
+            };
+            /** @description `body-too-large`: The body is too large */
+            readonly 413: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-too-large";
+                        /** @enum {integer} */
+                        readonly status?: 413;
+                    };
+                };
+            };
+            /** @description `idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do */
+            readonly 422: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "idempotency-key-reused" | "invalid-request";
+                        /** @enum {integer} */
+                        readonly status?: 422;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly exportAudit: {
+        readonly parameters: {
+            readonly query?: {
+                /** @description `false` leaves out the words that may be erased */
+                readonly content?: boolean;
+            };
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description The log */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/x-ndjson": string;
+                };
+            };
+            /** @description `invalid-query`: The query has parameters that do not do */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-query";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly getAuditKey: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description The key */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["AuditKey"];
+                };
+            };
+            /** @description `invalid-query`: The query has parameters that do not do */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-query";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly listBillingPeriods: {
+        readonly parameters: {
+            readonly query?: {
+                /** @description The key's own team when absent; an operator names one */
+                readonly team?: string;
+            };
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description The months in which anything was used, newest first */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["BillingPeriods"];
+                };
+            };
+            /** @description Parameters that do not do (`invalid-query`: The query has parameters that do not do) */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-query";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such team, or another one (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly getBill: {
+        readonly parameters: {
+            readonly query?: {
+                /** @description `nextCursor` of the page before */
+                readonly cursor?: string;
+                /** @description Only the lines for this customer */
+                readonly customer?: string;
+                /** @description `csv`: every line; the same as `Accept: text/csv` */
+                readonly format?: string;
+                readonly limit?: number;
+                /** @description The key's own team when absent; an operator names one */
+                readonly team?: string;
+            };
+            readonly header?: never;
+            readonly path: {
+                /** @description A month such as 2026-11 */
+                readonly period: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description The bill */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["Bill"];
+                    readonly "text/csv": string;
+                };
+            };
+            /** @description Parameters that do not do (`invalid-query`: The query has parameters that do not do) */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-query";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such month, or another team's (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description The month has more lines than a bill may have (`conflict`: Its state does not allow that) */
+            readonly 409: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "conflict";
+                        /** @enum {integer} */
+                        readonly status?: 409;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly closeBillingPeriod: {
+        readonly parameters: {
+            readonly query?: {
+                /** @description The key's own team when absent; an operator names one */
+                readonly team?: string;
+            };
+            readonly header?: never;
+            readonly path: {
+                /** @description A month such as 2026-11 */
+                readonly period: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description It is closed, or was already */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["BillingPeriod"];
+                };
+            };
+            /** @description Parameters that do not do (`invalid-query`: The query has parameters that do not do) */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-query";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such month, or another team's (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description It is not over, or an earlier one is open (`conflict`: Its state does not allow that) */
+            readonly 409: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "conflict";
+                        /** @enum {integer} */
+                        readonly status?: 409;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly pushBill: {
+        readonly parameters: {
+            readonly query?: {
+                /** @description The key's own team when absent; an operator names one */
+                readonly team?: string;
+            };
+            readonly header?: {
+                /** @description A name for this request, unique among the caller's: a repeat with the same name and body does nothing new and is answered with what stands, for as long as the log is kept. The same name with another body is refused. What was refused may be tried again under its name. */
+                readonly "Idempotency-Key"?: string;
+            };
+            readonly path: {
+                /** @description A month such as 2026-11 */
+                readonly period: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody: {
+            readonly content: {
+                readonly "application/json": components["schemas"]["BillPushRequest"];
+            };
+        };
+        readonly responses: {
+            /** @description It is being sent */
+            readonly 202: {
+                headers: {
+                    /** @description `true` where this answers a repeat */
+                    readonly "Idempotency-Replayed"?: "true";
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["BillingPeriod"];
+                };
+            };
+            /** @description Parameters or a body that do not do (`body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON; `invalid-query`: The query has parameters that do not do) */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-incomplete" | "invalid-json" | "invalid-query";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such month or webhook, or another team's (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description The month is not closed, or the webhook is disabled or busy with replays (`conflict`: Its state does not allow that; `request-in-progress`: The same request is being worked on) */
+            readonly 409: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "conflict" | "request-in-progress";
+                        /** @enum {integer} */
+                        readonly status?: 409;
+                    };
+                };
+            };
+            /** @description `body-too-large`: The body is too large */
+            readonly 413: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-too-large";
+                        /** @enum {integer} */
+                        readonly status?: 413;
+                    };
+                };
+            };
+            /** @description `unsupported-media-type`: The body is not of a type this path takes */
+            readonly 415: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unsupported-media-type";
+                        /** @enum {integer} */
+                        readonly status?: 415;
+                    };
+                };
+            };
+            /** @description Fields that do not do (`idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do) */
+            readonly 422: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "idempotency-key-reused" | "invalid-request";
+                        /** @enum {integer} */
+                        readonly status?: 422;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly getBillingPlans: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path: {
+                readonly team: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description Every plan that was set */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["BillingPlans"];
+                };
+            };
+            /** @description Parameters that do not do (`invalid-query`: The query has parameters that do not do) */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-query";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such team, or another one (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly putBillingPlan: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path: {
+                readonly team: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody: {
+            readonly content: {
+                readonly "application/json": components["schemas"]["BillingPlanRequest"];
+            };
+        };
+        readonly responses: {
+            /** @description Every plan that was set */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["BillingPlans"];
+                };
+            };
+            /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-incomplete" | "invalid-json";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such team, or another one (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description Too many plans, or somebody else changed them at the same moment (`conflict`: Its state does not allow that) */
+            readonly 409: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "conflict";
+                        /** @enum {integer} */
+                        readonly status?: 409;
+                    };
+                };
+            };
+            /** @description `body-too-large`: The body is too large */
+            readonly 413: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-too-large";
+                        /** @enum {integer} */
+                        readonly status?: 413;
+                    };
+                };
+            };
+            /** @description `unsupported-media-type`: The body is not of a type this path takes */
+            readonly 415: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unsupported-media-type";
+                        /** @enum {integer} */
+                        readonly status?: 415;
+                    };
+                };
+            };
+            /** @description Fields that do not do (`invalid-request`: The request has fields that do not do) */
+            readonly 422: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-request";
+                        /** @enum {integer} */
+                        readonly status?: 422;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
                     /** @description Seconds after which to try again */
                     readonly "Retry-After"?: number;
                     readonly [name: string]: unknown;
@@ -3069,6 +6267,211 @@ export interface operations {
                         readonly code?: "idempotency-key-reused" | "invalid-request";
                         /** @enum {integer} */
                         readonly status?: 422;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly eraseCampaignContent: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path: {
+                readonly id: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description It is promised, and goes on by itself */
+            readonly 202: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["Campaign"];
+                };
+            };
+            /** @description It is gone */
+            readonly 204: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description `not-found`: There is no such thing */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description The campaign or one of its tasks is still going on (`conflict`: Its state does not allow that) */
+            readonly 409: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "conflict";
+                        /** @enum {integer} */
+                        readonly status?: 409;
                     };
                 };
             };
@@ -5945,6 +9348,211 @@ export interface operations {
             };
         };
     };
+    readonly eraseTaskContent: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path: {
+                readonly id: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description It is promised, and goes on */
+            readonly 202: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["Task"];
+                };
+            };
+            /** @description It is gone */
+            readonly 204: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description `not-found`: There is no such thing */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description The task is still going on (`conflict`: Its state does not allow that) */
+            readonly 409: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "conflict";
+                        /** @enum {integer} */
+                        readonly status?: 409;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
     readonly putTaskCredentials: {
         readonly parameters: {
             readonly query?: never;
@@ -6349,6 +9957,28 @@ export interface operations {
                         readonly code?: "not-found";
                         /** @enum {integer} */
                         readonly status?: 404;
+                    };
+                };
+            };
+            /** @description It was erased (`conflict`: Its state does not allow that) */
+            readonly 409: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "conflict";
+                        /** @enum {integer} */
+                        readonly status?: 409;
                     };
                 };
             };
@@ -7209,10 +10839,11 @@ export interface operations {
     readonly getUsage: {
         readonly parameters: {
             readonly query?: {
+                readonly customer?: string;
                 /** @description `csv`; the same as `Accept: text/csv` */
                 readonly format?: string;
                 readonly from?: string;
-                /** @description team, project, environment, taskType, model, customer, day; separated by commas */
+                /** @description team, project, environment, taskType, model, customer, day, month; separated by commas */
                 readonly groupBy?: string;
                 readonly team?: string;
                 readonly to?: string;
@@ -7356,6 +10987,1976 @@ export interface operations {
                 };
             };
             /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly listWebhooks: {
+        readonly parameters: {
+            readonly query?: {
+                /** @description `nextCursor` of the page before */
+                readonly cursor?: string;
+                readonly limit?: number;
+                readonly team?: string;
+            };
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description A page of webhooks */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["WebhookList"];
+                };
+            };
+            /** @description `invalid-query`: The query has parameters that do not do */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-query";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly createWebhook: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: {
+                /** @description A name for this request, unique among the caller's: a repeat with the same name and body does nothing new and is answered with what stands, for as long as the log is kept. The same name with another body is refused. What was refused may be tried again under its name. */
+                readonly "Idempotency-Key"?: string;
+            };
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly requestBody: {
+            readonly content: {
+                readonly "application/json": components["schemas"]["WebhookRequest"];
+            };
+        };
+        readonly responses: {
+            /** @description The webhook, with its secret */
+            readonly 201: {
+                headers: {
+                    /** @description The webhook */
+                    readonly Location?: string;
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["NewWebhook"];
+                };
+            };
+            /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-incomplete" | "invalid-json";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description `body-too-large`: The body is too large */
+            readonly 413: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-too-large";
+                        /** @enum {integer} */
+                        readonly status?: 413;
+                    };
+                };
+            };
+            /** @description `unsupported-media-type`: The body is not of a type this path takes */
+            readonly 415: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unsupported-media-type";
+                        /** @enum {integer} */
+                        readonly status?: 415;
+                    };
+                };
+            };
+            /** @description Fields that do not do, or a reused Idempotency-Key (`idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do) */
+            readonly 422: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "idempotency-key-reused" | "invalid-request";
+                        /** @enum {integer} */
+                        readonly status?: 422;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly getWebhook: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path: {
+                readonly id: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description The webhook */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["Webhook"];
+                };
+            };
+            /** @description `invalid-query`: The query has parameters that do not do */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-query";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such webhook, or another team's (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly removeWebhook: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path: {
+                readonly id: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description It is gone */
+            readonly 204: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such webhook, or another team's (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly changeWebhook: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path: {
+                readonly id: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody: {
+            readonly content: {
+                readonly "application/json": components["schemas"]["WebhookChange"];
+            };
+        };
+        readonly responses: {
+            /** @description The webhook as it stands now */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["Webhook"];
+                };
+            };
+            /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-incomplete" | "invalid-json";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such webhook, or another team's (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description `body-too-large`: The body is too large */
+            readonly 413: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-too-large";
+                        /** @enum {integer} */
+                        readonly status?: 413;
+                    };
+                };
+            };
+            /** @description `unsupported-media-type`: The body is not of a type this path takes */
+            readonly 415: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unsupported-media-type";
+                        /** @enum {integer} */
+                        readonly status?: 415;
+                    };
+                };
+            };
+            /** @description Fields that do not do (`invalid-request`: The request has fields that do not do) */
+            readonly 422: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-request";
+                        /** @enum {integer} */
+                        readonly status?: 422;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly listDeliveries: {
+        readonly parameters: {
+            readonly query?: {
+                /** @description `nextCursor` of the page before */
+                readonly cursor?: string;
+                readonly limit?: number;
+                /** @description delivered, retrying or given-up */
+                readonly outcome?: string;
+            };
+            readonly header?: never;
+            readonly path: {
+                readonly id: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description A page of deliveries */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["DeliveryList"];
+                };
+            };
+            /** @description `invalid-query`: The query has parameters that do not do */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-query";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such webhook, or another team's (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly replayWebhook: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: {
+                /** @description A name for this request, unique among the caller's: a repeat with the same name and body does nothing new and is answered with what stands, for as long as the log is kept. The same name with another body is refused. What was refused may be tried again under its name. */
+                readonly "Idempotency-Key"?: string;
+            };
+            readonly path: {
+                readonly id: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody: {
+            readonly content: {
+                readonly "application/json": components["schemas"]["WebhookReplayRequest"];
+            };
+        };
+        readonly responses: {
+            /** @description It is sent again */
+            readonly 202: {
+                headers: {
+                    /** @description `true` where this answers a repeat */
+                    readonly "Idempotency-Replayed"?: "true";
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["Webhook"];
+                };
+            };
+            /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-incomplete" | "invalid-json";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such webhook, or another team's (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description It is disabled, or too many replays wait (`conflict`: Its state does not allow that; `request-in-progress`: The same request is being worked on) */
+            readonly 409: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "conflict" | "request-in-progress";
+                        /** @enum {integer} */
+                        readonly status?: 409;
+                    };
+                };
+            };
+            /** @description `body-too-large`: The body is too large */
+            readonly 413: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-too-large";
+                        /** @enum {integer} */
+                        readonly status?: 413;
+                    };
+                };
+            };
+            /** @description `unsupported-media-type`: The body is not of a type this path takes */
+            readonly 415: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unsupported-media-type";
+                        /** @enum {integer} */
+                        readonly status?: 415;
+                    };
+                };
+            };
+            /** @description Fields that do not do (`idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do) */
+            readonly 422: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "idempotency-key-reused" | "invalid-request";
+                        /** @enum {integer} */
+                        readonly status?: 422;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly rotateWebhookSecret: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: {
+                /** @description A name for this request, unique among the caller's: a repeat with the same name and body does nothing new and is answered with what stands, for as long as the log is kept. The same name with another body is refused. What was refused may be tried again under its name. */
+                readonly "Idempotency-Key"?: string;
+            };
+            readonly path: {
+                readonly id: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody?: {
+            readonly content: {
+                readonly "application/json": components["schemas"]["WebhookSecretRequest"] | null;
+            };
+        };
+        readonly responses: {
+            /** @description The new secret */
+            readonly 200: {
+                headers: {
+                    /** @description `true` where this answers a repeat */
+                    readonly "Idempotency-Replayed"?: "true";
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["WebhookSecret"];
+                };
+            };
+            /** @description `body-incomplete`: The body did not arrive whole; `invalid-json`: The body is not JSON */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-incomplete" | "invalid-json";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such webhook, or another team's (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description `conflict`: Its state does not allow that; `request-in-progress`: The same request is being worked on */
+            readonly 409: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "conflict" | "request-in-progress";
+                        /** @enum {integer} */
+                        readonly status?: 409;
+                    };
+                };
+            };
+            /** @description `body-too-large`: The body is too large */
+            readonly 413: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-too-large";
+                        /** @enum {integer} */
+                        readonly status?: 413;
+                    };
+                };
+            };
+            /** @description `unsupported-media-type`: The body is not of a type this path takes */
+            readonly 415: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unsupported-media-type";
+                        /** @enum {integer} */
+                        readonly status?: 415;
+                    };
+                };
+            };
+            /** @description Fields that do not do (`idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do) */
+            readonly 422: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "idempotency-key-reused" | "invalid-request";
+                        /** @enum {integer} */
+                        readonly status?: 422;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description `lagging`: The server is still catching up with its own log; `overloaded`: The server is busy */
+            readonly 503: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "lagging" | "overloaded";
+                        /** @enum {integer} */
+                        readonly status?: 503;
+                    };
+                };
+            };
+        };
+    };
+    readonly testWebhook: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path: {
+                readonly id: string;
+            };
+            readonly cookie?: never;
+        };
+        readonly requestBody?: never;
+        readonly responses: {
+            /** @description What came of it */
+            readonly 200: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["Delivery"];
+                };
+            };
+            /** @description `unauthenticated`: Who is calling? */
+            readonly 401: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description How to show who is calling */
+                    readonly "WWW-Authenticate"?: string;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "unauthenticated";
+                        /** @enum {integer} */
+                        readonly status?: 401;
+                    };
+                };
+            };
+            /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
+            readonly 403: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "address-not-allowed" | "cross-site-request" | "forbidden";
+                        /** @enum {integer} */
+                        readonly status?: 403;
+                    };
+                };
+            };
+            /** @description No such webhook, or another team's (`not-found`: There is no such thing) */
+            readonly 404: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "not-found";
+                        /** @enum {integer} */
+                        readonly status?: 404;
+                    };
+                };
+            };
+            /** @description `rate-limited`: Too many requests */
+            readonly 429: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "rate-limited";
+                        /** @enum {integer} */
+                        readonly status?: 429;
+                    };
+                };
+            };
+            /** @description `internal-error`: Something went wrong on our side */
+            readonly 500: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "internal-error";
+                        /** @enum {integer} */
+                        readonly status?: 500;
+                    };
+                };
+            };
+            /** @description Another test is under way (`lagging`: The server is still catching up with its own log; `overloaded`: The server is busy) */
             readonly 503: {
                 headers: {
                     /** @description Requests that may be made at once */

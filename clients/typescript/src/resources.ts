@@ -24,7 +24,7 @@ export type NewWebhook = Schemas["NewWebhook"];
 export type WebhookRequest = Schemas["WebhookRequest"];
 export type WebhookChange = Schemas["WebhookChange"];
 export type WebhookSecret = Schemas["WebhookSecret"];
-export type ReplayRequest = Schemas["ReplayRequest"];
+export type ReplayRequest = Schemas["WebhookReplayRequest"];
 export type Delivery = Schemas["Delivery"];
 export interface UsageQuery {
   groupBy?: readonly Dimension[];

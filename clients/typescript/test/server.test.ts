@@ -159,7 +159,7 @@ test("keys are issued, used, rotated and revoked", async () => {
   assert.ok(issued.key?.startsWith("orc_"));
   const again = await orchestra.keys.create({ name: "ci", team: "platform", scopes: ["tasks:read"] }, named);
   assert.deepEqual([again.id, again.key], [issued.id, null]);
-  const holder = house.client({ apiKey: issued.key });
+  const holder = house.client({ apiKey: issued.key ?? "" });
   assert.ok((await holder.tasks.list().page()).data.length > 0);
   await assert.rejects(holder.tasks.create(PAYLOAD), { code: "forbidden" });
   const rotated = await orchestra.keys.rotate(issued.id, 0);

@@ -25,7 +25,7 @@ from .models import (
     Key,
     KeyRequest,
     NewWebhook,
-    ReplayRequest,
+    WebhookReplayRequest,
     ScopeBudgetRequest,
     Task,
     TaskRequest,
@@ -457,7 +457,7 @@ class Webhooks:
         """Sends a test, once for each attempt at this call, and answers what came of it."""
         return cast(Delivery, self._transport.json(Call("POST", self._path(id, "/test"))))
 
-    def replay(self, id: str, what: ReplayRequest, *, idempotency_key: str | None = None) -> Webhook:
+    def replay(self, id: str, what: WebhookReplayRequest, *, idempotency_key: str | None = None) -> Webhook:
         """Sends again one message, or a part of the log."""
         call = Call("POST", self._path(id, "/replay"), body=what, idempotency_key=idempotency_key)
         return cast(Webhook, self._transport.json(call))

@@ -16,6 +16,225 @@ class AttemptsRequest(TypedDict):
     workspace: NotRequired[WorkspaceName | None]
 
 
+class AuditActor(TypedDict):
+    """Who, and from where. What is not the caller's to see is null."""
+    address: NotRequired[str | None]
+    """From where."""
+    id: str
+    """The key's or the person's id."""
+    kind: str
+    """`api-key`, `person` or `system`."""
+    name: NotRequired[str | None]
+    """What it was called then."""
+    userAgent: NotRequired[str | None]
+    """With which program, by its own word."""
+
+
+class AuditEntry(TypedDict):
+    """One row."""
+    about: NotRequired[str | None]
+    """What it is about in a few words: a key's name, a budget's scope, the route that was refused."""
+    actor: AuditActor
+    """Who."""
+    category: str
+    """`task`, `act` or `refusal`."""
+    count: int
+    """How many acts of the same kind it stands for."""
+    durationMs: NotRequired[int | None]
+    """From the request to its end, in milliseconds."""
+    failure: NotRequired[str | None]
+    """Why the task failed: the stable code."""
+    finishedAt: NotRequired[str | None]
+    id: str
+    """The task's id, or the event's."""
+    kind: str
+    """`task`, or what was done: `key-issued`, `budget-set`, `access-denied` …"""
+    model: NotRequired[str | None]
+    """With which model."""
+    outcome: str
+    """A task's status, `done`, or the code of a refusal."""
+    position: int
+    """The place of its event in the log."""
+    project: NotRequired[str | None]
+    pullRequests: list[str]
+    repos: list[str]
+    """On which repositories."""
+    startedAt: NotRequired[str | None]
+    stream: str
+    """The stream of its event."""
+    task: NotRequired[str | None]
+    """The task that it concerns."""
+    team: NotRequired[str | None]
+    """Whose it is; null for what concerns no team."""
+    time: str
+    """When."""
+    usage: NotRequired[AuditUsage | None]
+
+
+class AuditKey(TypedDict):
+    """The key that checkpoints are verified with."""
+    algorithm: str
+    """Always `Ed25519`."""
+    keyId: str
+    """The first 16 bytes of the key's SHA-256: what the server prints at its start."""
+    publicKey: str
+    """The key, 32 bytes."""
+
+
+class AuditList(TypedDict):
+    """A page of rows."""
+    data: list[AuditEntry]
+    """Newest first. May be shorter than `limit`, or empty, where there is more to look through."""
+    nextCursor: NotRequired[str | None]
+    """Pass it on as `cursor` for the next page; null when there is none."""
+
+
+class AuditUsage(TypedDict):
+    """What a task has used."""
+    billableUsd: Usd
+    cacheReadTokens: int
+    cacheWriteTokens: int
+    costUsd: Usd
+    inputTokens: int
+    outputTokens: int
+
+
+class Bill(TypedDict):
+    """A bill."""
+    currency: str
+    """`USD`."""
+    customers: list[BillingCustomer]
+    digest: NotRequired[str | None]
+    """The SHA-256 of a closed month's lines, as it was written down when it was closed."""
+    intact: NotRequired[bool | None]
+    """Whether the lines still have that digest. `null` while the month is open."""
+    lines: list[BillingLine]
+    nextCursor: NotRequired[str | None]
+    period: str
+    plans: list[int]
+    """The versions of the plan that it was priced with; 0 stands for none."""
+    status: BillingStatus
+    team: str
+    through: NotRequired[int | None]
+    """The place in the log up to which a closed month was taken in."""
+    totals: BillingTotals
+    """What it comes to; with `customer`, for that one."""
+
+
+class BillPushRequest(TypedDict):
+    """To whom a bill is sent."""
+    webhook: str
+    """A webhook of the team that wants `billing.invoice-ready`, or all of `billing.*`."""
+
+
+BillingCustomer: TypeAlias = 'Any'
+"""What a bill comes to for one customer."""
+
+
+BillingLine: TypeAlias = 'Any'
+"""One line of a bill."""
+
+
+BillingLineKind: TypeAlias = "Literal['usage', 'adjustment', 'minimum']"
+"""What a line is for."""
+
+
+BillingOverride: TypeAlias = 'Any'
+"""Other terms for a customer, a project, or a project of a customer."""
+
+
+class BillingOverrideRequest(TypedDict):
+    """Other terms for a customer, a project, or a project of a customer."""
+    customer: NotRequired[str | None]
+    markUpBasisPoints: NotRequired[int | None]
+    minimumUsd: NotRequired[Usd | None]
+    perMillionCacheReadTokensUsd: NotRequired[Usd | None]
+    perMillionCacheWriteTokensUsd: NotRequired[Usd | None]
+    perMillionInputTokensUsd: NotRequired[Usd | None]
+    perMillionOutputTokensUsd: NotRequired[Usd | None]
+    perMinuteUsd: NotRequired[Usd | None]
+    perTaskUsd: NotRequired[Usd | None]
+    project: NotRequired[str | None]
+
+
+BillingPeriod: TypeAlias = 'Any'
+"""A month in sums."""
+
+
+class BillingPeriods(TypedDict):
+    """Months, newest first."""
+    data: list[BillingPeriod]
+
+
+BillingPlan: TypeAlias = 'Any'
+"""A plan."""
+
+
+class BillingPlanRequest(TypedDict):
+    """A plan as it is set. What is absent is not charged for; a plan charges for something."""
+    currency: NotRequired[str | None]
+    """`USD`."""
+    effectiveFrom: str
+    """The first civil day that it goes for, after every month that is closed."""
+    markUpBasisPoints: NotRequired[int | None]
+    """The provider's cost is passed on with this much on top, in hundredths of a per cent; absent: it is not passed on."""
+    minimumUsd: NotRequired[Usd | None]
+    overrides: NotRequired[list[BillingOverrideRequest] | None]
+    """Who has other terms."""
+    perMillionCacheReadTokensUsd: NotRequired[Usd | None]
+    perMillionCacheWriteTokensUsd: NotRequired[Usd | None]
+    perMillionInputTokensUsd: NotRequired[Usd | None]
+    perMillionOutputTokensUsd: NotRequired[Usd | None]
+    perMinuteUsd: NotRequired[Usd | None]
+    perTaskUsd: NotRequired[Usd | None]
+
+
+class BillingPlans(TypedDict):
+    """The plans of a team."""
+    closedThrough: NotRequired[str | None]
+    """The last month that is closed: a plan begins after it."""
+    team: str
+    versions: list[BillingPlan]
+    """Every plan that was set, the last one first. Of those that have begun on a day, the one that began last goes; before the first, the provider's cost is passed on as it is."""
+
+
+class BillingQuantities(TypedDict):
+    """What was used."""
+    cacheReadTokens: int
+    cacheWriteTokens: int
+    costUsd: Usd
+    """What the provider takes."""
+    inputTokens: int
+    outputTokens: int
+    refundedUsd: Usd
+    """What of such a cost was reversed."""
+    sandboxMs: int
+    tasks: int
+
+
+BillingStatus: TypeAlias = "Literal['open', 'closing', 'closed']"
+"""How far a month is."""
+
+
+class BillingTerms(TypedDict):
+    """Prices. What is absent is not charged for."""
+    markUpBasisPoints: NotRequired[int | None]
+    """The provider's cost is passed on with this much on top, in hundredths of a per cent; absent: it is not passed on."""
+    minimumUsd: Usd
+    """The least that a month comes to for a customer for whom anything was done."""
+    perMillionCacheReadTokensUsd: Usd
+    perMillionCacheWriteTokensUsd: Usd
+    perMillionInputTokensUsd: Usd
+    perMillionOutputTokensUsd: Usd
+    perMinuteUsd: Usd
+    """For each minute that a sandbox runs, to the millisecond."""
+    perTaskUsd: Usd
+
+
+BillingTotals: TypeAlias = 'Any'
+"""What a bill comes to."""
+
+
 class Budget(TypedDict):
     """A scope's budget and where it stands."""
     perDay: StandingView
@@ -52,6 +271,8 @@ class Campaign(TypedDict):
     children: NotRequired[list[CampaignChild] | None]
     """The repositories with their tasks, where the campaign is read alone."""
     concurrency: int
+    contentErasedAt: NotRequired[str | None]
+    """When its words were erased."""
     createdAt: str
     customer: NotRequired[str | None]
     environment: NotRequired[str | None]
@@ -199,10 +420,62 @@ class CapView(TypedDict):
     maxUsd: NotRequired[Usd | None]
 
 
+class CheckpointList(TypedDict):
+    """A page of checkpoints."""
+    data: list[CheckpointView]
+    """Newest first."""
+    nextCursor: NotRequired[str | None]
+    """Pass it on as `cursor` for the next page; null when there is none."""
+
+
+class CheckpointView(TypedDict):
+    """A signed statement of how far the log had come. Bytes are in lower-case hexadecimal."""
+    globalLink: str
+    """That event's link."""
+    keyId: str
+    logId: str
+    """The link of the log's first event."""
+    position: int
+    """The last event that the statement is about."""
+    publicKey: str
+    signature: str
+    """Ed25519 over the statement's bytes; docs/security.md has their layout."""
+    time: str
+
+
 class CredentialsRequest(TypedDict):
     """Secrets, for this task only. Held in memory, never stored."""
     git: NotRequired[GitCredential | None]
     model: NotRequired[ModelCredential | None]
+
+
+class Delivery(TypedDict):
+    """What became of one message."""
+    attempts: int
+    error: NotRequired[str | None]
+    """What went wrong, if it did not: `unresolvable`, `forbidden-address`, `unreachable`, `tls`, `timeout`, `broken`, `bad-answer` or `unsendable`."""
+    firstAttemptAt: str
+    lastAttemptAt: str
+    message: str
+    """The `webhook-id` of the message: the same in every attempt."""
+    milliseconds: int
+    """How long the last answer took."""
+    nextAttemptAt: NotRequired[str | None]
+    outcome: str
+    """`delivered`, `retrying` or `given-up`."""
+    position: NotRequired[int | None]
+    """The event's position in the log; `null` for a test."""
+    status: NotRequired[int | None]
+    """What the receiver answered, if it did."""
+    type: str
+
+
+class DeliveryList(TypedDict):
+    """A page of deliveries."""
+    data: list[Delivery]
+    """Those that were first tried last first."""
+    nextCursor: NotRequired[str | None]
+    """Pass it on as `cursor` for the next page; `null` when there is none."""
 
 
 class Event(TypedDict):
@@ -212,6 +485,8 @@ class Event(TypedDict):
     correlation: NotRequired[str | None]
     data: dict[str, Any]
     """What happened; its shape belongs to the type and the schema."""
+    erased: NotRequired[bool | None]
+    """The words in it were erased: placeholders stand where they were. Absent otherwise."""
     id: str
     position: int
     revision: int
@@ -411,6 +686,10 @@ class ModelCredential(TypedDict):
     apiKey: str
 
 
+NewWebhook: TypeAlias = 'Any'
+"""A webhook that was made, with its secret."""
+
+
 class Problem(TypedDict):
     """How a problem looks outside."""
     budget: NotRequired[Exhausted | None]
@@ -556,6 +835,8 @@ class Task(TypedDict):
     budget: BudgetView
     campaign: NotRequired[str | None]
     commits: list[str]
+    contentErasedAt: NotRequired[str | None]
+    """When its words were erased: what was asked for, said and written."""
     createdAt: str
     customer: NotRequired[str | None]
     egress: list[str]
@@ -643,8 +924,11 @@ class UsageLine(TypedDict):
     environment: NotRequired[str | None]
     inputTokens: int
     model: NotRequired[str | None]
+    month: NotRequired[str | None]
     outputTokens: int
     project: NotRequired[str | None]
+    refundedUsd: Usd
+    sandboxMs: int
     taskType: NotRequired[str | None]
     tasks: int
     team: NotRequired[str | None]
@@ -664,6 +948,97 @@ class UsageView(TypedDict):
 
 Usd: TypeAlias = 'float'
 """Dollars, a decimal with up to nine places; exact in the text of the JSON"""
+
+
+class Webhook(TypedDict):
+    """A webhook. Its secret is shown when it is made and when it is rotated, and never else."""
+    createdAt: str
+    delivered: int
+    """Attempts that were taken."""
+    description: NotRequired[str | None]
+    disabledReason: NotRequired[str | None]
+    """`gone`, `failures` or `by-hand`."""
+    enabled: bool
+    environments: list[str]
+    """The same for environments."""
+    events: list[str]
+    """Which of them: types such as `task.succeeded`, `task.*`, or `*`."""
+    failingSince: NotRequired[str | None]
+    givenUp: int
+    """Messages that were given up."""
+    id: str
+    lastDeliveredAt: NotRequired[str | None]
+    previousSecretUntil: NotRequired[str | None]
+    """Until then messages are signed with the secret before, too."""
+    projects: list[str]
+    """Only those of tasks and campaigns of these projects; empty: of all."""
+    secretVersion: int
+    """How often its secret was made anew, plus one."""
+    team: NotRequired[str | None]
+    """The team whose events it is told; `null`: those of all."""
+    through: int
+    """What it wants of the log up to this position was delivered, was given up or is being retried."""
+    url: str
+    """Where they are sent."""
+
+
+class WebhookChange(TypedDict):
+    """What is to be different; what is absent stays. The team stays in any case."""
+    description: NotRequired[str | None]
+    enabled: NotRequired[bool | None]
+    """`false` sends nothing any more, `true` goes on where it ended."""
+    environments: NotRequired[list[str] | None]
+    events: NotRequired[list[str] | None]
+    projects: NotRequired[list[str] | None]
+    url: NotRequired[str | None]
+
+
+class WebhookList(TypedDict):
+    """A page of webhooks."""
+    data: list[Webhook]
+    """Newest first."""
+    nextCursor: NotRequired[str | None]
+    """Pass it on as `cursor` for the next page; `null` when there is none."""
+
+
+WebhookReplayRequest = TypedDict(
+    "WebhookReplayRequest",
+    {
+        'from': 'NotRequired[int | None]',
+        'message': 'NotRequired[str | None]',
+        'to': 'NotRequired[int | None]',
+    },
+)
+"""What is sent again: one message, or all that is wanted of a part of the log."""
+
+
+class WebhookRequest(TypedDict):
+    """What a webhook is for."""
+    description: NotRequired[str | None]
+    environments: NotRequired[list[str] | None]
+    """The same for environments."""
+    events: list[str]
+    """Which of them: types such as `task.succeeded`, `task.*`, or `*`, which leaves out keys, sessions, requests and refused ones, checkpoints and webhooks."""
+    projects: NotRequired[list[str] | None]
+    """Only those of tasks and campaigns of these projects."""
+    team: NotRequired[str | None]
+    """Whose events; a team's key may leave it out. Absent with an operator's key: those of all."""
+    url: str
+    """Over TLS, to a name that leads into the open internet; or what the operator has opened besides."""
+
+
+class WebhookSecret(TypedDict):
+    """A new secret."""
+    previousSecretUntil: NotRequired[str | None]
+    """Until then they are signed with the one before, too."""
+    secret: str | None
+    """What messages are signed with from now on. It is shown this once: `null` in the answer to a repeat of the request."""
+
+
+class WebhookSecretRequest(TypedDict):
+    """How a secret is made anew."""
+    overlapSeconds: NotRequired[int | None]
+    """How long messages are signed with both secrets; a day when absent."""
 
 
 WorkspaceName: TypeAlias = "Literal['fresh', 'same']"
