@@ -67,7 +67,7 @@ pub struct Endpoint {
 
 /// What holds its answers to the bounds of a key: to those of its projects, its repositories and so on. Whatever is not
 /// here, a key with such a bound is refused, so that a new route shows nobody more than is theirs.
-const NARROWED: [&str; 12] = [
+const NARROWED: [&str; 14] = [
     "/v1/tasks",
     "/v1/campaigns",
     "/v1/budgets",
@@ -77,6 +77,9 @@ const NARROWED: [&str; 12] = [
     // A key hands on no more than it has.
     "/v1/keys",
     "/keys",
+    // A key sees and makes those that are told nothing outside its projects and environments.
+    "/v1/webhooks",
+    "/webhooks",
     "/tasks",
     "/live/tasks",
     "/campaigns",

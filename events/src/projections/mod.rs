@@ -342,8 +342,9 @@ impl ReadModels {
         team: Option<Option<String>>,
         after: Option<Cursor>,
         limit: usize,
+        wanted: impl Fn(&WebhookRow) -> bool + Send + 'static,
     ) -> Result<WebhookPage, ReadModelError> {
-        self.database.read(move |connection| webhooks::page(connection, team, after, limit)).await
+        self.database.read(move |connection| webhooks::page(connection, team, after, limit, wanted)).await
     }
 
     /// What became of a webhook's messages, those that were first tried last first. `after` is where the page before

@@ -156,6 +156,7 @@ pub(super) fn page(
     team: Option<Option<String>>,
     after: Option<Cursor>,
     limit: usize,
+    wanted: impl Fn(&WebhookRow) -> bool,
 ) -> Result<WebhookPage, ReadModelError> {
     let limit = limit.clamp(1, MAX_PAGE);
     let mut sql = "SELECT document FROM webhooks WHERE 1 = 1".to_owned();
@@ -169,13 +170,18 @@ pub(super) fn page(
         // Writing to a String does not fail.
         let _ = write!(sql, " AND (created_at, id) < (?{}, ?{})", values.len() - 1, values.len());
     }
-    // One more than asked for tells whether there is another page.
-    let _ = write!(sql, " ORDER BY created_at DESC, id DESC LIMIT {}", limit + 1);
+    sql.push_str(" ORDER BY created_at DESC, id DESC");
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(params_from_iter(values))?;
     let mut webhooks: Vec<WebhookRow> = Vec::new();
-    while let Some(row) = rows.next()? {
-        webhooks.push(decode(row, 0)?);
+    // One more than asked for tells whether there is another page. There are few: a team may have no more than a thousand.
+    while webhooks.len() <= limit
+        && let Some(row) = rows.next()?
+    {
+        let row = decode(row, 0)?;
+        if wanted(&row) {
+            webhooks.push(row);
+        }
     }
     let more = webhooks.len() > limit;
     webhooks.truncate(limit);

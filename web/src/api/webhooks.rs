@@ -269,9 +269,9 @@ pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> 
         return Ok(HttpResponse::Ok().json(WebhookList { data: Vec::new(), next_cursor: None }));
     };
     app.caught_up().await?;
-    let page = app.read.webhooks(team.map(Some), cursor, limit).await?;
+    let page = app.read.webhooks(team.map(Some), cursor, limit, move |row| is_within(&caller, &row.spec)).await?;
     Ok(HttpResponse::Ok().json(WebhookList {
-        data: page.webhooks.into_iter().filter(|row| is_within(&caller, &row.spec)).map(WebhookView::from).collect(),
+        data: page.webhooks.into_iter().map(WebhookView::from).collect(),
         next_cursor: page.next.map(|cursor| cursor.to_string()),
     }))
 }

@@ -317,8 +317,9 @@ pub async fn show(app: web::Data<App>, visitor: Visitor, query: web::Query<Query
         text => Some(text.parse().map_err(|_| PageError::not_found())?),
     };
     app.caught_up().await?;
-    let mut found = app.read.webhooks(visitor.caller.only_team().map(Some), after, ROWS).await?;
-    found.webhooks.retain(|row| is_theirs(&visitor.caller, &row.spec));
+    let caller = visitor.caller.clone();
+    let theirs = move |row: &WebhookRow| is_theirs(&caller, &row.spec);
+    let found = app.read.webhooks(visitor.caller.only_team().map(Some), after, ROWS, theirs).await?;
     Ok(page(StatusCode::OK, &WebhooksPage::new(&visitor, &query, &found)))
 }
 

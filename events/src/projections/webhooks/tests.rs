@@ -103,7 +103,7 @@ async fn a_message_is_one_row_as_its_last_attempt_left_it() {
         (Some(Some("")), vec![]),
         (Some(None), vec![webhook(3)]),
     ] {
-        let page = read.webhooks(team.map(|team| team.map(str::to_owned)), None, 10).await.unwrap();
+        let page = read.webhooks(team.map(|team| team.map(str::to_owned)), None, 10, |_| true).await.unwrap();
         assert_eq!(page.webhooks.iter().map(|row| row.id).collect::<Vec<_>>(), expected, "{team:?}");
     }
 }
