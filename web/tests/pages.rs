@@ -496,8 +496,6 @@ async fn an_open_list_shows_what_changed() {
     let world = World::new(folder.path()).await;
     let (id, _) = world.seed().await;
     let server = server!(world);
-    let nobody = call_service(&server, TestRequest::get().uri("/live/tasks").to_request()).await;
-    assert_eq!(nobody.status(), StatusCode::UNAUTHORIZED, "a redirect would be taken for a stream");
     let cookie = sign_in!(server, world.admin);
     let page = text(call_service(&server, TestRequest::get().uri("/").cookie(cookie.clone()).to_request()).await).await;
     let (_, connect) = page.split_once("hx-sse:connect=\"").expect("a stream");
@@ -524,6 +522,9 @@ async fn an_open_list_shows_what_changed() {
     let mut frames = Frames::new(call_service(&server, resume).await);
     let (_, _, html) = frames.next().await.expect("a frame");
     assert!(html.contains("hx-target=\"#list\"") && html.contains("chip cancelled"), "{html}");
+
+    let nobody = call_service(&server, TestRequest::get().uri("/live/tasks").to_request()).await;
+    assert_eq!(nobody.status(), StatusCode::UNAUTHORIZED, "a redirect would be taken for a stream");
 }
 
 #[actix_web::test]

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::error::{PageError, query_value};
 use super::format;
 use super::shell::{Shell, Visitor, page};
+use super::timeline::Link;
 use crate::App;
 use crate::api::audit;
 use crate::api::query::Parameters;
@@ -134,7 +135,10 @@ impl Line {
             taken: task.and_then(|task| Some(format::between(task.created_at, task.finished_at?))),
             task: row.task.map(|task| task.to_string()),
             pull_requests: task
-                .map(|task| task.pull_requests.iter().map(|pull| pull.url.clone()).collect())
+                .map(|task| {
+                    let links = task.pull_requests.iter().filter_map(|pull| Link::outside(&pull.url, ""));
+                    links.map(|link| link.href).collect()
+                })
                 .unwrap_or_default(),
             count: (row.count > 1).then(|| format!("{} times", format::thousands(row.count))),
         }

@@ -228,6 +228,8 @@ impl TasksPage {
 /// `GET /` and `GET /tasks`.
 pub async fn show(app: web::Data<App>, visitor: Visitor, query: web::Query<Query>) -> Result<HttpResponse, PageError> {
     // Taken before the tasks are read: what happens in between, the stream shows again.
+    // First: a page that is behind its own sign-in would be sent all of its list again by its stream.
+    app.caught_up().await?;
     let position = app.read.checkpoint().0;
     let found = find(&app, &visitor, &query).await?;
     Ok(page(StatusCode::OK, &TasksPage::new(&visitor, &app.dashboard.fragments, &query, &found, position)))
