@@ -50,11 +50,11 @@ impl Bench {
                 ensure!(!log.exists(), "{} exists: seed an empty folder, not somebody's", log.display());
                 let store = SqliteStore::open(log).context("cannot open the event store")?;
                 let read = ReadModels::open(&data.join("read.db")).context("cannot open the read models")?;
-                seed::seed(store, read, seed::Plan { tasks, teams, days }, |line| say(line)).await?;
+                seed::seed(store, read, seed::Plan { tasks, teams, days }, say).await?;
             }
             Self::Api { seconds, pid, server } => {
                 let client = server.client()?;
-                load::run(&client, seconds, pid, |line| say(line)).await?;
+                load::run(&client, seconds, pid, say).await?;
             }
         }
         Ok(ExitCode::SUCCESS)

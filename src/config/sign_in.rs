@@ -208,7 +208,7 @@ mod tests {
             ("[sessions]\nlifetime = \"1000h\"\n".to_owned(), "sessions.lifetime"),
             ("[sessions]\nidle = \"1s\"\n".to_owned(), "sessions.idle"),
         ] {
-            let error = format!("{:#}", loaded(&text).err().expect(&text));
+            let error = format!("{:#}", loaded(&text).expect_err(&text));
             assert!(error.contains(word), "{text}: {error}");
         }
         let secret = loaded(&format!("{OIDC}client_secret_env = \"A_VARIABLE_OF_NOBODY\"\n")).expect("loads");

@@ -32,7 +32,7 @@ pub enum Fault {
         /// Which.
         ledger: StreamName,
         /// How.
-        violation: Violation,
+        violation: Box<Violation>,
     },
     /// An event about money does not read.
     #[error("an event of {0} does not read")]
@@ -159,7 +159,10 @@ impl Books {
             Fact::Ledger(event) => {
                 let (audit, last) = self.ledgers.entry(entry.stream.clone()).or_default();
                 *last = position;
-                audit.take(event).map_err(|violation| Fault::Ledger { ledger: entry.stream.clone(), violation })?;
+                audit.take(event).map_err(|violation| Fault::Ledger {
+                    ledger: entry.stream.clone(),
+                    violation: Box::new(violation),
+                })?;
                 match &**event {
                     LedgerEvent::Settled(event) => {
                         self.settle(event.call, Told { task: event.task, amount: event.amount(), position })
@@ -239,9 +242,10 @@ impl Books {
             Balance { tasks: self.tasks.len() as u64, calls: self.matched.len() as u64, ..Balance::default() };
         let mut open = HashSet::new();
         for (ledger, (audit, position)) in self.ledgers {
-            let totals = audit
-                .finish()
-                .map_err(|violation| Mismatch { position, fault: Fault::Ledger { ledger, violation } })?;
+            let totals = audit.finish().map_err(|violation| Mismatch {
+                position,
+                fault: Fault::Ledger { ledger, violation: Box::new(violation) },
+            })?;
             balance.ledgers += 1;
             balance.unconfirmed += totals.unconfirmed;
             balance.settled += totals.settled;

@@ -154,7 +154,7 @@ impl KeyLimits {
 #[serde(tag = "type", content = "data", rename_all = "kebab-case")]
 pub enum KeyEvent {
     /// Somebody was given a key.
-    KeyIssued(KeyGrant),
+    KeyIssued(Box<KeyGrant>),
     /// It has a new secret; the one before works for a while longer.
     #[serde(rename_all = "camelCase")]
     KeyRotated {

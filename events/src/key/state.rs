@@ -69,7 +69,7 @@ impl Key {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Give it to somebody.
-    Issue(KeyGrant),
+    Issue(Box<KeyGrant>),
     /// Give it a new text.
     Rotate {
         /// The SHA-256 of the new text.
@@ -121,7 +121,7 @@ pub fn decide(key: Option<&Key>, command: Command) -> Result<Vec<KeyEvent>, Refu
 pub fn evolve(key: Option<Key>, event: &KeyEvent) -> Option<Key> {
     match (key, event) {
         (None, KeyEvent::KeyIssued(grant)) => {
-            Some(Key { grant: grant.clone(), previous: None, generation: 0, last_use: None, revoked: false })
+            Some(Key { grant: (**grant).clone(), previous: None, generation: 0, last_use: None, revoked: false })
         }
         (Some(key), KeyEvent::KeyRotated { secret_sha256, previous_until }) => Some(Key {
             previous: Some(Previous { secret_sha256: key.grant.secret_sha256, until: *previous_until }),
@@ -170,20 +170,20 @@ mod tests {
 
     #[test]
     fn a_key_is_issued_once_and_revoked_for_good() {
-        let key = after(None, Command::Issue(grant()));
+        let key = after(None, Command::Issue(Box::new(grant())));
         assert!(!key.revoked);
-        assert_eq!(decide(Some(&key), Command::Issue(grant())), Err(Refusal::Exists));
+        assert_eq!(decide(Some(&key), Command::Issue(Box::new(grant()))), Err(Refusal::Exists));
         let key = after(Some(key), Command::Revoke);
         assert!(key.revoked && !key.stands(at(0)));
         assert_eq!(decide(Some(&key), Command::Revoke), Ok(Vec::new()));
         assert_eq!(decide(Some(&key), rotate("11", 10, 0)), Err(Refusal::Revoked));
-        assert!(evolve(Some(key), &KeyEvent::KeyIssued(grant())).is_some_and(|key| key.revoked));
+        assert!(evolve(Some(key), &KeyEvent::KeyIssued(Box::new(grant()))).is_some_and(|key| key.revoked));
         assert_eq!(decide(None, Command::Revoke), Err(Refusal::NoSuchKey));
     }
 
     #[test]
     fn the_text_before_a_rotation_works_until_its_time_and_older_ones_do_not() {
-        let key = after(None, Command::Issue(grant()));
+        let key = after(None, Command::Issue(Box::new(grant())));
         assert_eq!(key.lasts(0, at(0)), Some(None));
         let key = after(Some(key), rotate("11", 60, 0));
         assert_eq!(key.grant.secret_sha256, "11".repeat(32));
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_key_runs_out() {
-        let key = after(None, Command::Issue(KeyGrant { expires_at: Some(at(100)), ..grant() }));
+        let key = after(None, Command::Issue(Box::new(KeyGrant { expires_at: Some(at(100)), ..grant() })));
         assert_eq!(key.lasts(0, at(99)), Some(Some(at(100))));
         assert!(key.stands(at(99)) && !key.stands(at(100)));
         assert_eq!(decide(Some(&key), rotate("11", 200, 100)), Err(Refusal::Expired));
@@ -243,8 +243,8 @@ mod tests {
         let rotated = KeyEvent::KeyRotated { secret_sha256: hash.clone(), previous_until: at(60) };
         let used = KeyEvent::KeyUsed { at: at(0), address: Some("10.0.0.1".parse().expect("an address")) };
         for (event, shape) in [
-            (KeyEvent::KeyIssued(grant()), bare),
-            (KeyEvent::KeyIssued(full), with_all),
+            (KeyEvent::KeyIssued(Box::new(grant())), bare),
+            (KeyEvent::KeyIssued(Box::new(full)), with_all),
             (rotated, format!(r#"{{"secretSha256":"{hash}","previousUntil":"2027-01-15T08:01:00Z"}}"#)),
             (used, r#"{"at":"2027-01-15T08:00:00Z","address":"10.0.0.1"}"#.to_owned()),
             (KeyEvent::KeyUsed { at: at(0), address: None }, r#"{"at":"2027-01-15T08:00:00Z"}"#.to_owned()),

@@ -48,7 +48,7 @@ fn matches_all(context: &Context<'_>) -> rusqlite::Result<bool> {
 /// patterns, which are a JSON list. NULL is nothing, all of which fits.
 pub(super) fn teach(connection: &Connection) -> rusqlite::Result<()> {
     let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC;
-    connection.create_scalar_function("matches_all", 2, flags, |context| matches_all(context))
+    connection.create_scalar_function("matches_all", 2, flags, matches_all)
 }
 
 /// Adds what keeps a query within bounds.

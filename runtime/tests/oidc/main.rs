@@ -38,8 +38,7 @@ fn client(server: &IdentityServer) -> OidcClient {
 /// One value of the query that the browser comes back with.
 fn value(location: &str, name: &str) -> String {
     let url = reqwest::Url::parse(location).expect("an address");
-    let found = url.query_pairs().find(|(known, _)| known == name).expect(name).1.into_owned();
-    found
+    url.query_pairs().find(|(known, _)| known == name).expect(name).1.into_owned()
 }
 
 async fn redeem(server: &IdentityServer, client: &OidcClient) -> Result<Identity, IdentityError> {

@@ -242,15 +242,15 @@ fn overrides(raw: Option<&RawValue>, faults: &mut Faults) -> Vec<Override> {
         faults.add("/overrides", format!("at most {MOST_OVERRIDES}"));
         return Vec::new();
     }
-    let read = |(index, item): (usize, &Box<RawValue>)| {
-        let mut object = Object::read(item, &step("/overrides", &index.to_string()), faults)?;
+    let read = |(index, item): (usize, Box<RawValue>)| {
+        let mut object = Object::read(&item, &step("/overrides", &index.to_string()), faults)?;
         let customer = object.text("customer", name, faults);
         let project = object.text("project", name, faults);
         let terms = terms(&mut object, faults);
         object.finish(faults);
         Some(Override { customer, project, terms })
     };
-    items.iter().enumerate().filter_map(read).collect()
+    items.into_iter().enumerate().filter_map(read).collect()
 }
 
 /// Reads a plan, or every fault of it.
@@ -299,7 +299,7 @@ pub async fn put_plan(
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     visible(&caller, &team)?;
-    let plan = plan(&*body::json(&request, payload).await?)?;
+    let plan = plan(&body::json(&request, payload).await?)?;
     let billing = app.billing.set_plan(&team, plan, caller.actor_for(&team)).await?;
     Ok(HttpResponse::Ok().json(PlansView::new(&team, &billing)))
 }

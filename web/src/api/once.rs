@@ -131,7 +131,7 @@ impl Claim {
 /// What is to become of a copy.
 enum Turn {
     /// It is the one that does it.
-    Do(Claim),
+    Do(Box<Claim>),
     /// It was done; this is what came of it.
     Show { status: u16, location: Option<String> },
 }
@@ -253,7 +253,10 @@ impl Named {
                     let event =
                         events.into_iter().next().ok_or_else(|| Problem::internal("a claim without an event"))?;
                     match self.append(expected, held.id, event).await {
-                        Ok(at) => return Ok(Turn::Do(Claim { held, named: self.clone(), at, time: Timestamp::now() })),
+                        Ok(at) => {
+                            let claim = Claim { held, named: self.clone(), at, time: Timestamp::now() };
+                            return Ok(Turn::Do(Box::new(claim)));
+                        }
                         // Another copy was first.
                         Err(StoreError::WrongExpectedRevision { .. }) => {}
                         Err(error) => return Err(error.into()),

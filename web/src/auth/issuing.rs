@@ -141,7 +141,7 @@ pub async fn issue(store: &dyn EventStore, new: NewKey, actor: &Actor) -> Result
     let (text, secret_sha256) = new_text(id, &new.environment)?;
     let NewKey { name, team, environment, scopes, bounds, expires_at, limits } = new;
     let grant = KeyGrant { name, team, environment, scopes, secret_sha256, bounds, expires_at, limits };
-    record(store, id, Expected::NoStream, decide(None, Command::Issue(grant))?, actor).await?;
+    record(store, id, Expected::NoStream, decide(None, Command::Issue(Box::new(grant)))?, actor).await?;
     Ok((id, text))
 }
 

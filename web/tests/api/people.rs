@@ -33,15 +33,16 @@ impl IdentityProvider for Provider {
     }
 
     async fn authorization_url(&self, attempt: &Attempt<'_>) -> Result<String, IdentityError> {
-        *self.begun.lock().unwrap() = Some((attempt.nonce.to_owned(), attempt.verifier.to_owned()));
+        *self.begun.lock().expect("no panic while held") =
+            Some((attempt.nonce.to_owned(), attempt.verifier.to_owned()));
         Ok(format!("https://login.example.com/authorize?state={}&to={}", attempt.state, attempt.redirect_uri))
     }
 
     async fn redeem(&self, code: &str, _: Option<&str>, attempt: &Attempt<'_>) -> Result<Identity, IdentityError> {
-        let begun = self.begun.lock().unwrap().clone();
+        let begun = self.begun.lock().expect("no panic while held").clone();
         assert_eq!(begun, Some((attempt.nonce.to_owned(), attempt.verifier.to_owned())), "the same browser");
         assert_eq!(code, "c0de");
-        let groups = self.says.lock().unwrap().clone().expect("somebody to vouch for")?;
+        let groups = self.says.lock().expect("no panic while held").clone().expect("somebody to vouch for")?;
         Ok(Identity {
             issuer: self.issuer().to_owned(),
             subject: "5f0".to_owned(),
@@ -116,7 +117,7 @@ async fn come_back(server: &Server, cookie: &str, state: &str) -> Answer {
 
 /// Signs in as somebody in these groups; the session's cookie.
 async fn sign_in(server: &Server, provider: &Provider, groups: &[&'static str]) -> String {
-    *provider.says.lock().unwrap() = Some(Ok(groups.to_vec()));
+    *provider.says.lock().expect("no panic while held") = Some(Ok(groups.to_vec()));
     let (cookie, state) = begin(server, "/tasks").await;
     let answer = come_back(server, &cookie, &state).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
@@ -146,7 +147,7 @@ async fn a_person_comes_in_through_the_provider_and_goes_where_they_wanted() {
     let (server, provider) = server(false).await;
     let page = server.send(TestRequest::get().uri("/sign-in?next=/budgets")).await;
     assert!(page.text().contains("href=\"/sign-in/oidc?next=/budgets\"") && page.text().contains("Sign in with Acme"));
-    *provider.says.lock().unwrap() = Some(Ok(vec!["infra"]));
+    *provider.says.lock().expect("no panic while held") = Some(Ok(vec!["infra"]));
     let (cookie, state) = begin(&server, "/budgets").await;
     let answer = come_back(&server, &cookie, &state).await;
     // A page and no redirect: the browser comes from another site, and a redirect would leave the strict cookie behind.
@@ -206,7 +207,7 @@ async fn the_role_decides() {
 #[actix_web::test]
 async fn whoever_is_not_vouched_for_stays_outside_and_it_is_written_down() {
     let (server, provider) = server(false).await;
-    let says = |what| *provider.says.lock().unwrap() = Some(what);
+    let says = |what| *provider.says.lock().expect("no panic while held") = Some(what);
     says(Ok(vec!["infra"]));
     let (cookie, state) = begin(&server, "/tasks").await;
     let (other, _) = begin(&server, "/tasks").await;
@@ -335,7 +336,7 @@ async fn signing_out_ends_the_session_and_not_just_the_cookie() {
     let (kind, data, actor, _) = events.last().expect("an event");
     assert_eq!((kind.as_str(), data["why"].as_str(), actor), ("session-ended", Some("signed-out"), &ActorKind::Person));
     // A group that was taken away is gone at the next sign-in.
-    *provider.says.lock().unwrap() = Some(Ok(vec![]));
+    *provider.says.lock().expect("no panic while held") = Some(Ok(vec![]));
     let (cookie, state) = begin(&server, "/tasks").await;
     assert_eq!(come_back(&server, &cookie, &state).await.status, StatusCode::FORBIDDEN);
 }
@@ -359,7 +360,7 @@ async fn a_link_from_another_site_finds_the_session_again() {
 #[actix_web::test]
 async fn where_it_is_encrypted_only_cookies_bound_to_this_host_count() {
     let (server, provider) = server(true).await;
-    *provider.says.lock().unwrap() = Some(Ok(vec!["infra"]));
+    *provider.says.lock().expect("no panic while held") = Some(Ok(vec!["infra"]));
     let answer = server.send(TestRequest::get().uri("/sign-in/oidc?next=/tasks")).await;
     let line = cookie_of(&answer, "__Host-orchestra_sign_in").expect("a cookie");
     assert!(line.contains("; Secure") && line.contains("; Path=/") && !line.contains("Domain"), "{line}");

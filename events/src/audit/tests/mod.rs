@@ -89,7 +89,7 @@ impl Log {
         let (revision, in_stream, in_log) = self.head(stream);
         let position = self.events.len() as u64 + 1;
         // Some have origins, and some a cause.
-        let origin = (position % 5 == 0).then(|| {
+        let origin = position.is_multiple_of(5).then(|| {
             Box::new(Origin {
                 name: Some("Zoë \"ops\"".to_owned()),
                 address: Some("2001:db8::ab:1".parse().unwrap()),
@@ -106,13 +106,13 @@ impl Log {
             position: Position(position),
             time: time(position),
             actor: Actor { kind: ActorKind::ApiKey, id: "key_1".to_owned(), team: Some("web".to_owned()), origin },
-            correlation: (position % 3 == 0).then(|| stream.clone()),
-            causation: (position % 4 == 0).then(|| EventId(Uuid::from_u128(u128::from(position) << 64))),
+            correlation: position.is_multiple_of(3).then(|| stream.clone()),
+            causation: position.is_multiple_of(4).then(|| EventId(Uuid::from_u128(u128::from(position) << 64))),
             data: Json::stored(data),
             erased: false,
         };
         // Some have words that may be forgotten.
-        let private = (position % 7 == 0).then(|| Private {
+        let private = position.is_multiple_of(7).then(|| Private {
             salt: [u8::try_from(position % 251).unwrap(); 32],
             content: Json::stored(format!("{{\"words\":\"of {position}\"}}")),
         });
@@ -122,16 +122,16 @@ impl Log {
         position
     }
 
-    pub fn push(&mut self, stream: &StreamName, kind: &str, data: Box<RawValue>) -> u64 {
+    pub fn push(&mut self, stream: &StreamName, kind: &str, data: &RawValue) -> u64 {
         self.raw(stream, kind, data.get())
     }
 
     pub fn task(&mut self, id: TaskId, event: &TaskEvent) -> u64 {
-        self.push(&StreamName::task(id), event.kind(), event.data().unwrap())
+        self.push(&StreamName::task(id), event.kind(), &event.data().unwrap())
     }
 
     pub fn ledger(&mut self, event: &LedgerEvent) -> u64 {
-        self.push(&StreamName::ledger("web").unwrap(), event.kind(), event.data().unwrap())
+        self.push(&StreamName::ledger("web").unwrap(), event.kind(), &event.data().unwrap())
     }
 
     pub fn statement(&self) -> Statement {
@@ -147,7 +147,7 @@ impl Log {
     pub fn checkpoint(&mut self, key: &SigningKey) -> Checkpoint {
         let checkpoint = self.statement().sign(key);
         let event = CheckpointEvent::CheckpointSigned(Box::new(checkpoint));
-        self.push(&checkpoint::stream("node-1").unwrap(), event.kind(), event.data().unwrap());
+        self.push(&checkpoint::stream("node-1").unwrap(), event.kind(), &event.data().unwrap());
         checkpoint
     }
 

@@ -129,7 +129,7 @@ impl Snapshot {
         let mut bytes = 0;
         while let Some(row) = found.next()? {
             // What is no UTF-8 is not what was appended; read as it may be, it shows as altered.
-            let text = |column| row.get_ref(column).and_then(|value| Ok(lossy(value)));
+            let text = |column| row.get_ref(column).map(lossy);
             let blob = |column| row.get_ref(column).map(|value| value.as_blob().unwrap_or_default().to_vec());
             let id = row.get(2)?;
             let data = text(6)?;
