@@ -18,6 +18,7 @@ mod tasks;
 mod templates;
 mod webhooks;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -167,8 +168,7 @@ fn log(directives: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A line for the user.
-#[expect(clippy::print_stdout, reason = "this is where a command speaks to its user")]
+/// A line for the user. Whoever has closed the pipe has heard enough; a server goes on without them.
 fn say(line: impl AsRef<str>) {
-    println!("{}", line.as_ref());
+    let _ = writeln!(std::io::stdout(), "{}", line.as_ref());
 }

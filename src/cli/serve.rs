@@ -38,8 +38,8 @@ impl Serve {
             say("This is the first start. The admin key, shown once:");
             say(format!("  {}", key.expose_secret()));
         }
-        say(format!("Orchestra listens on {}", server.url()));
         say(format!("The log is signed by the key {}", server.signing_key()));
+        say(format!("Orchestra listens on {}", server.url()));
         server.until_asked_to_end().await?;
         Ok(ExitCode::SUCCESS)
     }
