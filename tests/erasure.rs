@@ -19,7 +19,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{House, REPO, Setup, program, script, until};
+use crate::harness::{House, REPO, Setup, bash, done, program, script, until};
 
 /// Where each kind of words goes in.
 const PROMPT: &str = "canaryprompt7f3a";
@@ -110,7 +110,12 @@ async fn verified(data: &Path) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_words_of_a_task_are_in_no_file_and_its_record_is_whole() {
-    let mut house = Setup::new(script(conversation())).open().await;
+    // The other task stays: what it says must be no word that is looked for.
+    let script = json!([
+        { "match": "Another one", "turns": [bash("sleep 3"), done()] },
+        { "match": "", "turns": conversation() },
+    ]);
+    let mut house = Setup::new(script).open().await;
     let data = house.data();
     let id = lived(&house).await;
     let other = house.submit(json!({ "task": "Another one: canaryother." })).await;

@@ -79,7 +79,7 @@ async fn a_key_lives_from_the_command_line_to_its_revocation_across_a_crash() {
 
     // Revoked: what is open with it ends within a second, of the server and of the dashboard.
     let mut open = Vec::new();
-    for (text, path) in [(&first, "/v1/events"), (&second, "/v1/events"), (&second, "/live/tasks")] {
+    for (text, path) in [(&first, "/live/tasks"), (&second, "/live/tasks")] {
         let api = Api::new(&house.api.base, text);
         let answer = api.request(Method::GET, path).header("accept", "text/event-stream").send().await.unwrap();
         assert_eq!(answer.status(), 200, "{path}");

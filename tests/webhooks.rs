@@ -170,7 +170,13 @@ async fn a_terminal_is_enough() {
     assert_eq!(got[2].id, got[1].id);
     assert!(got[2].is_signed_with(first) && got[2].is_signed_with(second.trim()));
     assert!(run(&["list"]).await.contains(&id[..20]));
-    assert!(run(&["deliveries", id, "--outcome", "delivered"]).await.contains("ledger"));
+    // What became of messages is written down together, up to a second later.
+    let recorded = async {
+        while !run(&["deliveries", id, "--outcome", "delivered"]).await.contains("ledger") {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, recorded).await.expect("it is in the list");
     run(&["disable", id]).await;
     assert!(run(&["show", id]).await.contains("by-hand"));
     run(&["enable", id]).await;
