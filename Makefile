@@ -116,7 +116,7 @@ test-image: test-build
 	$(make-agents-image)
 
 .PHONY: test
-test: test-image ## Every test: unit, conformance, documents, real containers, end to end, browser
+test: test-image browser-tools ## Every test: unit, conformance, documents, real containers, end to end, browser
 	@$(CARGO) test --locked --workspace --no-fail-fast
 	@$(MAKE) browser
 	@$(MAKE) clients

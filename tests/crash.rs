@@ -254,30 +254,38 @@ async fn a_kill_at_any_moment_repeats_at_most_the_call_in_flight() {
     });
     let runs: Vec<_> = futures_util::stream::iter(runs).buffer_unordered(AT_ONCE).collect().await;
     for (number, (outcome, events)) in runs {
-        let unconfirmed = check_charges(&events, &outcome, &expected);
-        assert!(unconfirmed <= 1, "seed {number}: {events:#?}");
+        let lost = check_charges(&events, &outcome, &expected);
+        assert!(lost <= 1, "seed {number}: {events:#?}");
     }
 }
 
-/// At most the interrupted call is repeated, it is charged at its reservation, and all else is as expected. Answers
-/// how many calls were interrupted.
+/// At most the interrupted call is repeated, and all else is as expected. The interrupted call is charged at its
+/// reservation; at what it has cost where the kill came between the ledger's book and the task's own. Answers how many
+/// calls were interrupted.
 fn check_charges(events: &[Value], outcome: &Outcome, expected: &Outcome) -> usize {
-    let unconfirmed: Vec<_> = charges(events).filter(|charge| charge["confirmed"] == false).collect();
-    for charge in &unconfirmed {
-        let call =
-            events.iter().find(|event| event["type"] == "model-called" && event["data"]["call"] == charge["call"]);
-        assert_eq!(charge["costNanoUsd"], call.unwrap()["data"]["reservedNanoUsd"]);
+    let event_of = |call: &Value, kind: &str| {
+        events.iter().find(|event| event["type"] == kind && event["data"]["call"] == *call).map(|event| &event["data"])
+    };
+    let nanos = |charge: &Value| charge["costNanoUsd"].as_u64().unwrap();
+    let lost: Vec<_> =
+        charges(events).filter(|charge| event_of(&charge["call"], "model-call-failed").is_some()).collect();
+    for charge in charges(events) {
+        let reserved = event_of(&charge["call"], "model-called").unwrap()["reservedNanoUsd"].as_u64().unwrap();
+        if charge["confirmed"] == false {
+            assert_eq!(nanos(charge), reserved);
+            assert!(lost.contains(&charge), "{charge}");
+        }
+        assert!(nanos(charge) <= reserved, "{charge}");
     }
-    let lost: u64 = unconfirmed.iter().map(|charge| charge["costNanoUsd"].as_u64().unwrap()).sum();
-    assert_eq!(outcome.nano_usd, expected.nano_usd + lost);
+    assert_eq!(outcome.nano_usd, expected.nano_usd + lost.iter().map(|charge| nanos(charge)).sum::<u64>());
     let mut once = outcome.turns.clone();
     once.dedup();
     assert_eq!(once, expected.turns);
     // The kill may come between the mark and the first byte: then the call was charged and never asked.
-    assert!(outcome.turns.len() <= expected.turns.len() + unconfirmed.len(), "{:?}", outcome.turns);
+    assert!(outcome.turns.len() <= expected.turns.len() + lost.len(), "{:?}", outcome.turns);
     let Outcome { tree, diff, log, outcomes, commits, pushes, attempt, .. } = expected.clone();
     assert_eq!(Outcome { tree, diff, log, outcomes, commits, pushes, attempt, ..outcome.clone() }, *outcome);
-    unconfirmed.len()
+    lost.len()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -292,6 +300,8 @@ async fn a_call_in_flight_is_charged_at_its_reservation_and_repeated() {
     house.restart().await;
     let outcome = outcome(&house, &id).await;
     assert_eq!(outcome.turns, [0, 1, 2, 2, 3, 4]);
-    assert_eq!(check_charges(&house.events(&id).await, &outcome, &expected), 1);
+    let events = house.events(&id).await;
+    assert_eq!(check_charges(&events, &outcome, &expected), 1);
+    assert_eq!(charges(&events).filter(|charge| charge["confirmed"] == false).count(), 1);
     house.nothing_left().await;
 }

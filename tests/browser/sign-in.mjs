@@ -79,7 +79,10 @@ try {
     const page = await context.newPage();
     const complaints = [];
     page.on("console", (message) => {
-      if (["error", "warning"].includes(message.type())) complaints.push(message.text());
+      // What the provider's own site lacks, an icon say, is not ours to mend.
+      const { url } = message.location();
+      if (url.startsWith(new URL(said.issuer).origin)) return;
+      if (["error", "warning"].includes(message.type())) complaints.push(`${message.text()} ${url}`);
     });
     const wide = () => page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
 
