@@ -195,24 +195,32 @@ impl BillingDesk {
         self.act(team, Command::CutOff { period, today: self.today(), earliest }, who).await
     }
 
-    /// Closes every month that ended this many days ago, of every team.
+    /// Closes every month that ended this many days ago, of every team. A team whose months do not close holds up no
+    /// other one.
     async fn close_due(&self, after_days: u16) -> Result<(), BillingError> {
         for (team, first) in self.read.billed_teams().await? {
-            let stream = StreamName::billing(&team)?;
-            let who = Who { team: Some(team.clone()), ..Who::system("billing") };
-            loop {
-                let billing = self.load(&stream).await?.billing;
-                let closing = billing.closing.map(|closing| closing.period);
-                let due = closing.or_else(|| billing.cut_off.map(Month::next)).unwrap_or(first);
-                let from = due.next().first_day().checked_add(i64::from(after_days).days());
-                if from.is_err() || from.is_ok_and(|from| self.today() < from) || billing.closed.contains_key(&due) {
-                    break;
-                }
-                let closed = self.close_period(&team, due, who.clone()).await?;
-                tracing::info!(%team, period = %due, lines = closed.totals.lines, "a month is closed");
+            if let Err(error) = self.close_due_of(&team, first, after_days).await {
+                tracing::error!(%team, %error, "a month is due and was not closed; trying again in {LOOK_EVERY:?}");
+                metrics::counter!("orchestra_billing_failures_total").increment(1);
             }
         }
         Ok(())
+    }
+
+    async fn close_due_of(&self, team: &str, first: Month, after_days: u16) -> Result<(), BillingError> {
+        let stream = StreamName::billing(team)?;
+        let who = Who { team: Some(team.to_owned()), ..Who::system("billing") };
+        loop {
+            let billing = self.load(&stream).await?.billing;
+            let closing = billing.closing.map(|closing| closing.period);
+            let due = closing.or_else(|| billing.cut_off.map(Month::next)).unwrap_or(first);
+            let from = due.next().first_day().checked_add(i64::from(after_days).days());
+            if from.is_err() || from.is_ok_and(|from| self.today() < from) || billing.closed.contains_key(&due) {
+                return Ok(());
+            }
+            let closed = self.close_period(team, due, who.clone()).await?;
+            tracing::info!(%team, period = %due, lines = closed.totals.lines, "a month is closed");
+        }
     }
 
     /// Closes months in time, until `cancel` resolves. What fails is tried again at the next look.
@@ -220,7 +228,7 @@ impl BillingDesk {
         let mut cancel = std::pin::pin!(cancel);
         loop {
             if let Err(error) = self.close_due(after_days).await {
-                tracing::error!(%error, "a month is due and was not closed; trying again in {LOOK_EVERY:?}");
+                tracing::error!(%error, "which months are due is not known; looking again in {LOOK_EVERY:?}");
                 metrics::counter!("orchestra_billing_failures_total").increment(1);
             }
             tokio::select! {
@@ -277,5 +285,67 @@ impl BillingService for BillingDesk {
         })
         .await?;
         Ok(first.zip(last))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orchestra_events::TaskId;
+    use orchestra_events::projections::project;
+    use orchestra_events::store::memory::MemoryStore;
+    use orchestra_events::task::{TaskEvent, TaskSpec};
+    use serde_json::value::RawValue;
+
+    use super::*;
+
+    async fn append(store: &MemoryStore, stream: StreamName, kind: &str, data: Box<RawValue>) {
+        let event = NewEvent {
+            id: EventId(Uuid::now_v7()),
+            kind: kind.into(),
+            schema: SCHEMA,
+            time: "2026-09-10T12:00:00Z".parse().unwrap(),
+            actor: Who::system("test"),
+            correlation: None,
+            causation: None,
+            data,
+            private: None,
+        };
+        store.append(&stream, Expected::Any, vec![event]).await.unwrap();
+    }
+
+    async fn lives(store: &MemoryStore, team: &str) {
+        let spec: TaskSpec = serde_json::from_value(serde_json::json!({
+            "repo": "local:acme/api", "task": "Mend it", "model": "m", "harness": "builtin", "team": team, "budget": {},
+            "branch": "b", "image": "default", "timeoutSeconds": 60, "callerBringsModelKey": false,
+            "callerBringsGitToken": false,
+        }))
+        .unwrap();
+        let created = TaskEvent::Created(Box::new(spec));
+        let stream = StreamName::task(TaskId::from_uuid(Uuid::now_v7()));
+        append(store, stream, created.kind(), created.data().unwrap()).await;
+    }
+
+    #[tokio::test]
+    async fn a_team_whose_bills_do_not_read_holds_up_no_other_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(MemoryStore::new());
+        for team in ["a", "b", "c"] {
+            lives(&store, team).await;
+        }
+        let odd = RawValue::from_string("{\"period\":7}".to_owned()).unwrap();
+        append(&store, StreamName::billing("a").unwrap(), "period-cut-off", odd).await;
+        let read = Arc::new(ReadModels::open(&folder.path().join("read.db")).unwrap());
+        let projector = tokio::spawn(project(Arc::clone(&store) as _, Arc::clone(&read), std::future::pending()));
+        read.wait_for(store.head().await.unwrap(), READ_WAIT).await.unwrap();
+        let clock: Clock = Arc::new(|| "2026-10-20T12:00:00Z".parse().unwrap());
+        let desk = BillingDesk::with_clock(Arc::clone(&store) as _, Arc::clone(&read), clock);
+        desk.close_due(3).await.unwrap();
+        let month: Month = "2026-09".parse().unwrap();
+        for team in ["b", "c"] {
+            let bills = desk.load(&StreamName::billing(team).unwrap()).await.unwrap().billing;
+            assert!(bills.closed.contains_key(&month), "{team}: {bills:?}");
+        }
+        assert!(matches!(desk.load(&StreamName::billing("a").unwrap()).await, Err(BillingError::Damaged(_))));
+        projector.abort();
     }
 }
