@@ -14,7 +14,9 @@ use orchestra_events::store::sqlite::SqliteStore;
 use orchestra_events::store::{LinkedLog, MAX_PAGE};
 use orchestra_events::task::TaskEvent;
 use orchestra_events::task::event::TaskSpec;
-use orchestra_events::{Actor, EventId, EventStore, Expected, Failure, FailureCode, NewEvent, StreamName, TaskId};
+use orchestra_events::{
+    Actor, CampaignId, EventId, EventStore, Expected, Failure, FailureCode, NewEvent, StreamName, TaskId,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -275,6 +277,13 @@ async fn failed_ago(store: &dyn EventStore, days: i64, team: &str, words: &str) 
     id
 }
 
+/// How often the read models' file was written anew, as it were: each `VACUUM` adds one to the schema cookie, which stands
+/// at this place of a database that nobody has open (the SQLite file format, 1.3.9).
+fn schema_cookie(data: &Path) -> u32 {
+    let header = std::fs::read(data.join("read.db")).unwrap();
+    u32::from_be_bytes(header[40..44].try_into().unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn words_go_when_they_are_as_old_as_the_operator_says() {
     let rules = "[retention]\ncontent_days = 30\n[teams.kept.retention]\ncontent_days = 0\n\
@@ -296,9 +305,27 @@ async fn words_go_when_they_are_as_old_as_the_operator_says() {
         (failed_ago(&*store, 400, "kept", "canarykept.").await, "canarykept."),
         (failed_ago(&*store, 1, "short", "canaryshortly.").await, "canaryshortly."),
     ];
+    // A campaign that was promised to go and does not read: it waits, and nothing else waits for it.
+    let odd = StreamName::campaign(CampaignId::from_uuid(Uuid::now_v7()));
+    let unreadable = NewEvent {
+        id: EventId(Uuid::now_v7()),
+        kind: "campaign-created".into(),
+        schema: 1,
+        time: Timestamp::now(),
+        actor: Actor::system("test"),
+        correlation: None,
+        causation: None,
+        data: serde_json::value::RawValue::from_string("{}".to_owned()).unwrap(),
+        private: None,
+    };
+    store.append(&odd, Expected::NoStream, vec![unreadable]).await.unwrap();
+    std::fs::write(data.join("erasing").join(odd.to_string()), "").unwrap();
     drop(store);
+    let written_before = schema_cookie(&data);
     house.restart().await;
     until("the words are gone", || found(&["canaryold", "canaryshort."], &data).is_empty()).await;
+    let left = || std::fs::read_dir(data.join("erasing")).unwrap().map(|entry| entry.unwrap().file_name());
+    until("the sweep is over", || left().eq([odd.as_str()])).await;
     for (id, word) in &goes {
         let task = house.task(&id.to_string()).await;
         assert_eq!(task["failure"]["code"], "nothing-to-push", "{word}");
@@ -310,4 +337,10 @@ async fn words_go_when_they_are_as_old_as_the_operator_says() {
         assert!(!found(&[word], &data).is_empty(), "{word} is kept");
         assert_eq!(house.task(&id.to_string()).await["contentErasedAt"], Value::Null, "{word}");
     }
+    house.server.take().unwrap().stop().await;
+    assert_eq!(
+        schema_cookie(&data),
+        written_before + 1,
+        "the read models are written anew once a sweep, not once a batch"
+    );
 }

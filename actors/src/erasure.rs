@@ -79,7 +79,10 @@ impl Orchestra {
         }
         let attempts = loaded.state.attempt;
         self.promise(id, &loaded, ErasureReason::Request, who).await?;
-        Ok(self.finish(vec![(stream, attempts)]).await)
+        if !self.finish(&[(stream, attempts)]).await {
+            return Ok(Erased::UnderWay);
+        }
+        Ok(self.tidy_at_once().await)
     }
 
     /// Erases a campaign's words and those of its tasks. Refused while it, or one of them, goes on.
@@ -148,18 +151,17 @@ impl Orchestra {
     }
 
     /// Does what was promised for these streams, the tasks' with their number of attempts. What does not go now is
-    /// left to the sweep: the marks stand.
-    async fn finish(&self, promised: Vec<(StreamName, u32)>) -> Erased {
-        match self.try_to_finish(&promised).await {
-            Ok(erased) => erased,
-            Err(error) => {
-                tracing::warn!(%error, streams = promised.len(), "an erasure is not done yet; the next sweep goes on");
-                Erased::UnderWay
-            }
+    /// left to the sweep: the marks stand. Answers whether all of it went. The read models are to be tidied afterwards: at
+    /// once where somebody waits for it, at the end of a sweep otherwise, since nothing is folded meanwhile.
+    async fn finish(&self, promised: &[(StreamName, u32)]) -> bool {
+        let finished = self.try_to_finish(promised).await;
+        if let Err(error) = &finished {
+            tracing::warn!(%error, streams = promised.len(), "an erasure is not done yet; the next sweep goes on");
         }
+        finished.is_ok()
     }
 
-    async fn try_to_finish(&self, promised: &[(StreamName, u32)]) -> Result<Erased, String> {
+    async fn try_to_finish(&self, promised: &[(StreamName, u32)]) -> Result<(), String> {
         let streams: Vec<_> = promised.iter().map(|(stream, _)| stream.clone()).collect();
         let events = self.store.erase(&streams).await.map_err(|error| error.to_string())?;
         for (stream, attempts) in promised {
@@ -173,11 +175,23 @@ impl Orchestra {
         self.workshop.erasing.clear(&streams).await.map_err(|error| error.to_string())?;
         metrics::counter!("orchestra_erased_events_total").increment(events);
         tracing::info!(streams = streams.len(), events, "erased");
-        if self.read.bytes().await.map_err(|error| error.to_string())? > TIDY_AT_ONCE {
-            return Ok(Erased::UnderWay);
+        Ok(())
+    }
+
+    /// Tidies the read models now, where that does not take long.
+    async fn tidy_at_once(&self) -> Erased {
+        let tidied = match self.read.bytes().await {
+            Ok(bytes) if bytes > TIDY_AT_ONCE => return Erased::UnderWay,
+            Ok(_) => self.tidy().await,
+            Err(error) => Err(error.to_string()),
+        };
+        match tidied {
+            Ok(()) => Erased::Done,
+            Err(error) => {
+                tracing::warn!(%error, "the read models are not tidied yet; the next sweep does it");
+                Erased::UnderWay
+            }
         }
-        self.tidy().await?;
-        Ok(Erased::Done)
     }
 
     async fn tidy(&self) -> Result<(), String> {
@@ -219,13 +233,25 @@ impl Orchestra {
             let _one = self.erasing.lock().await;
             let (mut promised, mut stale) = (Vec::with_capacity(BATCH), Vec::new());
             for stream in streams {
+                // Whatever is the matter with one of them: its mark stands, and the others are not for it to hold up.
+                let put_off =
+                    |error: String| tracing::warn!(%stream, %error, "an erasure is put off until the next sweep");
                 if let Some(campaign) = stream.campaign_id() {
-                    self.finish_campaign(campaign, stream.clone()).await?;
+                    if let Err(error) = self.finish_campaign(campaign, stream.clone()).await {
+                        put_off(error);
+                    }
                     continue;
                 }
                 let loaded = match stream.task_id() {
-                    Some(task) => journal::load(&*self.store, task).await.map_err(|error| error.to_string())?,
-                    None => None,
+                    Some(task) => journal::load(&*self.store, task).await,
+                    None => Ok(None),
+                };
+                let loaded = match loaded {
+                    Ok(loaded) => loaded,
+                    Err(error) => {
+                        put_off(error.to_string());
+                        continue;
+                    }
                 };
                 match loaded.filter(|loaded| loaded.state.erased) {
                     Some(loaded) => promised.push((stream.clone(), loaded.state.attempt)),
@@ -235,7 +261,7 @@ impl Orchestra {
             }
             self.workshop.erasing.clear(&stale).await.map_err(|error| error.to_string())?;
             if !promised.is_empty() {
-                self.finish(promised).await;
+                self.finish(&promised).await;
             }
         }
         Ok(())
@@ -262,19 +288,23 @@ impl Orchestra {
                 waits = true;
                 continue;
             };
-            self.promise(task, &loaded, reason, who.clone()).await.map_err(|error| error.to_string())?;
+            if let Err(error) = self.promise(task, &loaded, reason, who.clone()).await {
+                tracing::warn!(%task, %error, "a task's words are not erased yet");
+                waits = true;
+                continue;
+            }
             promised.push((StreamName::task(task), loaded.state.attempt));
             if promised.len() == BATCH {
-                self.try_to_finish(&std::mem::take(&mut promised)).await?;
+                waits |= !self.finish(&std::mem::take(&mut promised)).await;
             }
         }
         if !promised.is_empty() {
-            self.try_to_finish(&promised).await?;
+            waits |= !self.finish(&promised).await;
         }
         if waits {
             return self.store.erase(&[stream]).await.map(drop).map_err(|error| error.to_string());
         }
-        self.try_to_finish(&[(stream, 0)]).await.map(drop)
+        self.try_to_finish(&[(stream, 0)]).await
     }
 
     async fn retire_tasks(&self, rule: &Ended) -> Result<(), String> {
@@ -299,7 +329,7 @@ impl Orchestra {
                 }
             }
             if !promised.is_empty() {
-                self.finish(promised).await;
+                self.finish(&promised).await;
             }
         }
     }
@@ -314,7 +344,13 @@ impl Orchestra {
             let _one = self.erasing.lock().await;
             for (_, id) in page {
                 let id = CampaignId::from_uuid(id);
-                let loaded = journal::load(&*self.store, id).await.map_err(|error| error.to_string())?;
+                let loaded = match journal::load(&*self.store, id).await {
+                    Ok(loaded) => loaded,
+                    Err(error) => {
+                        tracing::warn!(campaign = %id, %error, "a campaign does not read and keeps its words");
+                        continue;
+                    }
+                };
                 let Some(loaded) = loaded.filter(|loaded| loaded.state.finished) else { continue };
                 if !self.store.keeps_apart(&StreamName::campaign(id)).await.map_err(|error| error.to_string())? {
                     continue;
