@@ -1,7 +1,8 @@
 //! `orchestra audit`: the audit's rows, and the record that proves them.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -223,7 +224,17 @@ enum Sink {
 }
 
 fn create(path: &Path) -> anyhow::Result<Sink> {
-    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    // What people asked for and what was found is in it, and the salts. A file that was there keeps no wider mode.
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let open = || {
+        let file = options.open(path)?;
+        if file.metadata()?.is_file() {
+            file.set_permissions(Permissions::from_mode(0o600))?;
+        }
+        Ok::<_, std::io::Error>(file)
+    };
+    let file = open().with_context(|| format!("cannot write {}", path.display()))?;
     let file = BufWriter::with_capacity(1 << 20, file);
     Ok(if path.extension().is_some_and(|extension| extension == "zst") {
         Sink::Packed(Box::new(zstd::Encoder::new(file, 0)?))
@@ -386,5 +397,25 @@ fn tell(report: &Report, pinned: bool, is_export: bool) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_export_is_for_nobody_else_to_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (new, old) = (folder.path().join("new.jsonl"), folder.path().join("old.jsonl"));
+        std::fs::write(&old, "what was there before").unwrap();
+        std::fs::set_permissions(&old, Permissions::from_mode(0o644)).unwrap();
+        for path in [&new, &old] {
+            let mut sink = create(path).unwrap();
+            sink.write_all(b"{}\n").unwrap();
+            sink.finish().unwrap();
+            assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600, "{}", path.display());
+            assert_eq!(std::fs::read(path).unwrap(), b"{}\n");
+        }
     }
 }
