@@ -37,7 +37,7 @@ from .models import (
 )
 
 T = TypeVar("T")
-Dimension = Literal["team", "project", "environment", "taskType", "model", "customer", "day"]
+Dimension = Literal["team", "project", "environment", "taskType", "model", "customer", "day", "month"]
 
 
 class AsyncTransport:
