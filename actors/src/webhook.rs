@@ -338,8 +338,14 @@ impl WebhookActor {
         let stream = line.and_then(|line| line.in_flight.remove(&position));
         let Some(attempt) = attempt else {
             tracing::error!(webhook = %self.id, position = position.0, "an attempt panicked; it is made again");
-            if let (Origin::Live, Some(stream)) = (origin, stream) {
-                self.live.queue.push_front(Found { position, stream });
+            // What is pending is due again by itself.
+            let line = match origin {
+                Origin::Live => Some(&mut self.live),
+                Origin::Replay => self.replay.as_mut().map(|replay| &mut replay.line),
+                Origin::Pending => None,
+            };
+            if let (Some(line), Some(stream)) = (line, stream) {
+                line.queue.push_front(Found { position, stream });
             }
             ctx.run_later(PAUSE, |actor, ctx| actor.proceed(ctx));
             return;
@@ -498,7 +504,9 @@ impl WebhookActor {
         let count = self.unrecorded.len().min(MAX_RECORDED);
         let (now, left) = self.unrecorded.split_at(count);
         let through = Self::reached(&self.live, left, recorded.through).max(recorded.through);
-        let replayed_through = self.replay.as_ref().map(|replay| replay.line.through());
+        let replayed_through = self.replay.as_ref().zip(recorded.replays.front());
+        let replayed_through =
+            replayed_through.map(|(replay, recorded)| Self::reached(&replay.line, left, recorded.through));
         let replay_moved = match (&recorded.replays.front(), replayed_through) {
             (Some(replay), Some(reached)) => reached > replay.through,
             (_, _) => false,

@@ -5,6 +5,9 @@
 #[path = "webhooks/receiver.rs"]
 mod receiver;
 
+#[path = "webhooks/changed.rs"]
+mod changed;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,6 +26,7 @@ use orchestra_events::webhook::{DisabledWhy, Fault, Outcome, Patience, Webhook, 
 use orchestra_events::{
     Actor as Who, Direction, EventId, EventStore, Expected, NewEvent, Position, StreamName, TaskId, WebhookId,
 };
+use orchestra_runtime::egress::Resolve;
 use orchestra_runtime::server_key::ServerKey;
 use orchestra_runtime::webhook::target::FixedResolver;
 use receiver::{Answer, Got, Receiver};
@@ -47,16 +51,26 @@ fn quick() -> Patience {
 }
 
 fn start(store: &Arc<MemoryStore>, key: &Arc<ServerKey>, patience: Patience, most: usize) -> Arc<Webhooks> {
+    let names =
+        [("inside.example", "10.0.0.1"), ("metadata.example", "169.254.169.254"), ("open.example", "93.184.216.34")];
+    let names = names.map(|(name, address)| (name.to_owned(), vec![address.parse::<IpAddr>().expect("an address")]));
+    start_over(Arc::clone(store) as _, key, Arc::new(FixedResolver(names.into())), patience, most)
+}
+
+fn start_over(
+    store: Arc<dyn EventStore>,
+    key: &Arc<ServerKey>,
+    resolver: Arc<dyn Resolve>,
+    patience: Patience,
+    most: usize,
+) -> Arc<Webhooks> {
     let rules = WebhookRules {
         networks: vec!["127.0.0.0/8".parse().expect("a network")],
         most,
         timeout: Duration::from_millis(500),
         patience,
     };
-    let names =
-        [("inside.example", "10.0.0.1"), ("metadata.example", "169.254.169.254"), ("open.example", "93.184.216.34")];
-    let names = names.map(|(name, address)| (name.to_owned(), vec![address.parse::<IpAddr>().expect("an address")]));
-    Webhooks::start(Arc::clone(store) as _, Arc::clone(key), Arc::new(FixedResolver(names.into())), rules)
+    Webhooks::start(store, Arc::clone(key), resolver, rules)
 }
 
 impl House {
@@ -81,7 +95,7 @@ impl House {
     async fn make(&self, spec: WebhookSpec) -> (WebhookId, String) {
         let made = self.webhooks.create_webhook(NewWebhook { spec, idempotency: None }, Who::system("test")).await;
         let made = made.expect("a webhook");
-        (made.id, made.secret.expose_secret().to_owned())
+        (made.id, made.secret.expect("it is new").expose_secret().to_owned())
     }
 
     async fn hook(&self, receiver: &Receiver, team: Option<&str>, events: &[&str]) -> (WebhookId, String) {

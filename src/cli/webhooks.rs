@@ -97,7 +97,7 @@ pub enum Webhooks {
     Deliveries {
         /// Its id
         id: String,
-        /// Only those that are delivered, retrying or given-up
+        /// Only those that are delivered, retrying, given-up or skipped
         #[arg(long)]
         outcome: Option<String>,
         /// At most so many

@@ -6,8 +6,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use orchestra_events::webhook::message::{self, MessageId};
 use orchestra_events::webhook::pattern::event_type;
-use orchestra_events::webhook::{Attempt, Audience, Fault, Outcome, Patience, Webhook};
-use orchestra_events::{Envelope, EventId, EventStore, Position, WebhookId};
+use orchestra_events::webhook::{Attempt, Audience, Fault, Outcome, Patience, Webhook, WebhookSpec};
+use orchestra_events::{Envelope, EventId, EventStore, Position, StoreError, StreamName, WebhookId};
 use orchestra_runtime::webhook::{Answer, Message, Secrets, Sender, Targets};
 use uuid::Uuid;
 
@@ -35,8 +35,8 @@ pub(crate) struct Means {
 pub(crate) struct Try {
     /// The webhook.
     pub id: WebhookId,
-    /// Where its messages go.
-    pub url: String,
+    /// What it is for, now that it is tried: possibly something else than when the event was found.
+    pub spec: WebhookSpec,
     /// Who reads them.
     pub audience: Audience,
     /// What they are signed with: at the time of sending those of these that are still valid.
@@ -51,7 +51,7 @@ impl Try {
     pub fn new(id: WebhookId, webhook: &Webhook, now: Timestamp) -> Self {
         Self {
             id,
-            url: webhook.spec.url.clone(),
+            spec: webhook.spec.clone(),
             audience: if webhook.spec.team.is_some() { Audience::Team } else { Audience::Operators },
             versions: webhook.signs_with(now),
             number: 1,
@@ -69,9 +69,15 @@ impl Means {
         found.into_iter().next().filter(|event| event.position == position)
     }
 
+    /// Whether the webhook still is to be told of an event.
+    async fn is_for(&self, tried: &Try, event: &Envelope) -> Result<bool, StoreError> {
+        let own = StreamName::webhook(tried.id);
+        Ok(tried.spec.wants(&own, event) && tried.spec.may_see(&self.owners.of(&*self.store, event).await?))
+    }
+
     async fn post(&self, tried: &Try, id: MessageId, body: Vec<u8>, at: Timestamp) -> Answer {
         // Read anew each time: the operator's networks may be others by now.
-        let Ok(target) = self.targets.read(&tried.url) else {
+        let Ok(target) = self.targets.read(&tried.spec.url) else {
             return Answer { status: Err(Fault::ForbiddenAddress), retry_after: None, took: Duration::ZERO };
         };
         let signature = self.secrets.sign(tried.id, &tried.versions, &id.to_string(), at, &body);
@@ -82,10 +88,25 @@ impl Means {
     pub async fn attempt(&self, tried: Try, position: Position) -> Attempt {
         let at = Timestamp::now();
         let event = self.event(position).await;
-        let body = event.as_ref().and_then(|event| message::body(event, tried.audience).ok());
         let (message, kind) = match &event {
             Some(event) => (MessageId::of(tried.id, event.id), event_type(&event.stream, &event.kind)),
             None => (MessageId::of(tried.id, EventId(Uuid::nil())), "unknown".to_owned()),
+        };
+        let body = match &event {
+            // Asked before each attempt: since the last one it may have been narrowed or sent elsewhere.
+            Some(event) => match self.is_for(&tried, event).await {
+                Ok(true) => message::body(event, tried.audience).ok(),
+                Ok(false) => {
+                    count(Outcome::Skipped, Duration::ZERO);
+                    let (position, outcome) = (Some(position), Outcome::Skipped);
+                    return Attempt { position, message, kind, attempt: tried.number, at, ms: 0, outcome };
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "whose an event for a webhook is does not read");
+                    None
+                }
+            },
+            None => None,
         };
         let answer = match body {
             Some(body) => self.post(&tried, message, body, at).await,

@@ -31,7 +31,7 @@ pub(crate) struct Found {
 pub(crate) struct Owners(Mutex<HashMap<StreamName, Owner>>);
 
 impl Owners {
-    async fn of(&self, store: &dyn EventStore, event: &Envelope) -> Result<Owner, StoreError> {
+    pub async fn of(&self, store: &dyn EventStore, event: &Envelope) -> Result<Owner, StoreError> {
         let stream = &event.stream;
         let team = |team: Option<&str>| Owner { team: team.map(str::to_owned), ..Owner::default() };
         match stream.category() {

@@ -59,8 +59,8 @@ pub struct NewWebhook {
 pub struct MadeWebhook {
     /// Its id.
     pub id: WebhookId,
-    /// Its first secret.
-    pub secret: SecretString,
+    /// Its first secret. It is shown once: a repeat has none.
+    pub secret: Option<SecretString>,
     /// It had been made before under the same idempotency key.
     pub repeated: bool,
 }
@@ -228,7 +228,7 @@ impl Webhooks {
         if standing.state.request_hash.as_deref() != hash {
             return Err(ServiceError::IdempotencyKeyReused);
         }
-        Ok(Some(MadeWebhook { id, secret: self.secrets.shown(id, 1), repeated: true }))
+        Ok(Some(MadeWebhook { id, secret: None, repeated: true }))
     }
 }
 
@@ -238,14 +238,22 @@ impl WebhookService for Webhooks {
         let hash = new.idempotency.as_ref().map(|wish| wish.request_hash.clone());
         let uuid = new.idempotency.as_ref().map_or_else(Uuid::now_v7, |wish| derived_id("webhook", wish));
         let id = WebhookId::from_uuid(uuid);
-        let _turn = self.making.lock().await;
         if new.idempotency.is_some()
             && let Some(made) = self.made_before(id, hash.as_deref()).await?
         {
             return Ok(made);
         }
         self.check_number(new.spec.team.as_deref())?;
+        // Before it is anybody's turn: how long an address takes to be found is up to whoever owns the name.
         self.check_url(&new.spec.url).await?;
+        let _turn = self.making.lock().await;
+        // It may have been made meanwhile, or another one in the last place.
+        if new.idempotency.is_some()
+            && let Some(made) = self.made_before(id, hash.as_deref()).await?
+        {
+            return Ok(made);
+        }
+        self.check_number(new.spec.team.as_deref())?;
         let team = new.spec.team.clone();
         let command = Command::Create { spec: new.spec, after: self.store.head().await?, request_hash: hash.clone() };
         let events = decide(None, command).map_err(|refusal| journal_error(JournalError::Refused(refusal)))?;
@@ -255,7 +263,7 @@ impl WebhookService for Webhooks {
         }
         self.known().insert(id, team);
         self.actor(id).await?;
-        Ok(MadeWebhook { id, secret: self.secrets.shown(id, 1), repeated: false })
+        Ok(MadeWebhook { id, secret: Some(self.secrets.shown(id, 1)), repeated: false })
     }
 
     async fn change_webhook(&self, id: WebhookId, spec: WebhookSpec, who: Who) -> Result<(), ServiceError> {

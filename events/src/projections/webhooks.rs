@@ -98,11 +98,13 @@ pub enum DeliveryOutcome {
     Retrying,
     /// It is not.
     GivenUp,
+    /// It is not either: when its turn came, the webhook was for something else.
+    Skipped,
 }
 
 impl DeliveryOutcome {
     /// Every one.
-    pub const ALL: [Self; 3] = [Self::Delivered, Self::Retrying, Self::GivenUp];
+    pub const ALL: [Self; 4] = [Self::Delivered, Self::Retrying, Self::GivenUp, Self::Skipped];
 
     /// The stable name.
     pub const fn as_str(self) -> &'static str {
@@ -110,6 +112,7 @@ impl DeliveryOutcome {
             Self::Delivered => "delivered",
             Self::Retrying => "retrying",
             Self::GivenUp => "given-up",
+            Self::Skipped => "skipped",
         }
     }
 }
@@ -324,6 +327,7 @@ fn fold(standing: Option<WebhookRow>, id: WebhookId, envelope: &Envelope, event:
                             row.given_up += 1;
                         }
                     }
+                    Outcome::Skipped => {}
                 }
             }
         }
@@ -353,12 +357,15 @@ fn keep(
         Outcome::Delivered { .. } => (DeliveryOutcome::Delivered, None),
         Outcome::Retrying { next, .. } => (DeliveryOutcome::Retrying, Some(next)),
         Outcome::GivenUp { .. } => (DeliveryOutcome::GivenUp, None),
+        Outcome::Skipped => (DeliveryOutcome::Skipped, None),
     };
     let row = DeliveryRow {
         message: attempt.message,
         position: attempt.position,
         kind: attempt.kind.clone(),
-        attempts: before.as_ref().map_or(0, |before| before.attempts).saturating_add(1),
+        // What is skipped is no attempt.
+        attempts: (before.as_ref().map_or(0, |before| before.attempts))
+            .saturating_add(u32::from(attempt.outcome != Outcome::Skipped)),
         first_at: before.map_or(attempt.at, |before| before.first_at),
         last_at: attempt.at,
         ms: attempt.ms,

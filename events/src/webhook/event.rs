@@ -138,6 +138,8 @@ pub enum Outcome {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fault: Option<Fault>,
     },
+    /// It was not asked again: when its turn came, the webhook was for something else.
+    Skipped,
 }
 
 impl Outcome {
@@ -146,13 +148,14 @@ impl Outcome {
         match self {
             Self::Delivered { status } => Some(status),
             Self::Retrying { status, .. } | Self::GivenUp { status, .. } => status,
+            Self::Skipped => None,
         }
     }
 
     /// What went wrong where there was no answer.
     pub const fn fault(self) -> Option<Fault> {
         match self {
-            Self::Delivered { .. } => None,
+            Self::Delivered { .. } | Self::Skipped => None,
             Self::Retrying { fault, .. } | Self::GivenUp { fault, .. } => fault,
         }
     }
@@ -163,6 +166,7 @@ impl Outcome {
             Self::Delivered { .. } => "delivered",
             Self::Retrying { .. } => "retrying",
             Self::GivenUp { .. } => "given-up",
+            Self::Skipped => "skipped",
         }
     }
 }

@@ -133,6 +133,15 @@ impl WebhookSpec {
             && self.events.iter().any(|pattern| pattern.admits(category, &event.kind))
     }
 
+    /// Whether it is told of every event of these types, as they are sent, that belongs to this owner.
+    pub fn is_told(&self, types: &[&str], owner: &Owner) -> bool {
+        let named = |name: &&str| {
+            let (category, kind) = name.split_once('.').unwrap_or((name, ""));
+            self.events.iter().any(|pattern| pattern.admits(category, kind))
+        };
+        types.iter().all(named) && self.may_see(owner)
+    }
+
     /// Whether what belongs to this owner is this webhook's to know.
     pub fn may_see(&self, owner: &Owner) -> bool {
         let within =
@@ -220,6 +229,24 @@ mod tests {
         }
         assert_eq!(event_type(&"campaign-1".parse().unwrap(), "campaign-finished"), "campaign.finished");
         assert_eq!(event_type(&"task-1".parse().unwrap(), "succeeded"), "task.succeeded");
+    }
+
+    #[test]
+    fn who_is_told_of_one_kind_alone_is_not_told_of_both() {
+        let both = ["billing.invoice-ready", "billing.period-closed"];
+        let owner = |team: &str| Owner { team: Some(team.to_owned()), ..Owner::default() };
+        for (patterns, told) in [
+            (&["*"][..], true),
+            (&["billing.*"], true),
+            (&both, true),
+            (&["task.*"], false),
+            (&["billing.period-closed"], false),
+        ] {
+            assert_eq!(spec(patterns).is_told(&both, &owner("platform")), told, "{patterns:?}");
+            assert!(!spec(patterns).is_told(&both, &owner("web")));
+        }
+        let narrowed = WebhookSpec { projects: vec!["infra".to_owned()], ..spec(&["*"]) };
+        assert!(!narrowed.is_told(&both, &owner("platform")), "a bill belongs to no project");
     }
 
     #[test]

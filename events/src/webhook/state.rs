@@ -119,6 +119,8 @@ impl Webhook {
                     self.settled(attempt.position);
                 }
             }
+            // Nobody was asked, so it says nothing about the receiver.
+            Outcome::Skipped => self.settled(attempt.position),
         }
     }
 

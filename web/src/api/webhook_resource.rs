@@ -72,8 +72,9 @@ impl From<WebhookRow> for WebhookView {
 #[derive(Serialize, ToSchema)]
 #[schema(as = NewWebhook)]
 pub struct NewWebhookView {
-    /// What its messages are signed with. It is shown this once.
-    pub secret: String,
+    /// What its messages are signed with. It cannot be shown again: `null` in the answer to a repeat of the request.
+    #[schema(required)]
+    pub secret: Option<String>,
     /// The webhook.
     #[serde(flatten)]
     pub webhook: WebhookView,
@@ -112,7 +113,8 @@ pub struct DeliveryView {
     position: Option<u64>,
     #[serde(rename = "type")]
     kind: String,
-    /// `delivered`, `retrying` or `given-up`.
+    /// `delivered`, `retrying`, `given-up`, or `skipped`: it was to be tried again, and the webhook was for something else by
+    /// then.
     outcome: &'static str,
     attempts: u32,
     /// What the receiver answered, if it did.

@@ -217,7 +217,7 @@ fn request_hash(spec: &WebhookSpec) -> Result<String, Problem> {
 /// Makes a webhook: what happens from now on is sent to its URL, signed after Standard Webhooks.
 ///
 /// The answer holds its secret, which is not shown again. With an `Idempotency-Key` a repeat of the same request returns
-/// the webhook that the first one made.
+/// the webhook that the first one made, with `null` for its secret.
 #[utoipa::path(post, path = "/v1/webhooks", tag = "webhooks", operation_id = "createWebhook",
     request_body(content = super::webhook_resource::WebhookRequest),
     params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat of this request do nothing new")),
@@ -243,7 +243,7 @@ pub async fn create(
     let actor = actor(&caller, spec.team.as_deref());
     let made = app.webhooks()?.create_webhook(NewWebhook { spec, idempotency }, actor).await?;
     let webhook = WebhookView::from(visible(&app, &caller, &made.id.to_string()).await?);
-    let secret = made.secret.expose_secret().to_owned();
+    let secret = made.secret.map(|secret| secret.expose_secret().to_owned());
     Ok(HttpResponse::Created()
         .insert_header((header::LOCATION, format!("/v1/webhooks/{}", made.id)))
         .insert_header((header::CACHE_CONTROL, "no-store"))
@@ -456,7 +456,7 @@ pub async fn replay(
 /// What became of a webhook's messages, those that were first tried last first: the newest ten thousand.
 #[utoipa::path(get, path = "/v1/webhooks/{id}/deliveries", tag = "webhooks", operation_id = "listDeliveries",
     params(("id" = String, Path),
-        ("outcome" = Option<String>, Query, description = "delivered, retrying or given-up"),
+        ("outcome" = Option<String>, Query, description = "delivered, retrying, given-up or skipped"),
         ("cursor" = Option<String>, Query, description = "`nextCursor` of the page before"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 200)),
     responses((status = 200, description = "A page of deliveries", body = DeliveryList),
@@ -468,7 +468,7 @@ pub async fn deliveries(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     let mut query = Parameters::of(&request)?;
-    let outcome = query.parsed::<DeliveryOutcome>("outcome", "one of delivered, retrying, given-up");
+    let outcome = query.parsed::<DeliveryOutcome>("outcome", "one of delivered, retrying, given-up, skipped");
     let cursor = query.parsed::<u64>("cursor", "the nextCursor of the page before");
     let limit = query.limit(DEFAULT_PAGE, MAX_PAGE);
     query.finish()?;

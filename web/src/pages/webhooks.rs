@@ -142,6 +142,7 @@ impl From<&DeliveryRow> for Delivery {
             DeliveryOutcome::Delivered => ("succeeded", "Delivered"),
             DeliveryOutcome::Retrying => ("retrying", "Retrying"),
             DeliveryOutcome::GivenUp => ("failed", "Given up"),
+            DeliveryOutcome::Skipped => ("cancelled", "Skipped"),
         };
         let answer = match (row.status, row.fault) {
             (Some(status), _) => format!("Answered {status}"),
@@ -156,7 +157,12 @@ impl From<&DeliveryRow> for Delivery {
             kind: row.kind.clone(),
             chip,
             outcome,
-            answer: format!("{answer} after {took}, {attempts}{next}"),
+            answer: match row.outcome {
+                DeliveryOutcome::Skipped => format!("Not wanted any more, {attempts}"),
+                DeliveryOutcome::Delivered | DeliveryOutcome::Retrying | DeliveryOutcome::GivenUp => {
+                    format!("{answer} after {took}, {attempts}{next}")
+                }
+            },
             position: row.position.map(|position| position.0),
             last: format::moment(row.last_at),
             last_at: format::iso(row.last_at),
@@ -226,6 +232,7 @@ impl WebhookPage {
                 link("Delivered", Some(DeliveryOutcome::Delivered)),
                 link("Retrying", Some(DeliveryOutcome::Retrying)),
                 link("Given up", Some(DeliveryOutcome::GivenUp)),
+                link("Skipped", Some(DeliveryOutcome::Skipped)),
             ],
             deliveries: found.deliveries.iter().map(Delivery::from).collect(),
             next,
@@ -412,7 +419,7 @@ pub async fn create(
     let made = service.create_webhook(NewWebhook { spec, idempotency: None }, who).await;
     let made = made.map_err(|error| to_list(Problem::from(error).into()))?;
     let shown = one(&app, &visitor, &made.id.to_string(), &OneQuery::default()).await?;
-    Ok(page(StatusCode::OK, &WebhookPage { secret: Some(made.secret), ..shown }))
+    Ok(page(StatusCode::OK, &WebhookPage { secret: made.secret, ..shown }))
 }
 
 fn back(id: WebhookId, notice: &str) -> HttpResponse {

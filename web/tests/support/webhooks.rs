@@ -97,14 +97,14 @@ impl WebhookService for Webhooks {
         let (id, hash) = (WebhookId::from_uuid(uuid), new.idempotency.map(|wish| wish.request_hash));
         if let Some(standing) = journal::load(&*self.0, id).await.map_err(refused)? {
             let same = standing.state.request_hash == hash;
-            let made = MadeWebhook { id, secret: secret(id, 1), repeated: true };
+            let made = MadeWebhook { id, secret: None, repeated: true };
             return if same { Ok(made) } else { Err(ServiceError::IdempotencyKeyReused) };
         }
         let command = Command::Create { spec: new.spec, after: self.0.head().await?, request_hash: hash };
         let events = decide(None, command).expect("a new one");
         let events = journal::new_events(id, &events, &who).map_err(refused)?;
         self.0.append(&StreamName::webhook(id), Expected::NoStream, events).await?;
-        Ok(MadeWebhook { id, secret: secret(id, 1), repeated: false })
+        Ok(MadeWebhook { id, secret: Some(secret(id, 1)), repeated: false })
     }
 
     async fn change_webhook(&self, id: WebhookId, spec: WebhookSpec, who: Actor) -> Result<(), ServiceError> {
