@@ -170,23 +170,44 @@ impl Invoice {
 
     /// The lines with their numbers and the names under which they are sent.
     pub fn numbered(&self) -> impl Iterator<Item = NumberedLine> {
-        (1..).zip(&self.lines).map(|(number, line)| NumberedLine {
-            number,
-            idempotency_key: format!("{}/{}/{number}", self.team, self.period),
-            line: line.clone(),
-        })
+        (1..).zip(&self.lines).map(|(number, line)| NumberedLine::new(&self.team, self.period, number, line.clone()))
     }
 
-    /// The SHA-256 over the lines as JSON, each with its number and followed by a line feed.
+    /// The [`LinesDigest`] of its lines.
     ///
     /// # Errors
     /// Never for lines of ours; JSON is written by whoever writes JSON.
     pub fn digest(&self) -> Result<String, serde_json::Error> {
-        let mut hash = Sha256::new();
-        for line in self.numbered() {
-            hash.update(serde_json::to_vec(&line)?);
-            hash.update(b"\n");
-        }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        let mut digest = LinesDigest::default();
+        self.numbered().try_for_each(|line| digest.add(&line))?;
+        Ok(digest.finish())
+    }
+}
+
+impl NumberedLine {
+    /// A line of a bill under its number.
+    pub fn new(team: &str, period: Month, number: u32, line: Line) -> Self {
+        Self { number, idempotency_key: format!("{team}/{period}/{number}"), line }
+    }
+}
+
+/// The SHA-256 over a bill's lines as JSON, each with its number and followed by a line feed.
+#[derive(Debug, Default)]
+pub struct LinesDigest(Sha256);
+
+impl LinesDigest {
+    /// Takes in the next line.
+    ///
+    /// # Errors
+    /// Never for lines of ours; JSON is written by whoever writes JSON.
+    pub fn add(&mut self, line: &NumberedLine) -> Result<(), serde_json::Error> {
+        self.0.update(serde_json::to_vec(line)?);
+        self.0.update(b"\n");
+        Ok(())
+    }
+
+    /// The digest, in hexadecimal.
+    pub fn finish(self) -> String {
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }

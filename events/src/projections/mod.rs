@@ -11,8 +11,8 @@ mod bounds;
 pub mod campaigns;
 mod database;
 mod forgetting;
-pub mod tasks;
 mod pairs;
+pub mod tasks;
 pub mod usage;
 pub mod webhooks;
 
@@ -34,7 +34,7 @@ use crate::task::{TaskEvent, TaskResource};
 use crate::webhook::{MessageId, WebhookEvent};
 
 pub use audit::{AuditFilter, AuditPage, AuditRow};
-pub use billing::PeriodSums;
+pub use billing::{Bill, LineCursor, LinePage, LineQuery, PeriodSums};
 pub use campaigns::{CampaignFilter, CampaignPage, CampaignRow};
 pub use database::{READ_QUEUE_WAIT, READERS};
 pub use forgetting::{Ended, EndedAt};
@@ -298,6 +298,28 @@ impl ReadModels {
     /// [`MOST_LINES`](crate::billing::invoice::MOST_LINES) lines.
     pub async fn invoice(&self, team: String, period: Month) -> Result<Option<Invoice>, ReadModelError> {
         self.database.read(move |connection| billing::invoice(connection, &team, period)).await
+    }
+
+    /// The bill of a month in sums. `None` as with [`invoice`](Self::invoice).
+    pub async fn bill(&self, team: String, period: Month) -> Result<Option<Bill>, ReadModelError> {
+        self.database.read(move |connection| billing::bill(connection, &team, period)).await
+    }
+
+    /// A page of a bill's lines.
+    pub async fn bill_lines(
+        &self,
+        bill: Arc<Bill>,
+        query: LineQuery,
+        limit: usize,
+    ) -> Result<LinePage, ReadModelError> {
+        self.database.read(move |connection| billing::lines(connection, &query, &bill, limit)).await
+    }
+
+    /// The [`LinesDigest`](crate::billing::invoice::LinesDigest) of a bill's lines as they stand here. As many lines are
+    /// read as it has.
+    pub async fn bill_digest(&self, bill: Arc<Bill>, team: String, period: Month) -> Result<String, ReadModelError> {
+        let query = LineQuery { team, period, customer: None, after: None };
+        self.database.read(move |connection| billing::digest(connection, &query, &bill)).await
     }
 
     /// Tasks that have ended so long ago and still have their words, the oldest first, after this one.

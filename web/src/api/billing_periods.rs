@@ -1,12 +1,18 @@
 //! Bills: months, what stands in them, and their lines as JSON or CSV.
 
+use std::sync::Arc;
+
 use actix_web::http::header;
+use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::future::LocalBoxFuture;
+use futures_util::stream;
 use orchestra_events::WebhookId;
 use orchestra_events::billing::event::{NumberedLine, Pushed};
-use orchestra_events::billing::{Billing, Invoice, Month, Quantities, Totals};
-use orchestra_events::projections::PeriodSums;
+use orchestra_events::billing::{Billing, Month, Quantities, Totals};
+use orchestra_events::key::Scope;
+use orchestra_events::projections::{Bill, LineCursor, LineQuery, PeriodSums};
+use orchestra_events::webhook::Owner;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -19,7 +25,7 @@ use super::resource::Usd;
 use super::{body, webhooks};
 use crate::App;
 use crate::auth::Caller;
-use crate::problem::{Code, Problem, ProblemBody};
+use crate::problem::{Code, Field, Problem, ProblemBody};
 
 /// Lines on one page unless a caller asks for fewer or more.
 pub const DEFAULT_LINES: usize = 1_000;
@@ -262,7 +268,7 @@ pub struct BillView {
     through: Option<u64>,
     /// The SHA-256 of a closed month's lines, as it was written down when it was closed.
     digest: Option<String>,
-    /// Whether the lines still have that digest. `null` while the month is open.
+    /// Whether the lines still have that digest. `null` while the month is open, and on every page but the first.
     intact: Option<bool>,
     next_cursor: Option<String>,
 }
@@ -271,6 +277,9 @@ pub struct BillView {
 fn month(text: &str) -> Result<Month, Problem> {
     text.parse().map_err(|error| Problem::new(Code::NotFound, format!("There is no such month: {error}.")))
 }
+
+/// What a bill is sent as.
+const SENT_AS: [&str; 2] = ["billing.invoice-ready", "billing.period-closed"];
 
 /// The months of a team.
 #[utoipa::path(get, path = "/v1/billing/periods", tag = "billing", operation_id = "listBillingPeriods",
@@ -295,34 +304,90 @@ const COLUMNS: &str = "number,idempotencyKey,kind,day,corrects,customer,project,
                        inputTokens,outputTokens,cacheReadTokens,cacheWriteTokens,sandboxMs,costUsd,refundedUsd,\
                        billableUsd\r\n";
 
-/// The lines as CSV (RFC 4180).
-pub fn csv(lines: impl Iterator<Item = NumberedLine>) -> String {
-    let mut text = COLUMNS.to_owned();
-    for NumberedLine { number, idempotency_key, line } in lines {
-        let of = &line.quantities;
-        let names = [&line.customer, &line.project, &line.environment, &line.task_type, &line.model];
-        let counts =
-            [of.tasks, of.tokens.input, of.tokens.output, of.tokens.cache_read, of.tokens.cache_write, of.sandbox_ms];
-        let mut cells = vec![number.to_string(), field(&idempotency_key), line.kind.as_str().to_owned()];
-        cells.push(line.day.to_string());
-        cells.push(line.corrects.map_or_else(String::new, |month| month.to_string()));
-        cells.extend(names.map(|name| field(name.as_deref().unwrap_or_default())));
-        cells.extend(counts.map(|count| count.to_string()));
-        let amounts = [of.cost_nano_usd, of.refunded_nano_usd, line.billable_nano_usd];
-        cells.extend(amounts.map(|amount| amount.to_string()));
-        text += &cells.join(",");
-        text += "\r\n";
-    }
-    text
+/// Lines in one piece of the CSV: what is in memory of it, however many there are.
+const CSV_PAGE: usize = 2_000;
+
+/// A line as CSV (RFC 4180).
+fn csv(NumberedLine { number, idempotency_key, line }: &NumberedLine) -> String {
+    let of = &line.quantities;
+    let names = [&line.customer, &line.project, &line.environment, &line.task_type, &line.model];
+    let counts =
+        [of.tasks, of.tokens.input, of.tokens.output, of.tokens.cache_read, of.tokens.cache_write, of.sandbox_ms];
+    let mut cells = vec![number.to_string(), field(idempotency_key), line.kind.as_str().to_owned()];
+    cells.push(line.day.to_string());
+    cells.push(line.corrects.map_or_else(String::new, |month| month.to_string()));
+    cells.extend(names.map(|name| field(name.as_deref().unwrap_or_default())));
+    cells.extend(counts.map(|count| count.to_string()));
+    let amounts = [of.cost_nano_usd, of.refunded_nano_usd, line.billable_nano_usd];
+    cells.extend(amounts.map(|amount| amount.to_string()));
+    cells.join(",") + "\r\n"
 }
 
-/// The bill of a month as it stands now.
-pub async fn bill(app: &App, team: &str, period: Month) -> Result<(Billing, Invoice), Problem> {
-    app.caught_up().await?;
-    let billing = app.read.billing(team.to_owned()).await?;
-    let invoice = app.read.invoice(team.to_owned(), period).await?;
-    let too_many = || Problem::from(orchestra_actors::BillingError::TooManyLines);
-    Ok((billing, invoice.ok_or_else(too_many)?))
+/// What is left to send of a bill.
+struct Rest {
+    app: web::Data<App>,
+    caller: Caller,
+    bill: Arc<Bill>,
+    query: LineQuery,
+    /// The last page is on its way.
+    over: bool,
+    ready: Option<String>,
+    _permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Rest {
+    /// Makes the next lines ready.
+    async fn read_on(&mut self) -> Result<(), Problem> {
+        let page = self.app.read.bill_lines(Arc::clone(&self.bill), self.query.clone(), CSV_PAGE).await?;
+        self.ready.get_or_insert_default().extend(page.lines.iter().map(csv));
+        self.over = page.next.is_none();
+        self.query.after = page.next;
+        Ok(())
+    }
+
+    /// Whether whoever asked may still read the rest.
+    fn still_may(&self) -> Result<(), Problem> {
+        let caller = self.app.standing(&self.caller).ok_or_else(Problem::unauthenticated)?;
+        caller.require(Scope::BillingRead)?;
+        team_of(&caller, Some(self.query.team.clone())).map(drop)
+    }
+}
+
+/// Every line as CSV, page by page.
+async fn everything(
+    app: web::Data<App>,
+    caller: Caller,
+    bill: Arc<Bill>,
+    query: LineQuery,
+) -> Result<HttpResponse, Problem> {
+    let permit = app.stream_permit()?;
+    let name = format!("attachment; filename=\"{}-{}.csv\"", query.team, query.period);
+    let ready = Some(COLUMNS.to_owned());
+    let mut rest = Rest { app, caller, bill, query, over: false, ready, _permit: permit };
+    // Before the first byte, so that what cannot be read is still a problem.
+    rest.read_on().await?;
+    let pieces = stream::unfold(Some(rest), |rest| async {
+        let mut rest = rest?;
+        if let Some(ready) = rest.ready.take() {
+            return Some((Ok::<_, actix_web::Error>(Bytes::from(ready)), Some(rest)));
+        }
+        if rest.over {
+            return None;
+        }
+        let read = match rest.still_may() {
+            Ok(()) => rest.read_on().await,
+            Err(problem) => Err(problem),
+        };
+        match read {
+            Ok(()) => Some((Ok(rest.ready.take().unwrap_or_default().into()), Some(rest))),
+            // The connection breaks off: an end would look like the end of the bill.
+            Err(problem) => Some((Err(problem.into()), None)),
+        }
+    });
+    Ok(HttpResponse::Ok()
+        .content_type("text/csv; charset=utf-8")
+        .insert_header((header::CONTENT_DISPOSITION, name))
+        .streaming(pieces))
 }
 
 /// The bill of a month: what it comes to for each customer, and its lines.
@@ -350,7 +415,7 @@ pub async fn get(
     let mut query = Parameters::of(&request)?;
     let asked = query.text("team");
     let customer = query.text("customer");
-    let after = query.parsed::<u32>("cursor", "the nextCursor of the page before").unwrap_or(0);
+    let after = query.parsed::<LineCursor>("cursor", "the nextCursor of the page before");
     let limit = query.limit(DEFAULT_LINES, MAX_LINES);
     let format = query.text("format");
     if !matches!(format.as_deref(), None | Some("csv" | "json")) {
@@ -363,54 +428,47 @@ pub async fn get(
         Some(format) => format == "csv",
         None => accepts.is_some_and(|accept| accept.contains("text/csv")),
     };
-    let (billing, invoice) = bill(&app, &team, period).await?;
-    let wanted = |line: &NumberedLine| customer.is_none() || line.line.customer == customer;
+    app.caught_up().await?;
+    let too_many = || Problem::from(orchestra_actors::BillingError::TooManyLines);
+    let bill = Arc::new(app.read.bill(team.clone(), period).await?.ok_or_else(too_many)?);
+    let first = after.is_none();
+    let query = LineQuery { team: team.clone(), period, customer: customer.clone(), after };
     if as_csv {
-        let name = format!("attachment; filename=\"{team}-{period}.csv\"");
-        return Ok(HttpResponse::Ok()
-            .content_type("text/csv; charset=utf-8")
-            .insert_header((header::CONTENT_DISPOSITION, name))
-            .body(csv(invoice.numbered().filter(wanted))));
+        return everything(app, caller, bill, query).await;
     }
-    let closed = billing.closed.get(&period);
-    let intact = match closed {
-        Some(closed) => Some(invoice.digest().map_err(Problem::internal)? == closed.digest),
+    let closed = bill.billing.closed.get(&period);
+    // All lines are read for it, so only once for all pages.
+    let intact = match closed.filter(|_| first) {
+        Some(closed) => Some(app.read.bill_digest(Arc::clone(&bill), team.clone(), period).await? == closed.digest),
         None => None,
     };
     if intact == Some(false) {
         tracing::error!(%team, %period, "the lines of a closed month are not those that were written down");
     }
-    let mut lines: Vec<LineView> = Vec::new();
-    let mut next_cursor = None;
-    for line in invoice.numbered().filter(wanted).filter(|line| line.number > after) {
-        if lines.len() == limit {
-            next_cursor = lines.last().map(|last| last.number.to_string());
-            break;
-        }
-        lines.push(line.into());
-    }
+    let page = app.read.bill_lines(Arc::clone(&bill), query, limit).await?;
     let customers: Vec<_> =
-        invoice.customers.iter().filter(|sum| customer.is_none() || sum.customer == customer).collect();
-    let totals = match (&customer, customers.first()) {
-        (Some(_), Some(sum)) => sum.totals,
-        (Some(_), None) => Totals::default(),
-        (None, _) => invoice.totals,
+        bill.customers.iter().filter(|sum| customer.is_none() || sum.customer == customer).collect();
+    let totals = match (&customer, customers.first(), closed) {
+        (Some(_), Some(sum), _) => sum.totals,
+        (Some(_), None, _) => Totals::default(),
+        (None, _, Some(closed)) => closed.totals,
+        (None, _, None) => bill.totals,
     };
     let of = |sum: &&orchestra_events::billing::CustomerTotal| CustomerView {
         customer: sum.customer.clone(),
         totals: (&sum.totals).into(),
     };
     Ok(HttpResponse::Ok().json(BillView {
-        status: StatusView::of(&billing, period),
+        status: StatusView::of(&bill.billing, period),
         currency: "USD",
-        plans: invoice.plans.clone(),
+        plans: closed.map_or_else(|| bill.plans.clone(), |closed| closed.plans.clone()),
         totals: (&totals).into(),
         customers: customers.iter().map(of).collect(),
-        lines,
+        lines: page.lines.into_iter().map(LineView::from).collect(),
         through: closed.map(|closed| closed.through.0),
         digest: closed.map(|closed| closed.digest.clone()),
         intact,
-        next_cursor,
+        next_cursor: page.next.map(|next| next.to_string()),
         period: period.to_string(),
         team,
     }))
@@ -469,7 +527,7 @@ pub fn show(
         (status = 400, description = "Parameters or a body that do not do", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "No such month or webhook, or another team's", body = ProblemBody, content_type = "application/problem+json"),
         (status = 409, description = "The month is not closed, or the webhook is disabled or busy with replays", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "Fields that do not do", body = ProblemBody, content_type = "application/problem+json")))]
+        (status = 422, description = "Fields that do not do, or a webhook that is not told of bills", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn push(
     app: web::Data<App>,
     caller: Caller,
@@ -499,6 +557,14 @@ pub async fn push(
     // A bill goes to the team's own webhooks, and to those of the operators, who see every team.
     if webhook.spec.team.as_ref().is_some_and(|own| *own != team) {
         return Err(Problem::no_such_webhook());
+    }
+    let bills_owner = Owner { team: Some(team.clone()), ..Owner::default() };
+    if !webhook.spec.is_told(&SENT_AS, &bills_owner) {
+        let [lines, end] = SENT_AS;
+        let detail = format!(
+            "is not told of bills: have it want both `{lines}` and `{end}`, and of no project or environment alone"
+        );
+        return Err(Problem::invalid(vec![Field { pointer: "/webhook".to_owned(), detail }]));
     }
     let Some((from, through)) = app.billing.written_at(&team, period).await? else {
         let refusal = orchestra_events::billing::Refusal::NotClosed(period);

@@ -239,6 +239,127 @@ async fn pages_and_csv_have_the_same_lines() {
     }
 }
 
+/// Everything that a bill says, page by page.
+async fn paged(server: &Server, path: &str, limit: usize) -> (Vec<Value>, Vec<Value>) {
+    let (mut lines, mut intact, mut cursor) = (Vec::new(), Vec::new(), String::new());
+    loop {
+        let page = server.get(&server.admin, &format!("{path}&limit={limit}{cursor}")).await.json();
+        let found = page["lines"].as_array().expect("lines");
+        assert!(found.len() <= limit && (!found.is_empty() || cursor.is_empty()), "{page}");
+        lines.extend(found.clone());
+        intact.push(page["intact"].clone());
+        match page["nextCursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return (lines, intact),
+        }
+    }
+}
+
+#[actix_web::test]
+async fn every_page_goes_on_where_the_one_before_ended_whatever_the_lines_are() {
+    let server = Server::start().await;
+    set_plan(&server, &json!({ "effectiveFrom": "2026-01-01", "markUpBasisPoints": 1_000, "minimumUsd": 9 })).await;
+    for day in 1..=3 {
+        for customer in [None, Some("Acme"), Some("B\u{f6}hm & Co"), Some("{\"a\":1}")] {
+            used(&server, customer, &format!("2026-01-0{day}T12:00:00Z"), 1_000_000_007 * day).await;
+        }
+    }
+    let path = "/v1/billing/periods/2026-01?team=platform";
+    for status in ["open", "closed"] {
+        let whole = server.get(&server.admin, path).await.json();
+        assert_eq!(whole["status"], status);
+        let lines = whole["lines"].as_array().expect("lines").clone();
+        // Three days of four customers, and what each of them is short of.
+        assert_eq!((lines.len(), &whole["totals"]["lines"]), (16, &json!(16)));
+        let numbers: Vec<_> = lines.iter().filter_map(|line| line["number"].as_u64()).collect();
+        assert!(numbers.iter().copied().eq(1..=16), "{numbers:?}");
+        assert_eq!(lines.iter().filter(|line| line["kind"] == "minimum").count(), 4);
+        for limit in [1, 3, 5, 12, 13, 16, 17] {
+            let (found, intact) = paged(&server, path, limit).await;
+            assert_eq!(found, lines, "{limit} at a time");
+            let expected = if status == "closed" { json!(true) } else { Value::Null };
+            assert_eq!(intact[0], expected);
+            assert!(intact[1..].iter().all(Value::is_null));
+        }
+        for (name, asked) in [("Acme", "Acme"), ("B\u{f6}hm & Co", "B%C3%B6hm%20%26%20Co")] {
+            let own: Vec<_> = lines.iter().filter(|line| line["customer"] == name).cloned().collect();
+            let of_one = format!("{path}&customer={asked}");
+            for limit in [1, 2, 3, 4] {
+                assert_eq!(paged(&server, &of_one, limit).await.0, own, "{name}, {limit} at a time");
+            }
+            let totals = server.get(&server.admin, &of_one).await.json()["totals"].clone();
+            assert_eq!((own.len(), &totals["lines"]), (4, &json!(4)));
+            assert_eq!(totals["billableUsd"], json!(9.0));
+            let csv = server.get(&server.admin, &format!("{of_one}&format=csv")).await;
+            assert_eq!(csv.text().lines().count(), 5);
+        }
+        if status == "open" {
+            assert_eq!(close(&server, &server.admin, "2026-01").await.status, 200);
+        }
+    }
+    for cursor in ["7", "zz", "7b7d", &"00".repeat(5_000)] {
+        assert_eq!(server.get(&server.admin, &format!("{path}&cursor={cursor}")).await.pointers(), ["?cursor"]);
+    }
+}
+
+#[actix_web::test]
+async fn a_csv_of_many_pieces_has_every_line_once() {
+    let server = Server::start().await;
+    // More than two pieces, written into the ledger alone: a line for each model.
+    let id = used(&server, None, "2026-01-10T12:00:00Z", 1).await;
+    for number in 0..4_100 {
+        let usage = Usage { input_tokens: 1, ..Usage::default() };
+        let at = time("2026-01-11T12:00:00Z");
+        settle(&server, id, "platform", &format!("model-{number:05}"), at, usage, NanoUsd::from_nanos(3)).await;
+    }
+    let path = "/v1/billing/periods/2026-01?team=platform";
+    let csv = server.get(&server.admin, &format!("{path}&format=csv")).await;
+    let numbers: Vec<u64> = csv
+        .text()
+        .lines()
+        .skip(1)
+        .map(|line| line.split(',').next().and_then(|number| number.parse().ok()).expect("a number"))
+        .collect();
+    let whole = server.get(&server.admin, path).await.json();
+    assert_eq!(Some(numbers.len() as u64), whole["totals"]["lines"].as_u64());
+    assert!(numbers.len() > 4_100 && numbers.iter().copied().eq(1..=numbers.len() as u64));
+}
+
+#[actix_web::test]
+async fn a_bill_is_pushed_only_to_whom_is_told_of_it() {
+    let server = Server::start().await;
+    used(&server, None, "2026-01-10T12:00:00Z", 1).await;
+    assert_eq!(close(&server, &server.admin, "2026-01").await.status, 200);
+    let path = "/v1/billing/periods/2026-01/push?team=platform";
+    for (change, status) in [
+        (json!({ "events": ["task.*"] }), 422),
+        (json!({ "events": ["billing.period-closed"] }), 422),
+        (json!({ "events": ["billing.*"], "projects": ["infra"] }), 422),
+        (json!({ "events": ["*"], "environments": ["production"] }), 422),
+        (json!({ "events": ["billing.*"] }), 202),
+        (json!({ "events": ["billing.invoice-ready", "billing.period-closed"], "team": null }), 202),
+    ] {
+        let mut body = json!({ "url": "https://receiver.example/hook", "team": "platform" });
+        for (name, value) in change.as_object().expect("an object") {
+            match value {
+                Value::Null => drop(body.as_object_mut().expect("an object").remove(name)),
+                value => body[name] = value.clone(),
+            }
+        }
+        let made = server.post(&server.admin, "/v1/webhooks", &body.to_string()).await;
+        assert_eq!(made.status, 201, "{made:?}");
+        let asked = json!({ "webhook": made.json()["id"] }).to_string();
+        let answer = server.post(&server.admin, path, &asked).await;
+        assert_eq!(answer.status.as_u16(), status, "{body} {answer:?}");
+        if status == 422 {
+            assert_eq!(answer.pointers(), ["/webhook"]);
+        }
+        let month = server.get(&server.admin, "/v1/billing/periods?team=platform").await.json();
+        let noted = month["data"][0]["pushedTo"].as_array().expect("a list").contains(&made.json()["id"]);
+        assert_eq!(noted, status == 202, "{month}");
+    }
+}
+
 #[actix_web::test]
 async fn a_team_sees_and_closes_its_own_bills_and_no_other_teams() {
     let server = Server::start().await;

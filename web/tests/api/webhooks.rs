@@ -229,3 +229,24 @@ async fn deliveries_come_in_pages_and_by_outcome() {
     let test = send(&server, Method::POST, &format!("{PATH}/{id}/test"), &json!({})).await.json();
     assert_eq!((&test["outcome"], &test["status"], &test["position"]), (&json!("given-up"), &json!(500), &json!(null)));
 }
+
+#[actix_web::test]
+async fn a_repeat_of_the_request_is_not_shown_the_secret() {
+    let server = Server::start().await;
+    let create = || {
+        let request = post(&server.admin, PATH, &wanted().to_string()).insert_header(("Idempotency-Key", "once"));
+        server.send(request)
+    };
+    let first = create().await;
+    assert_eq!(first.status, 201, "{first:?}");
+    let made = first.json();
+    assert!(made["secret"].is_string());
+    let path = format!("{PATH}/{}/secret", made["id"].as_str().expect("an id"));
+    let rotated = send(&server, Method::POST, &path, &json!({})).await.json();
+    let again = create().await;
+    assert_eq!((again.status.as_u16(), &again.json()["id"]), (201, &made["id"]));
+    assert_eq!(again.json().get("secret"), Some(&Value::Null));
+    for secret in [&made["secret"], &rotated["secret"]] {
+        assert!(!again.text().contains(secret.as_str().expect("a secret")));
+    }
+}
