@@ -187,7 +187,12 @@ async fn a_repeat_under_the_same_key_makes_no_second_webhook() {
     let first = server.send(request(&wanted())).await;
     let again = server.send(request(&wanted())).await;
     assert_eq!((first.status.as_u16(), again.status.as_u16()), (201, 201));
-    assert_eq!(first.json(), again.json());
+    let but_for_the_secret = |answer: &Answer| {
+        let mut made = answer.json();
+        made["secret"] = Value::Null;
+        made
+    };
+    assert_eq!(but_for_the_secret(&first), again.json());
     let other = server.send(request(&wanted_for("web"))).await;
     assert_eq!((other.status.as_u16(), &*other.code()), (422, "idempotency-key-reused"));
 }
