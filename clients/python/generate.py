@@ -22,8 +22,9 @@ WORDS = [
     ("asyncio.sleep", "time.sleep"),
     ("async def ", "def "), ("async for ", "for "), ("async with ", "with "), ("await ", ""),
     ("__aiter__", "__iter__"), ("__aenter__", "__enter__"), ("__aexit__", "__exit__"),
-    ("aclose", "close"), ("aread", "read"), ("aiter_text", "iter_text"),
+    ("aclose", "close"), ("aread", "read"), ("aiter_text", "iter_text"), ("aiter_bytes", "iter_bytes"),
     ("AsyncGenerator", "Generator"), ("AsyncIterator", "Iterator"), ("Generator[Event, None]", "Generator[Event, None, None]"),
+    ("Generator[bytes, None]", "Generator[bytes, None, None]"),
     ("httpx.AsyncClient", "httpx.Client"), ("Async", ""),
 ]
 PRIMITIVES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}

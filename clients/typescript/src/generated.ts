@@ -744,7 +744,7 @@ export interface paths {
         /**
          * Makes a webhook: what happens from now on is sent to its URL, signed after Standard Webhooks.
          * @description The answer holds its secret, which is not shown again. With an `Idempotency-Key` a repeat of the same request returns
-         *     the webhook that the first one made.
+         *     the webhook that the first one made, with `null` for its secret.
          */
         readonly post: operations["createWebhook"];
         readonly delete?: never;
@@ -961,7 +961,7 @@ export interface components {
             readonly customers: readonly components["schemas"]["BillingCustomer"][];
             /** @description The SHA-256 of a closed month's lines, as it was written down when it was closed. */
             readonly digest?: string | null;
-            /** @description Whether the lines still have that digest. `null` while the month is open. */
+            /** @description Whether the lines still have that digest. `null` while the month is open, and on every page but the first. */
             readonly intact?: boolean | null;
             readonly lines: readonly components["schemas"]["BillingLine"][];
             readonly nextCursor?: string | null;
@@ -1454,7 +1454,10 @@ export interface components {
             readonly milliseconds: number;
             /** Format: date-time */
             readonly nextAttemptAt?: string | null;
-            /** @description `delivered`, `retrying` or `given-up`. */
+            /**
+             * @description `delivered`, `retrying`, `given-up`, or `skipped`: it was to be tried again, and the webhook was for something else by
+             *     then.
+             */
             readonly outcome: string;
             /**
              * Format: int64
@@ -1739,8 +1742,8 @@ export interface components {
         };
         /** @description A webhook that was made, with its secret. */
         readonly NewWebhook: components["schemas"]["Webhook"] & {
-            /** @description What its messages are signed with. It is shown this once. */
-            readonly secret: string;
+            /** @description What its messages are signed with. It cannot be shown again: `null` in the answer to a repeat of the request. */
+            readonly secret: string | null;
         };
         /** @description How a problem looks outside. */
         readonly Problem: {
@@ -4206,7 +4209,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description Fields that do not do (`idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do) */
+            /** @description Fields that do not do, or a webhook that is not told of bills (`idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do) */
             readonly 422: {
                 headers: {
                     /** @description Requests that may be made at once */
@@ -12046,7 +12049,7 @@ export interface operations {
                 /** @description `nextCursor` of the page before */
                 readonly cursor?: string;
                 readonly limit?: number;
-                /** @description delivered, retrying or given-up */
+                /** @description delivered, retrying, given-up or skipped */
                 readonly outcome?: string;
             };
             readonly header?: never;

@@ -1,6 +1,6 @@
 /** Orchestra's REST interface and event streams, typed. */
 
-import { Audit, Budgets, Campaigns, Keys, Usage, Webhooks } from "./resources.js";
+import { Audit, Billing, Budgets, Campaigns, Keys, Usage, Webhooks } from "./resources.js";
 import { type Event, type FollowOptions, follow } from "./events.js";
 import type { paths } from "./generated.js";
 import { Http, type Options } from "./http.js";
@@ -25,6 +25,7 @@ export class Orchestra {
   readonly usage: Usage;
   readonly keys: Keys;
   readonly audit: Audit;
+  readonly billing: Billing;
   readonly webhooks: Webhooks;
   readonly #http: Http;
 
@@ -36,6 +37,7 @@ export class Orchestra {
     this.usage = new Usage(this.#http);
     this.keys = new Keys(this.#http);
     this.audit = new Audit(this.#http);
+    this.billing = new Billing(this.#http);
     this.webhooks = new Webhooks(this.#http);
   }
 

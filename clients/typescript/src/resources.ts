@@ -19,6 +19,18 @@ export type IssuedKey = Schemas["IssuedKey"];
 export type KeyRequest = Schemas["KeyRequest"];
 export type AuditEntry = Schemas["AuditEntry"];
 export type AuditFilter = Omit<NonNullable<paths["/v1/audit"]["get"]["parameters"]["query"]>, "cursor" | "format">;
+export type Checkpoint = Schemas["CheckpointView"];
+export type AuditKey = Schemas["AuditKey"];
+export type BillingPlans = Schemas["BillingPlans"];
+export type BillingPlanRequest = Schemas["BillingPlanRequest"];
+export type BillingPeriod = Schemas["BillingPeriod"];
+export type Bill = Schemas["Bill"];
+export interface BillQuery {
+  /** The key's own team when absent; an operator names one. */
+  team?: string;
+  /** Only the lines for this customer. */
+  customer?: string;
+}
 export type Webhook = Schemas["Webhook"];
 export type NewWebhook = Schemas["NewWebhook"];
 export type WebhookRequest = Schemas["WebhookRequest"];
@@ -69,6 +81,11 @@ export class Campaigns {
   retry(id: string, credentials?: Credentials, options: NamedCallOptions = {}): Promise<Campaign> {
     const body = credentials === undefined ? {} : { credentials };
     return this.#http.json({ method: "POST", path: this.#path(id, "/retry"), body, ...options });
+  }
+
+  /** Erases the words of a campaign that is over, and of its tasks, for good. They may be gone only a while later. */
+  async eraseContent(id: string, options: CallOptions = {}): Promise<void> {
+    await this.#http.text({ method: "DELETE", path: this.#path(id, "/content"), ...options });
   }
 
   /** Replaces the secrets of a campaign and of all its tasks. */
@@ -187,6 +204,96 @@ export class Audit {
     const headers = { accept: "text/csv" };
     return this.#http.text({ method: "GET", path: "/v1/audit", query: filter, headers, ...options });
   }
+
+  /** Signed statements about the log, newest first. */
+  checkpoints(filter: { limit?: number } = {}, options: CallOptions = {}): Pages<Checkpoint> {
+    return new Pages(this.#http, { method: "GET", path: "/v1/audit/checkpoints", query: filter, ...options });
+  }
+
+  /** Signs the log as it stands. */
+  checkpoint(options: NamedCallOptions = {}): Promise<Checkpoint> {
+    return this.#http.json({ method: "POST", path: "/v1/audit/checkpoints", ...options });
+  }
+
+  /** What checkpoints are signed with: the public half. */
+  key(options: CallOptions = {}): Promise<AuditKey> {
+    return this.#http.json({ method: "GET", path: "/v1/audit/key", ...options });
+  }
+
+  /** The whole log as a file, piece by piece, for `orchestra audit verify`. `content: false` leaves the words out. */
+  async *export({ content = true, signal }: CallOptions & { content?: boolean } = {}): AsyncGenerator<Uint8Array, void> {
+    const ended = new AbortController();
+    const until = signal ? AbortSignal.any([signal, ended.signal]) : ended.signal;
+    const query = { content: String(content) };
+    try {
+      const response = await this.#http.open({ method: "GET", path: "/v1/audit/export", query }, until);
+      const pieces = response.body?.getReader();
+      if (!pieces) throw new Error("an export without a body");
+      for (let piece = await pieces.read(); !piece.done; piece = await pieces.read()) yield piece.value;
+    } finally {
+      // Whoever stops in the middle wants no more of it.
+      ended.abort();
+    }
+  }
+}
+
+/** What a team is billed. Months are written `2026-11`. */
+export class Billing {
+  readonly #http: Http;
+
+  constructor(http: Http) {
+    this.#http = http;
+  }
+
+  #plans(team: string): string {
+    return `/v1/billing/plans/${encodeURIComponent(team)}`;
+  }
+
+  #period(period: string, rest = ""): string {
+    return `/v1/billing/periods/${encodeURIComponent(period)}${rest}`;
+  }
+
+  /** A team's plans, every version. */
+  plans(team: string, options: CallOptions = {}): Promise<BillingPlans> {
+    return this.#http.json({ method: "GET", path: this.#plans(team), ...options });
+  }
+
+  /** Has a plan go from its first day on. */
+  setPlan(team: string, plan: BillingPlanRequest, options: CallOptions = {}): Promise<BillingPlans> {
+    return this.#http.json({ method: "PUT", path: this.#plans(team), body: plan, ...options });
+  }
+
+  /** The months in which anything was used, newest first; the key's own team when none is named. */
+  async periods(team?: string, options: CallOptions = {}): Promise<readonly BillingPeriod[]> {
+    const call = { method: "GET", path: "/v1/billing/periods", query: { team }, ...options } as const;
+    return (await this.#http.json<Schemas["BillingPeriods"]>(call)).data;
+  }
+
+  /** A bill, with the first of its lines, or those behind `cursor`: the `nextCursor` of the page before. */
+  bill(
+    period: string,
+    query: BillQuery & { cursor?: string; limit?: number } = {},
+    options: CallOptions = {},
+  ): Promise<Bill> {
+    return this.#http.json({ method: "GET", path: this.#period(period), query: { ...query }, ...options });
+  }
+
+  /** Every line of a bill as comma-separated values. */
+  csv(period: string, query: BillQuery = {}, options: CallOptions = {}): Promise<string> {
+    const headers = { accept: "text/csv" };
+    return this.#http.text({ method: "GET", path: this.#period(period), query: { ...query }, headers, ...options });
+  }
+
+  /** Closes a month for good. Asked again, it answers what was closed. */
+  close(period: string, team?: string, options: NamedCallOptions = {}): Promise<BillingPeriod> {
+    return this.#http.json({ method: "POST", path: this.#period(period, "/close"), query: { team }, ...options });
+  }
+
+  /** Sends a closed month's bill to a webhook that is told of bills. */
+  push(period: string, webhook: string, team?: string, options: NamedCallOptions = {}): Promise<BillingPeriod> {
+    const call = { path: this.#period(period, "/push"), query: { team }, body: { webhook } };
+    return this.#http.json({ method: "POST", ...call, ...options });
+  }
 }
 
 /** Where events are sent. */
@@ -201,7 +308,8 @@ export class Webhooks {
     return `/v1/webhooks/${encodeURIComponent(id)}${rest}`;
   }
 
-  /** Makes a webhook; the answer holds the secret that its messages are signed with. */
+  /** Makes a webhook. The secret that its messages are signed with is in the answer to the first request, and `null` in that to a
+   * repeat. */
   create(webhook: WebhookRequest, options: NamedCallOptions = {}): Promise<NewWebhook> {
     return this.#http.json({ method: "POST", path: "/v1/webhooks", body: webhook, ...options });
   }

@@ -62,6 +62,11 @@ export class Tasks {
     return this.#http.json({ method: "POST", path: this.#path(id, "/retry"), body, ...options });
   }
 
+  /** Erases the words of a task that is over for good. They may be gone only a while later. */
+  async eraseContent(id: string, options: CallOptions = {}): Promise<void> {
+    await this.#http.text({ method: "DELETE", path: this.#path(id, "/content"), ...options });
+  }
+
   /** Speaks to the running agent. */
   message(id: string, message: string, options: NamedCallOptions = {}): Promise<Task> {
     return this.#http.json({ method: "POST", path: this.#path(id, "/messages"), body: { message }, ...options });

@@ -14,10 +14,17 @@ from ._calls import Call
 from .errors import ConnectionFailed, TaskFailed
 from .models import (
     AuditEntry,
+    AuditKey,
+    Bill,
+    BillingPeriod,
+    BillingPeriods,
+    BillingPlanRequest,
+    BillingPlans,
     Budget,
     BudgetList,
     Campaign,
     CampaignRequest,
+    CheckpointView,
     CredentialsRequest,
     Delivery,
     Event,
@@ -88,6 +95,22 @@ class AsyncTransport:
 
     async def text(self, call: Call) -> str:
         return (await self.send(call)).text
+
+    async def pieces(self, call: Call) -> AsyncGenerator[bytes, None]:
+        """A large answer, piece by piece. It is not tried again."""
+        timeout = httpx.Timeout(self._timeout, read=_calls.SILENCE)
+        async with self._http.stream(
+            call.method,
+            self._base + call.path,
+            params=call.parameters(),
+            headers=call.headers(self._key),
+            timeout=timeout,
+        ) as response:
+            if not response.is_success:
+                await response.aread()
+                raise _calls.problem(response.status_code, response.text)
+            async for piece in response.aiter_bytes():
+                yield piece
 
     async def follow(self, call: Call, after: int | None) -> AsyncGenerator[Event, None]:
         """Everything that a stream says, across connections, until the caller stops or the server refuses."""
@@ -215,6 +238,10 @@ class AsyncTasks:
         body = {} if credentials is None else {"credentials": credentials}
         return await self._ask(id, "/retry", body, idempotency_key)
 
+    async def erase_content(self, id: str) -> None:
+        """Erases the words of a task that is over for good. They may be gone only a while later."""
+        await self._transport.send(Call("DELETE", self._path(id, "/content")))
+
     async def message(self, id: str, message: str, *, idempotency_key: str | None = None) -> Task:
         """Speaks to the running agent."""
         return await self._ask(id, "/messages", {"message": message}, idempotency_key)
@@ -311,6 +338,10 @@ class AsyncCampaigns:
         """Replaces the secrets of a campaign and of all its tasks."""
         call = Call("PUT", self._path(id, "/credentials"), body=credentials)
         return cast(Campaign, await self._transport.json(call))
+
+    async def erase_content(self, id: str) -> None:
+        """Erases the words of a campaign that is over, and of its tasks, for good. They may be gone only a while later."""
+        await self._transport.send(Call("DELETE", self._path(id, "/content")))
 
 
 class AsyncBudgets:
@@ -417,6 +448,82 @@ class AsyncAudit:
         """The same as comma-separated values."""
         return await self._transport.text(Call("GET", "/v1/audit", _audit(filter), accept="text/csv"))
 
+    def checkpoints(self, *, limit: int | None = None) -> AsyncPages[CheckpointView]:
+        """Signed statements about the log, newest first."""
+        return AsyncPages(self._transport, Call("GET", "/v1/audit/checkpoints", {"limit": limit}))
+
+    async def checkpoint(self, *, idempotency_key: str | None = None) -> CheckpointView:
+        """Signs the log as it stands."""
+        call = Call("POST", "/v1/audit/checkpoints", idempotency_key=idempotency_key)
+        return cast(CheckpointView, await self._transport.json(call))
+
+    async def key(self) -> AuditKey:
+        """What checkpoints are signed with: the public half."""
+        return cast(AuditKey, await self._transport.json(Call("GET", "/v1/audit/key")))
+
+    def export(self, *, content: bool = True) -> AsyncGenerator[bytes, None]:
+        """The whole log as a file, piece by piece, for `orchestra audit verify`. Without content, the words are left out."""
+        query = {"content": "true" if content else "false"}
+        return self._transport.pieces(Call("GET", "/v1/audit/export", query, accept="application/x-ndjson"))
+
+
+class AsyncBilling:
+    """What a team is billed. Months are written `2026-11`. The key's own team is meant where none is named."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    @staticmethod
+    def _path(period: str, rest: str = "") -> str:
+        return f"/v1/billing/periods/{_calls.part(period)}{rest}"
+
+    async def plans(self, team: str) -> BillingPlans:
+        """A team's plans, every version."""
+        return cast(BillingPlans, await self._transport.json(Call("GET", f"/v1/billing/plans/{_calls.part(team)}")))
+
+    async def set_plan(self, team: str, plan: BillingPlanRequest) -> BillingPlans:
+        """Has a plan go from its first day on."""
+        call = Call("PUT", f"/v1/billing/plans/{_calls.part(team)}", body=plan)
+        return cast(BillingPlans, await self._transport.json(call))
+
+    async def periods(self, team: str | None = None) -> Sequence[BillingPeriod]:
+        """The months in which anything was used, newest first."""
+        found = cast(BillingPeriods, await self._transport.json(Call("GET", "/v1/billing/periods", {"team": team})))
+        return found["data"]
+
+    async def bill(
+        self,
+        period: str,
+        *,
+        team: str | None = None,
+        customer: str | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Bill:
+        """A bill, with the first of its lines, or those behind `cursor`: the `nextCursor` of the page before."""
+        query = {"team": team, "customer": customer, "cursor": cursor, "limit": limit}
+        return cast(Bill, await self._transport.json(Call("GET", self._path(period), query)))
+
+    async def csv(self, period: str, *, team: str | None = None, customer: str | None = None) -> str:
+        """Every line of a bill as comma-separated values."""
+        query = {"team": team, "customer": customer}
+        return await self._transport.text(Call("GET", self._path(period), query, accept="text/csv"))
+
+    async def close(
+        self, period: str, *, team: str | None = None, idempotency_key: str | None = None
+    ) -> BillingPeriod:
+        """Closes a month for good. Asked again, it answers what was closed."""
+        call = Call("POST", self._path(period, "/close"), {"team": team}, idempotency_key=idempotency_key)
+        return cast(BillingPeriod, await self._transport.json(call))
+
+    async def push(
+        self, period: str, webhook: str, *, team: str | None = None, idempotency_key: str | None = None
+    ) -> BillingPeriod:
+        """Sends a closed month's bill to a webhook that is told of bills."""
+        path, body = self._path(period, "/push"), {"webhook": webhook}
+        call = Call("POST", path, {"team": team}, body=body, idempotency_key=idempotency_key)
+        return cast(BillingPeriod, await self._transport.json(call))
+
 
 class AsyncWebhooks:
     """Where events are sent."""
@@ -429,7 +536,7 @@ class AsyncWebhooks:
         return f"/v1/webhooks/{_calls.part(id)}{rest}"
 
     async def create(self, webhook: WebhookRequest, *, idempotency_key: str | None = None) -> NewWebhook:
-        """Makes a webhook; the answer holds the secret that its messages are signed with."""
+        """Makes a webhook. The secret that its messages are signed with is in the answer to the first request alone."""
         call = Call("POST", "/v1/webhooks", body=webhook, idempotency_key=idempotency_key)
         return cast(NewWebhook, await self._transport.json(call))
 
@@ -493,6 +600,7 @@ class AsyncOrchestra:
         self.usage = AsyncUsageReports(self._transport)
         self.keys = AsyncKeys(self._transport)
         self.audit = AsyncAudit(self._transport)
+        self.billing = AsyncBilling(self._transport)
         self.webhooks = AsyncWebhooks(self._transport)
 
     def events(

@@ -107,7 +107,7 @@ class Bill(TypedDict):
     digest: NotRequired[str | None]
     """The SHA-256 of a closed month's lines, as it was written down when it was closed."""
     intact: NotRequired[bool | None]
-    """Whether the lines still have that digest. `null` while the month is open."""
+    """Whether the lines still have that digest. `null` while the month is open, and on every page but the first."""
     lines: list[BillingLine]
     nextCursor: NotRequired[str | None]
     period: str
@@ -462,7 +462,7 @@ class Delivery(TypedDict):
     """How long the last answer took."""
     nextAttemptAt: NotRequired[str | None]
     outcome: str
-    """`delivered`, `retrying` or `given-up`."""
+    """`delivered`, `retrying`, `given-up`, or `skipped`: it was to be tried again, and the webhook was for something else by then."""
     position: NotRequired[int | None]
     """The event's position in the log; `null` for a test."""
     status: NotRequired[int | None]
