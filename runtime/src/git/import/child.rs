@@ -25,10 +25,7 @@ pub fn import_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let order = args.into_iter().next().and_then(|arg| serde_json::from_str::<Order>(&arg.to_string_lossy()).ok());
     let report = match order {
         Some(order) => match prepare(&order) {
-            Ok(()) => import(&order).unwrap_or_else(|stop| match stop {
-                Stop::Rejected(fault, detail) => Report::Rejected { fault, detail },
-                Stop::Failed(error) => Report::Failed { detail: error.message().to_owned() },
-            }),
+            Ok(()) => check(&order, &mut std::io::stdin().lock()),
             Err(detail) => Report::Failed { detail },
         },
         None => Report::Failed { detail: "the importing process was started without its order".to_owned() },
@@ -62,11 +59,19 @@ fn open(objects: &[&Path]) -> Result<Odb<'static>, Stop> {
     Ok(odb)
 }
 
-fn import(order: &Order) -> Result<Report, Stop> {
+/// What comes of an order and of the pack that is read for it.
+pub(super) fn check(order: &Order, pack: &mut impl Read) -> Report {
+    import(order, pack).unwrap_or_else(|stop| match stop {
+        Stop::Rejected(fault, detail) => Report::Rejected { fault, detail },
+        Stop::Failed(error) => Report::Failed { detail: error.message().to_owned() },
+    })
+}
+
+fn import(order: &Order, pack: &mut impl Read) -> Result<Report, Stop> {
     let (base, tip) = (oid(&order.base)?, oid(&order.tip)?);
     let objects = order.repo.join("objects");
     let trusted = open(&[&objects])?;
-    let pack = index(order, &trusted)?;
+    let pack = index(order, &trusted, pack)?;
     check_objects(order)?;
     let all = open(&[&objects, &order.quarantine])?;
     let repo = Repository::from_odb(open(&[&objects, &order.quarantine])?)?;
@@ -100,9 +105,9 @@ fn check_objects(order: &Order) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Reads the pack from standard input into the quarantine. Every object's hash is computed, every reference of every
+/// Reads the pack into the quarantine. Every object's hash is computed, every reference of every
 /// object is looked for.
-fn index(order: &Order, trusted: &Odb<'_>) -> Result<String, Stop> {
+fn index(order: &Order, trusted: &Odb<'_>, pack: &mut impl Read) -> Result<String, Stop> {
     let too_many = std::cell::Cell::new(false);
     let malformed = |detail: &str| {
         if too_many.get() {
@@ -121,11 +126,10 @@ fn index(order: &Order, trusted: &Odb<'_>) -> Result<String, Stop> {
         too_many.set(!within);
         within
     });
-    let mut stdin = std::io::stdin().lock();
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut total = 0;
     loop {
-        let read = stdin.read(&mut chunk).map_err(|error| malformed(&error.to_string()))?;
+        let read = pack.read(&mut chunk).map_err(|error| malformed(&error.to_string()))?;
         if read == 0 {
             break;
         }
