@@ -14,6 +14,7 @@ use jiff::tz::TimeZone;
 use rusqlite::types::Type;
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 
+use super::pairs::Pairs;
 use super::tasks::OpenTasks;
 use super::usage::{MAX_NANO_USD_PER_CALL, MAX_TOKENS_PER_CALL};
 use super::{Folded, Odd, ReadModelError};
@@ -119,10 +120,18 @@ pub(super) fn account(
     Ok(document.as_deref().map(serde_json::from_str).transpose().map_err(Odd::Document))
 }
 
+/// A line that a batch changes.
+struct Line {
+    /// What stands there, and its price.
+    before: (Quantities, NanoUsd),
+    /// What is to stand there.
+    now: Quantities,
+}
+
 /// What a batch changes.
 #[derive(Default)]
 pub(super) struct Books {
-    lines: HashMap<Place, Quantities>,
+    lines: HashMap<Place, Line>,
     calls: HashMap<CallId, Option<OpenCall>>,
     sandboxes: HashMap<(TaskId, SandboxId), Option<i64>>,
     teams: HashMap<String, Billing>,
@@ -316,12 +325,13 @@ impl Books {
         let period = self.teams.get(team).map_or_else(|| Month::of(day), |billing| billing.period_of(day));
         let place = place(period);
         if let Some(line) = self.lines.get_mut(&place) {
-            *line += quantities;
+            line.now += quantities;
             return Ok(Ok(()));
         }
-        let mut line = find_line(transaction, &place)?.unwrap_or_default();
-        line += quantities;
-        self.lines.insert(place, line);
+        let before = find_line(transaction, &place)?.unwrap_or_default();
+        let mut now = before.0;
+        now += quantities;
+        self.lines.insert(place, Line { before, now });
         Ok(Ok(()))
     }
 
@@ -373,16 +383,16 @@ impl Books {
     fn price_anew(&mut self, transaction: &Transaction<'_>, team: &str, from: Date) -> Folded {
         let open = self.teams.get(team).and_then(|billing| billing.cut_off).map(|last| last.to_string());
         let sql = format!(
-            "SELECT period, day, customer, project, environment, task_type, model, {QUANTITIES}
+            "SELECT period, day, customer, project, environment, task_type, model, {QUANTITIES}, billable_nano_usd
              FROM usage WHERE team = ?1 AND day >= ?2 AND period > ?3"
         );
         let mut statement = transaction.prepare_cached(&sql)?;
         let mut rows = statement.query((team, from.to_string(), open.unwrap_or_default()))?;
         while let Some(row) = rows.next()? {
             let place = read_place(row, team.to_owned())?;
-            let line = quantities(row, 7)?;
+            let before = priced(row, 7)?;
             // What the batch has changed already is more than what stands there.
-            self.lines.entry(place).or_insert(line);
+            self.lines.entry(place).or_insert(Line { before, now: before.0 });
         }
         Ok(Ok(()))
     }
@@ -393,7 +403,8 @@ impl Books {
             "INSERT OR REPLACE INTO usage VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,
                                                   ?17, ?18, ?19, ?20, ?21)",
         )?;
-        for (place, line) in &self.lines {
+        let mut pairs = Pairs::default();
+        for (place, Line { before, now: line }) in &self.lines {
             let billing = self.teams.get(&place.team).unwrap_or(&nobody);
             let billable = billing.price(place.day, named(&place.customer), named(&place.project), line);
             statement.execute(params![
@@ -419,7 +430,9 @@ impl Books {
                 count(line.sandbox_ms),
                 billable.nanos(),
             ])?;
+            pairs.add(place, (before.0, before.1), (*line, billable));
         }
+        pairs.save(transaction)?;
         self.save_calls(transaction)?;
         let mut keep = transaction.prepare_cached("INSERT OR REPLACE INTO usage_sandboxes VALUES (?1, ?2, ?3)")?;
         let mut forget = transaction.prepare_cached("DELETE FROM usage_sandboxes WHERE task = ?1 AND sandbox = ?2")?;
@@ -460,6 +473,11 @@ impl Books {
     }
 }
 
+/// Reads the numbers of a line that begin at a column, and the price after them.
+fn priced(row: &Row<'_>, first: usize) -> Result<(Quantities, NanoUsd), rusqlite::Error> {
+    Ok((quantities(row, first)?, NanoUsd::from_nanos(row.get(first + 12)?)))
+}
+
 /// Reads period, day, customer, project, environment, kind of work and model from the first columns of a row.
 pub(super) fn read_place(row: &Row<'_>, team: String) -> Result<Place, rusqlite::Error> {
     Ok(Place {
@@ -474,9 +492,9 @@ pub(super) fn read_place(row: &Row<'_>, team: String) -> Result<Place, rusqlite:
     })
 }
 
-fn find_line(transaction: &Transaction<'_>, place: &Place) -> Result<Option<Quantities>, rusqlite::Error> {
+fn find_line(transaction: &Transaction<'_>, place: &Place) -> Result<Option<(Quantities, NanoUsd)>, rusqlite::Error> {
     let sql = format!(
-        "SELECT {QUANTITIES} FROM usage WHERE team = ?1 AND period = ?2 AND day = ?3 AND customer = ?4 AND project = ?5
+        "SELECT {QUANTITIES}, billable_nano_usd FROM usage WHERE team = ?1 AND period = ?2 AND day = ?3 AND customer = ?4 AND project = ?5
              AND environment = ?6 AND task_type = ?7 AND model = ?8"
     );
     let mut statement = transaction.prepare_cached(&sql)?;
@@ -490,5 +508,5 @@ fn find_line(transaction: &Transaction<'_>, place: &Place) -> Result<Option<Quan
         place.task_type,
         place.model,
     ];
-    statement.query_row(place, |row| quantities(row, 0)).optional()
+    statement.query_row(place, |row| priced(row, 0)).optional()
 }

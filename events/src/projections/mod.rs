@@ -12,6 +12,7 @@ pub mod campaigns;
 mod database;
 mod forgetting;
 pub mod tasks;
+mod pairs;
 pub mod usage;
 pub mod webhooks;
 
@@ -200,8 +201,8 @@ impl ReadModels {
             .write(|connection| {
                 let transaction = connection.transaction()?;
                 transaction.execute_batch(
-                    "DELETE FROM tasks; DELETE FROM usage; DELETE FROM usage_calls; DELETE FROM usage_sandboxes;
-                     DELETE FROM billing; DELETE FROM campaigns; DELETE FROM webhooks; DELETE FROM deliveries;
+                    "DELETE FROM tasks; DELETE FROM usage; DELETE FROM usage_pairs; DELETE FROM usage_calls;
+                     DELETE FROM usage_sandboxes; DELETE FROM billing; DELETE FROM campaigns; DELETE FROM webhooks; DELETE FROM deliveries;
                      DELETE FROM audit; DELETE FROM audit_repos; DELETE FROM audit_actors;
                      UPDATE checkpoints SET position = 0, skipped = 0;",
                 )?;

@@ -8,6 +8,7 @@ use rusqlite::{Connection, params_from_iter};
 
 use super::ReadModelError;
 use super::bounds::{self, Columns};
+use super::pairs::{PARTS, Pair};
 use crate::key::Bounds;
 use crate::money::NanoUsd;
 
@@ -66,7 +67,7 @@ impl Dimension {
         }
     }
 
-    const fn column(self) -> &'static str {
+    pub(super) const fn column(self) -> &'static str {
         match self {
             Self::TaskType => "task_type",
             Self::Month => "substr(day, 1, 7)",
@@ -144,7 +145,28 @@ pub struct UsageReport {
     pub too_many: bool,
 }
 
+impl UsageQuery {
+    /// The parts of a line that the report looks at, its day left out.
+    fn parts(&self) -> impl Iterator<Item = Dimension> {
+        let Bounds { projects, environments, task_types, models, repos: _, networks: _ } = &self.bounds;
+        let looked_at = [
+            (Dimension::Team, self.team.is_some()),
+            (Dimension::Customer, self.customer.is_some()),
+            (Dimension::Project, !projects.is_empty()),
+            (Dimension::Environment, !environments.is_empty()),
+            (Dimension::TaskType, !task_types.is_empty()),
+            (Dimension::Model, !models.is_empty()),
+        ];
+        PARTS.into_iter().filter(move |part| self.group_by.contains(part) || looked_at.contains(&(*part, true)))
+    }
+}
+
 pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<UsageReport, ReadModelError> {
+    let parts: Vec<_> = query.parts().collect();
+    report_from(connection, query, &Pair::of(&parts).map_or_else(|| "usage".to_owned(), Pair::rows))
+}
+
+fn report_from(connection: &Connection, query: &UsageQuery, rows: &str) -> Result<UsageReport, ReadModelError> {
     let columns: String = query.group_by.iter().map(|by| format!("{}, ", by.column())).collect();
     let mut clauses = vec!["1 = 1".to_owned()];
     let mut values = Vec::new();
@@ -174,7 +196,7 @@ pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<Usag
         "SELECT {columns} SUM(tasks), SUM(input_tokens), SUM(output_tokens), SUM(cache_read_tokens),
              SUM(cache_write_tokens), SUM(cost_nano_usd), SUM(refunded_nano_usd),
              SUM(sandbox_ms), SUM(billable_nano_usd), COUNT(*)
-         FROM usage WHERE {within} {grouping} LIMIT {}",
+         FROM {rows} WHERE {within} {grouping} LIMIT {}",
         MAX_GROUPS + 1,
     );
     let mut statement = connection.prepare_cached(&sql)?;

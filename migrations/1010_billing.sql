@@ -29,6 +29,25 @@ CREATE TABLE usage (
 
 CREATE INDEX usage_by_day ON usage (day, team);
 
+-- The same, summed up by day and each two of the parts that it is grouped by: a report of so many reads some thousand
+-- rows of these in place of all lines.
+CREATE TABLE usage_pairs (
+    pair               TEXT    NOT NULL, -- the two columns that `a` and `b` are of, with a comma between them
+    day                TEXT    NOT NULL,
+    a                  TEXT    NOT NULL,
+    b                  TEXT    NOT NULL,
+    tasks              INTEGER NOT NULL,
+    input_tokens       INTEGER NOT NULL,
+    output_tokens      INTEGER NOT NULL,
+    cache_read_tokens  INTEGER NOT NULL,
+    cache_write_tokens INTEGER NOT NULL,
+    cost_nano_usd      INTEGER NOT NULL,
+    refunded_nano_usd  INTEGER NOT NULL,
+    sandbox_ms         INTEGER NOT NULL,
+    billable_nano_usd  INTEGER NOT NULL,
+    PRIMARY KEY (pair, day, a, b)
+) STRICT, WITHOUT ROWID;
+
 -- Model calls that money is set aside for: which day their end will count to.
 CREATE TABLE usage_calls (
     call        BLOB NOT NULL PRIMARY KEY, -- the UUID's 16 bytes
