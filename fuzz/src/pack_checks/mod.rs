@@ -7,6 +7,8 @@
 mod script;
 mod world;
 
+use std::sync::Once;
+
 use git2::{ObjectType, Oid, Repository, Tree};
 use orchestra_runtime::git::fuzzing::{commit, import_here};
 use orchestra_runtime::git::{GitError, History, ImportLimits, ImportRules, NameRules, redact_secrets};
@@ -30,43 +32,59 @@ const LIMITS: ImportLimits = ImportLimits {
 /// Longest text about a refusal, in bytes.
 const MAX_DETAIL: usize = 1_500;
 
+/// Work that every check lets in.
+const HONEST: &[u8] = b"blob x\nedit\n100644 #0 new.txt\ncommit #0 ^ An honest change";
+
 /// Imports what a hostile sandbox may send, and commits what comes in.
 pub fn pack_checks(input: &[u8]) {
+    static ONCE: Once = Once::new();
     World::with(|world| {
-        let Export { history, strict, bytes } = script::export(input, world);
-        let names = match strict {
-            true => NameRules { non_utf8: false, not_on_windows: false, case_twins: false },
-            false => NameRules::default(),
-        };
-        let rules = ImportRules { limits: LIMITS, history, names, ..ImportRules::default() };
-        match import_here(&world.path, &world.base, &rules, &bytes) {
-            Ok(Some(imported)) => {
-                let new = world.new_files();
-                assert!(
-                    new.len() <= 2 && new.iter().all(|file| file.starts_with(world.path.join("objects/pack"))),
-                    "{new:?}"
-                );
-                let policy = world::policy(history);
-                let made = commit(&world.path, &world.base, &imported, &policy)
-                    .unwrap_or_else(|error| panic!("what came in cannot be committed: {error:?}"));
-                let repo = Repository::open_bare(&world.path).expect("the repository");
-                let id = |text: &str| Oid::from_str(text).expect("an id");
-                assert!(made.len() == 1 || history == History::Keep, "one commit of all");
-                for commit in &made {
-                    Look { repo: &repo, world, strict }.commit(id(commit.as_str()));
-                }
-                let last = made.last().expect("a change makes a commit");
-                let tree = repo.find_commit(id(last.as_str())).expect("just made").tree_id();
-                assert_eq!(tree, id(imported.tree.as_str()), "another tree is published than was checked");
-                world.restore();
-            }
-            Ok(None) => world.untouched("what changes nothing"),
-            Err(error) => {
-                refused(&error);
-                world.untouched(&format!("{error:?}"));
-            }
-        }
+        // Else nothing that is found out here would mean anything.
+        ONCE.call_once(|| assert!(comes_in(HONEST, world), "honest work is refused"));
+        comes_in(input, world);
     });
+}
+
+/// Whether it came in.
+fn comes_in(input: &[u8], world: &World) -> bool {
+    let Export { history, strict, bytes } = script::export(input, world);
+    let names = match strict {
+        true => NameRules { non_utf8: false, not_on_windows: false, case_twins: false },
+        false => NameRules::default(),
+    };
+    let rules = ImportRules { limits: LIMITS, history, names, ..ImportRules::default() };
+    match import_here(&world.path, &world.base, &rules, &bytes) {
+        Ok(Some(imported)) => {
+            let new = world.new_files();
+            assert!(
+                new.len() <= 2 && new.iter().all(|file| file.starts_with(world.path.join("objects/pack"))),
+                "{new:?}"
+            );
+            let policy = world::policy(history);
+            let made = commit(&world.path, &world.base, &imported, &policy)
+                .unwrap_or_else(|error| panic!("what came in cannot be committed: {error:?}"));
+            let repo = Repository::open_bare(&world.path).expect("the repository");
+            let id = |text: &str| Oid::from_str(text).expect("an id");
+            assert!(made.len() == 1 || history == History::Keep, "one commit of all");
+            for commit in &made {
+                Look { repo: &repo, world, strict }.commit(id(commit.as_str()));
+            }
+            let last = made.last().expect("a change makes a commit");
+            let tree = repo.find_commit(id(last.as_str())).expect("just made").tree_id();
+            assert_eq!(tree, id(imported.tree.as_str()), "another tree is published than was checked");
+            world.restore();
+            true
+        }
+        Ok(None) => {
+            world.untouched("what changes nothing");
+            false
+        }
+        Err(error) => {
+            refused(&error);
+            world.untouched(&format!("{error:?}"));
+            false
+        }
+    }
 }
 
 /// The sandbox is told off, in words that can be shown; nothing it sends is taken for a fault of this server's.

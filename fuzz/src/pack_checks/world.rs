@@ -56,7 +56,7 @@ impl World {
         };
         let code = tree("src", vec![file("100644", "lib.rs", "pub fn one() -> u8 {\n    1\n}\n")]);
         let workflows = tree("workflows", vec![file("100644", "ci.yml", "on: push\n")]);
-        let entries = sorted(vec![
+        let mut entries = sorted(vec![
             code,
             tree(".github", vec![workflows]),
             file("100644", ".gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n"),
@@ -64,18 +64,22 @@ impl World {
             file("100644", "README.md", "Base\n"),
             file("100755", "run.sh", "#!/bin/sh\n"),
             file("120000", "link", "README.md"),
-            Entry { mode: "160000".into(), name: "vendor".into(), id: Oid::from_bytes(&[0x11; 20]).expect("20 bytes") },
         ]);
+        let first = odb.write(ObjectType::Tree, &tree_bytes(&entries)).expect("written");
+        let first = repo.find_tree(first).expect("written");
+        let who = Signature::new("Ann", "ann@example.com", &Time::new(0, 0)).expect("a name");
+        let older = repo.commit(None, &who, &who, "Older\n", &first, &[]).expect("a commit");
+        // A submodule, of a commit that is here: git asks a pack for the commits of all submodules that it speaks of.
+        entries.push(Entry { mode: "160000".into(), name: "vendor".into(), id: older });
+        let entries = sorted(entries);
         let root = odb.write(ObjectType::Tree, &tree_bytes(&entries)).expect("written");
         let root = repo.find_tree(root).expect("written");
-        let who = Signature::new("Ann", "ann@example.com", &Time::new(0, 0)).expect("a name");
-        let older = repo.commit(None, &who, &who, "Older\n", &root, &[]).expect("a commit");
         let parent = repo.find_commit(older).expect("just made");
         let base = repo.commit(None, &who, &who, "Base\n", &root, &[&parent]).expect("a commit");
         // Where packs come in; git makes it with the first one.
         fs::create_dir_all(path.join("objects/pack")).expect("a folder");
         let base = CommitId::try_from(base.to_string()).expect("an id");
-        drop((odb, parent, root));
+        drop((odb, parent, root, first));
         drop(repo);
         let before = listed(&path).into_iter().collect();
         Self { path, base, older, entries, blobs, before, _folder: folder }
