@@ -17,6 +17,7 @@ mod gateway;
 mod harness;
 mod harness_cli;
 mod hostile_model;
+mod idempotency;
 mod isolation;
 mod keys;
 mod lifecycle;
