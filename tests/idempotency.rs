@@ -238,7 +238,7 @@ async fn verified(house: &House) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_post_is_done_once_whenever_the_server_is_killed() {
-    let config = "[webhooks]\nnetworks = [\"127.0.0.0/8\"]\n[scheduler]\nplaces = 64\nper_team = 64\n";
+    let config = "[webhooks]\nmax = 200\nnetworks = [\"127.0.0.0/8\"]\n[scheduler]\nplaces = 64\nper_team = 64\n";
     let mut house = Setup::new(script(json!([
         { "text": "This takes a while.", "fault": { "kind": "stall", "times": 1 } },
     ])))
