@@ -31,7 +31,7 @@ async fn audit(house: &House, arguments: &[&str]) -> (Option<i32>, String) {
 async fn lived() -> (House, BTreeMap<&'static str, String>) {
     let named = |name: &str, turns: Value| json!({ "match": format!("<{name}>"), "turns": turns });
     let cut = json!({ "text": "cut off in the middle", "fault": { "kind": "truncate" } });
-    let slow = json!({ "text": "Wait for it.", "fault": { "kind": "stall", "times": 1 } });
+    let slow = json!({ "text": "Wait for it.", "delayMs": 1_500 });
     let script = json!([
         named("well", json!([bash("echo once >> log.txt"), done()])),
         named("badly", json!([bash("echo once >> log.txt"), cut])),
@@ -45,8 +45,8 @@ async fn lived() -> (House, BTreeMap<&'static str, String>) {
         let asked = house.model.requests().await.len();
         let id = house.submit(json!({ "task": format!("Do <{name}>."), "project": project })).await;
         if name == "killed" {
-            // Not before the model has the call: what was not sent would be sent after the restart, and stall then.
             house.model.asked(asked + 1).await;
+            house.event(&id, "model-called").await;
             house.kill().await;
             house.restart().await;
         }
