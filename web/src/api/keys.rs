@@ -513,7 +513,7 @@ pub async fn get(
     params(("id" = String, Path)),
     request_body(content = Option<super::openapi::RotateRequest>),
     responses((status = 200, description = "Rotated", body = IssuedKey),
-        (status = 403, description = "The key can do more than the caller's", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "The key can do more than the caller's, or is the caller's own and has a newer text", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "No such key, or another team's", body = ProblemBody, content_type = "application/problem+json"),
         (status = 409, description = "The key is revoked or expired", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "Fields that do not do", body = ProblemBody, content_type = "application/problem+json")))]
@@ -545,13 +545,16 @@ pub async fn rotate_for(
     overlap: Duration,
 ) -> Result<(KeyResource, SecretString), Problem> {
     let _one_at_a_time = app.keys.changing().await;
-    let key = visible(app, caller, id).await?;
     let caller = still(app, caller).await?;
+    let key = visible(app, &caller, id).await?;
     // Whoever gets the new text has what the key has.
     let KeyGrant { name, team, environment, scopes, bounds, expires_at, limits, .. } = key.key.grant.clone();
     let grant = NewKey { name, team, environment, scopes, bounds, expires_at, limits };
     if caller.who != Who::Key(key.id) {
         too_much(excess(&caller, &grant))?;
+    } else if caller.generation != key.key.generation {
+        // A text that is on its way out would make one that lasts, and end the one that its owner has now.
+        return Err(Problem::replaced_text());
     }
     let actor = grant.team.as_deref().map_or_else(|| caller.actor(), |team| caller.actor_for(team));
     let text = rotate_key(&*app.store, key.id, &grant.environment, overlap, &actor).await?;

@@ -10,6 +10,7 @@ use orchestra_events::access::AccessDenied;
 use orchestra_events::key::Scope;
 use orchestra_events::store::read_whole_stream;
 use orchestra_events::{Envelope, StreamName};
+use orchestra_web::auth::session;
 use orchestra_web::auth::{Limits, Proxies, Rate, Rates};
 use serde_json::{Value, json};
 
@@ -248,6 +249,32 @@ async fn the_text_before_a_rotation_works_for_its_overlap() {
     assert_eq!(delete(&server, &server.admin, &format!("/v1/keys/{id}")).await.status, StatusCode::NO_CONTENT);
     assert_eq!(server.post(&server.admin, &path, "").await.code(), "conflict");
     assert!(!works(&third).await);
+}
+
+#[actix_web::test]
+async fn a_text_that_was_replaced_makes_no_new_one() {
+    let server = Server::start().await;
+    let (id, first) = created(&server, &server.admin, &json!({"name": "ci", "team": "platform", "scopes": MANAGER})).await;
+    let cookie = server.session(&first).await;
+    let path = format!("/v1/keys/{id}/rotate");
+    let rotated = server.post(&first, &path, "").await;
+    assert_eq!(rotated.status, StatusCode::OK, "its newest text does: {}", rotated.text());
+    let second = rotated.json()["key"].as_str().expect("a key").to_owned();
+    // Within its overlap the first still reads, and so does a session that was begun with it.
+    assert_eq!(server.get(&first, "/v1/tasks").await.status, StatusCode::OK);
+    let in_session = || {
+        let cookie = ("cookie", format!("{}={cookie}", session::COOKIE));
+        TestRequest::post().uri(&path).insert_header(cookie).insert_header(("sec-fetch-site", "same-origin"))
+    };
+    for answer in [server.post(&first, &path, "").await, server.send(in_session()).await] {
+        assert_eq!((answer.status, &*answer.code()), (StatusCode::FORBIDDEN, "forbidden"), "{}", answer.text());
+        assert!(answer.text().contains("newest text"), "{}", answer.text());
+    }
+    // Nor a key beside it that lasts longer than itself.
+    let beside = server.post(&first, "/v1/keys", r#"{"name": "mine", "scopes": ["tasks:read"]}"#).await;
+    assert!(beside.json()["expiresAt"].is_string(), "{}", beside.text());
+    assert_eq!(server.get(&second, "/v1/tasks").await.status, StatusCode::OK, "the owner's was not touched");
+    assert_eq!(server.post(&second, &path, "").await.status, StatusCode::OK);
 }
 
 #[actix_web::test]
