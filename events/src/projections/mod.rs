@@ -11,8 +11,8 @@ mod bounds;
 pub mod campaigns;
 mod database;
 mod forgetting;
-pub mod tasks;
 mod pairs;
+pub mod tasks;
 pub mod usage;
 pub mod webhooks;
 
@@ -272,6 +272,11 @@ impl ReadModels {
         limit: usize,
     ) -> Result<AuditPage, ReadModelError> {
         self.database.read(move |connection| audit::page(connection, &filter, after, limit)).await
+    }
+
+    /// Whether this actor is a key or a person of the team's own, as of [`AuditRow::own`].
+    pub async fn is_of_team(&self, actor: String, team: String) -> Result<bool, ReadModelError> {
+        self.database.read(move |connection| Ok(audit::is_of(connection, &actor, &team)?)).await
     }
 
     /// A team's plans, and how far its months are closed.
