@@ -32,8 +32,6 @@ pub enum Repeat {
     Idempotent,
     /// The key is the id of what is made, so that a repeat meets it: no second record is needed.
     NamesWhatIsMade,
-    /// It keeps nothing and so has nothing that a repeat could be shown: each copy is done.
-    KeepsNothing,
     /// Claimed in the log before it is done.
     Claimed {
         /// The status when it was done.
@@ -63,8 +61,8 @@ pub fn repeat(method: &Method, path: &str) -> Option<Repeat> {
         // A month is closed once, and is answered alike afterwards.
         "/v1/billing/periods/{period}/close" => Some(Repeat::Idempotent),
         "/v1/billing/periods/{period}/push" => claimed(StatusCode::ACCEPTED, billing_periods::show),
-        // A message to the receiver that says that it is a test.
-        "/v1/webhooks/{id}/test" => Some(Repeat::KeepsNothing),
+        // A message to the receiver, of which nothing is kept: a repeat sends none, and is told so.
+        "/v1/webhooks/{id}/test" => claimed(StatusCode::OK, webhooks::show_test),
         _ => None,
     }
 }
