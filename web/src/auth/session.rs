@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::People;
 use super::keys::{kept, random_hex, read_hash};
 
 /// The cookie that carries a session where the dashboard is served without encryption.
@@ -496,6 +497,21 @@ impl Sessions {
             Err(SessionError::Refused(orchestra_events::session::Refusal::NoSuchSession)) => Ok(()),
             done => done,
         }
+    }
+
+    /// Ends the sessions of people who would not be let in like that any more: nobody vouches for people now, somebody else
+    /// does, or no group has what they came in with. Asked once, at the start: a configuration does not change while it runs.
+    pub async fn hold_to(&self, store: &dyn EventStore, people: Option<&People>) -> Result<(), SessionError> {
+        for open in self.all() {
+            let stands = match &open.session.grant.holder {
+                Holder::Key { .. } => true,
+                Holder::Person { .. } => people.is_some_and(|people| people.still_give(&open.session)),
+            };
+            if !stands {
+                self.end(store, open.id, SessionEnd::Withdrawn, &Actor::system("sessions")).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a failure may be written down, and how many were not since the last one.
