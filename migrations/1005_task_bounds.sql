@@ -1,5 +1,6 @@
--- Tasks by everything that a key can be bound to. The table is made anew with the document last: what filters and sorts
--- look at then lies in the row's own page, however long the document is. Folded anew from the log.
+-- Tasks by everything that a key can be bound to, and by who asked for them. The table is made anew with the document
+-- last, and with row numbers: a page of a table without them keeps a thousand bytes of a row at most and puts the rest of
+-- every document on pages of its own. Folded anew from the log.
 DROP TABLE tasks;
 
 CREATE TABLE tasks (
@@ -18,8 +19,11 @@ CREATE TABLE tasks (
     campaign          TEXT,
     cost_nano_usd     INTEGER NOT NULL,
     refunded_nano_usd INTEGER NOT NULL,
+    created_by        TEXT,                         -- key_…, the id of a person, or campaign_…
+    finished_at       INTEGER,                      -- microseconds since 1970; NULL while it goes on
+    erased            INTEGER NOT NULL,             -- whether its words are
     document          TEXT    NOT NULL
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 -- Lists are newest first. Each filter has an index that is already in that order, for one team and for all of them, so
 -- that a page costs the same at any depth.
@@ -36,6 +40,7 @@ CREATE INDEX tasks_of_team_status   ON tasks (team, status, created_at, id);
 CREATE INDEX tasks_of_team_model    ON tasks (team, model, created_at, id);
 CREATE INDEX tasks_of_team_customer ON tasks (team, customer, created_at, id) WHERE customer IS NOT NULL;
 CREATE INDEX tasks_campaign_costs   ON tasks (campaign, cost_nano_usd, refunded_nano_usd) WHERE campaign IS NOT NULL;
+CREATE INDEX tasks_by_creator       ON tasks (created_by, created_at, id) WHERE created_by IS NOT NULL;
 
 -- They all begin again together: usage finds its task among the tasks.
 DELETE FROM usage;

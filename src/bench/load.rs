@@ -100,9 +100,9 @@ fn pages(ends: (Timestamp, Timestamp), some: &Value) -> Vec<(String, Vec<String>
     let at = |depth: i64| cursor_at(ends, depth, 100);
     let mut pages: Vec<(String, Vec<String>)> = Vec::new();
     let mut add = |name: &str, query: String| pages.push((name.to_owned(), vec![query]));
-    add("first page", "/v1/tasks?limit=50".to_owned());
+    add("tasks", "/v1/tasks?limit=50".to_owned());
     for depth in [10, 50, 90, 99] {
-        add(&format!("{depth} % deep"), format!("/v1/tasks?limit=50&cursor={}", at(depth)));
+        add(&format!("tasks, {depth} % deep"), format!("/v1/tasks?limit=50&cursor={}", at(depth)));
     }
     let filters = [
         ("team", format!("team={team}")),
@@ -121,26 +121,42 @@ fn pages(ends: (Timestamp, Timestamp), some: &Value) -> Vec<(String, Vec<String>
         ("project, status and model", format!("project={project}&status=failed&model={}", text("model"))),
     ];
     for (name, filter) in &filters {
-        add(&format!("by {name}"), format!("/v1/tasks?limit=50&{filter}"));
-        add(&format!("by {name}, 90 % deep"), format!("/v1/tasks?limit=50&{filter}&cursor={}", at(90)));
+        add(&format!("tasks by {name}"), format!("/v1/tasks?limit=50&{filter}"));
+        add(&format!("tasks by {name}, 90 % deep"), format!("/v1/tasks?limit=50&{filter}&cursor={}", at(90)));
     }
     for (name, query) in [
         ("usage, total", String::new()),
         ("usage by team", "groupBy=team".to_owned()),
         ("usage by day", "groupBy=day".to_owned()),
         ("usage by customer and model", "groupBy=customer,model".to_owned()),
+        ("usage of a month by team and day", format!("{month}&groupBy=team,day")),
+        ("usage of a customer by team", "customer=customer-7&groupBy=team".to_owned()),
         ("usage of a team by project, model and day", format!("team={team}&groupBy=project,model,day")),
         ("usage of a month by team, project and model", format!("{month}&groupBy=team,project,model")),
     ] {
         add(name, format!("/v1/usage?{query}"));
     }
     for (name, query) in [
-        ("audit, first page", "limit=50".to_owned()),
-        ("audit of a team", format!("limit=50&team={team}")),
-        ("audit of a repository", format!("limit=50&repo={repo}")),
-        ("audit of a month", format!("limit=50&{month}")),
+        ("audit", String::new()),
+        ("audit of acts", "&category=act".to_owned()),
+        ("audit of a team", format!("&team={team}")),
+        ("audit of a team's failures", format!("&team={team}&outcome=failed")),
+        ("audit of a repository", format!("&repo={repo}")),
+        ("audit of a key", format!("&actor={}", text("createdBy"))),
+        ("audit of a month", format!("&{month}")),
     ] {
-        add(name, format!("/v1/audit?{query}"));
+        add(name, format!("/v1/audit?limit=50{query}"));
+        add(&format!("{name}, 90 % deep"), format!("/v1/audit?limit=50{query}&cursor={}", at(90)));
+    }
+    add("bills of a team", format!("/v1/billing/periods?team={team}"));
+    for (name, path) in [
+        ("the dashboard's tasks", "/tasks".to_owned()),
+        ("the dashboard's tasks of a team", format!("/tasks?team={team}")),
+        ("the dashboard's usage", "/usage".to_owned()),
+        ("the dashboard's usage of a team", format!("/usage?team={team}&by=customer")),
+        ("the dashboard's audit", "/audit".to_owned()),
+    ] {
+        add(name, path);
     }
     pages
 }

@@ -139,7 +139,7 @@ fn life(dice: &mut Dice, number: u64, plan: Plan, created: Timestamp) -> anyhow:
         task_type: spec.task_type.clone(),
     };
     let mut charges = Vec::new();
-    let actor = Actor {
+    let caller = Actor {
         kind: ActorKind::ApiKey,
         id: format!("key_{:026}", number % 1_000),
         team: Some(spec.team.clone()),
@@ -181,11 +181,15 @@ fn life(dice: &mut Dice, number: u64, plan: Plan, created: Timestamp) -> anyhow:
             stop_reason: None,
         });
     }
-    events.push(match dice.below(10) {
+    let end = match dice.below(10) {
         0 => TaskEvent::Failed { failure: Failure::new(FailureCode::PushRejected, "seeded".to_owned()), attempt: 1 },
-        1 => TaskEvent::Cancelled {},
+        1 => {
+            events.push(TaskEvent::CancelRequested { reason: None });
+            TaskEvent::Cancelled {}
+        }
         _ => TaskEvent::Succeeded {},
-    });
+    };
+    events.push(end);
     let stream = StreamName::task(task);
     let mut time = created;
     let events = events.into_iter().map(|event| {
@@ -196,7 +200,11 @@ fn life(dice: &mut Dice, number: u64, plan: Plan, created: Timestamp) -> anyhow:
             kind: event.kind().into(),
             schema: SCHEMA,
             time,
-            actor: actor.clone(),
+            // Somebody asks, and Orchestra does the rest.
+            actor: match event {
+                TaskEvent::Created(_) | TaskEvent::CancelRequested { .. } => caller.clone(),
+                _ => Actor::system("task"),
+            },
             correlation: Some(stream.clone()),
             causation: None,
             data,

@@ -202,6 +202,44 @@ try {
     check(await page.getByText("(this session)").count() === 1, `${look}: the own session is marked among those that are open`);
     await basics(page, `${look} people`);
     await shot(page, `${look}-people`);
+
+    // Usage, the audit and webhooks: read, narrowed, made.
+    await page.getByRole("link", { name: "Usage" }).click();
+    await page.waitForURL("**/usage");
+    await basics(page, `${look} usage`);
+    await shot(page, `${look}-usage`);
+    await page.goto(`${base}/usage?team=platform&by=model`);
+    check(await page.getByText("claude-sonnet-4-6").count() > 0, `${look}: a team's models have their lines`);
+    await basics(page, `${look} usage of a team`);
+    await shot(page, `${look}-usage-of-a-team`);
+    await page.getByRole("link", { name: "Audit" }).click();
+    await page.waitForURL("**/audit");
+    check(await page.locator(".audit .entry").count() > 3, `${look}: what happened is in the audit`);
+    await basics(page, `${look} audit`);
+    await shot(page, `${look}-audit`);
+    await page.getByLabel("What").selectOption("act");
+    await page.getByRole("button", { name: "Filter" }).click();
+    await page.waitForURL("**/audit?category=act**");
+    check(await page.locator(".audit .entry.act").count() === await page.locator(".audit .entry").count(), `${look}: acts alone`);
+    await page.getByRole("link", { name: "Webhooks" }).click();
+    await page.waitForURL("**/webhooks");
+    await page.getByLabel("URL").fill("https://receiver.example/hook");
+    await page.getByLabel("Team").fill("platform");
+    await page.getByLabel("Description").fill(`for ${look}`);
+    await basics(page, `${look} webhooks`);
+    await shot(page, `${look}-webhooks`);
+    await page.getByRole("button", { name: "Create" }).click();
+    const secret = page.getByText(/^whsec_[A-Za-z0-9+/=]{40,}$/);
+    await secret.waitFor();
+    const hidden = (await secret.innerText()).trim();
+    await basics(page, `${look} webhook made`);
+    await shot(page, `${look}-webhook-made`);
+    await page.getByRole("link", { name: "Webhooks" }).click();
+    await page.getByRole("link", { name: `for ${look}` }).click();
+    await page.getByRole("heading", { name: `for ${look}` }).waitFor();
+    check(!(await page.content()).includes(hidden), `${look}: a webhook's secret is shown once`);
+    await basics(page, `${look} webhook`);
+    await shot(page, `${look}-webhook`);
     await page.getByRole("link", { name: "Tasks" }).click();
 
     await page.locator(`#row-${given.task} h2 a`).click();

@@ -52,11 +52,10 @@ impl Database {
             M::up(include_str!("../../../migrations/1003_repositories.sql")),
             M::up(include_str!("../../../migrations/1004_campaigns.sql")),
             M::up(include_str!("../../../migrations/1005_task_bounds.sql")),
-            M::up(include_str!("../../../migrations/1006_task_creators.sql")),
-            M::up(include_str!("../../../migrations/1007_erasure.sql")),
-            M::up(include_str!("../../../migrations/1008_webhooks.sql")),
-            M::up(include_str!("../../../migrations/1009_audit.sql")),
-            M::up(include_str!("../../../migrations/1010_billing.sql")),
+            M::up(include_str!("../../../migrations/1006_erasure.sql")),
+            M::up(include_str!("../../../migrations/1007_webhooks.sql")),
+            M::up(include_str!("../../../migrations/1008_audit.sql")),
+            M::up(include_str!("../../../migrations/1009_billing.sql")),
         ])
         .to_latest(&mut writer)
         .map_err(|error| ReadModelError::Failed(error.to_string()))?;

@@ -23,6 +23,16 @@ impl Parameters {
         Self::read(request.query_string())
     }
 
+    /// The parameters of a form that was filled in: it sends the fields that were left blank too.
+    pub fn of_form(request: &HttpRequest) -> Result<Self, Problem> {
+        let mut parameters = Self::of(request)?;
+        parameters.given.retain_mut(|(_, value)| {
+            *value = value.trim().to_owned();
+            !value.is_empty()
+        });
+        Ok(parameters)
+    }
+
     /// The parameters in this query.
     pub fn read(query: &str) -> Result<Self, Problem> {
         let given = web::Query::<Vec<(String, String)>>::from_query(query)

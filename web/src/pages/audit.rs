@@ -243,7 +243,7 @@ pub async fn show(
         );
         PageError::from(Problem { detail, ..problem }).back_to("/audit", "The whole audit")
     };
-    let mut given = Parameters::of(&request).map_err(back)?;
+    let mut given = Parameters::of_form(&request).map_err(back)?;
     let filter = audit::filter(&mut given);
     let mut after = given.parsed::<Cursor>("after", "a place in this list");
     given.finish().map_err(back)?;
