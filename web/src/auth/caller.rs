@@ -255,7 +255,7 @@ pub fn same_origin(request: &HttpRequest) -> bool {
 /// Somebody who is not let in, and who that is as far as it can be told: the answer is the same, the record is not.
 struct Stranger {
     problem: Problem,
-    whose: Option<Caller>,
+    whose: Option<Box<Caller>>,
 }
 
 impl From<Problem> for Stranger {
@@ -269,7 +269,7 @@ fn recognise(app: &App, request: &HttpRequest) -> Result<Caller, Stranger> {
         let key = bearer(request.headers()).ok_or_else(Problem::unknown_key)?;
         // Both are asked in any case, so that a key that is over takes as long as one that never was.
         let (stands, whose) = (app.keys.authenticate(key), app.keys.whose(key));
-        return stands.ok_or_else(|| Stranger { problem: Problem::unknown_key(), whose });
+        return stands.ok_or_else(|| Stranger { problem: Problem::unknown_key(), whose: whose.map(Box::new) });
     }
     let cookie = transport::session_cookie(app, request).ok_or_else(Problem::unauthenticated)?;
     let open = app.sessions.find(&cookie).ok_or_else(Problem::unauthenticated)?;
@@ -279,13 +279,13 @@ fn recognise(app: &App, request: &HttpRequest) -> Result<Caller, Stranger> {
             Holder::Key { key } => app.keys.whose_id(*key),
             Holder::Person { .. } => None,
         };
-        let whose = whose.map(|caller| Caller { via: Via::Session(open.id), ..caller });
+        let whose = whose.map(|caller| Box::new(Caller { via: Via::Session(open.id), ..caller }));
         return Err(Stranger { problem: Problem::unauthenticated(), whose });
     };
     if same_origin(request) {
         Ok(caller)
     } else {
-        Err(Stranger { problem: Problem::cross_site(), whose: Some(caller) })
+        Err(Stranger { problem: Problem::cross_site(), whose: Some(Box::new(caller)) })
     }
 }
 
@@ -342,7 +342,7 @@ fn look(request: &HttpRequest) -> Result<Recognised, Problem> {
             let problem = refused.unwrap_or(problem);
             if let Some(caller) = whose {
                 let user_agent = address::user_agent(request.headers());
-                let caller = Caller { address: from, user_agent, ..caller };
+                let caller = Caller { address: from, user_agent, ..*caller };
                 let refused = Some(problem.clone());
                 request.extensions_mut().insert(Recognised { caller, refused });
             }
