@@ -143,6 +143,23 @@ clients: test-image client-tools ## The TypeScript and the Python client: genera
 interface: test-image client-tools ## A running server against its own OpenAPI document, with requests that fit and that do not
 	@$(ROOT) $(VENV)/bin/python tests/schemathesis/run.py $(ORCHESTRA)
 
+# The release of cargo-fuzz that knows the options of scripts/fuzz.
+.PHONY: cargo-fuzz
+cargo-fuzz: build-tools
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { \
+		echo "installing cargo-fuzz"; $(CARGO) install --locked --quiet --debug cargo-fuzz@0.13.2; }
+
+.PHONY: fuzz-smoke
+fuzz-smoke: cargo-fuzz ## A little of each fuzz target, with the same inputs each time
+	@CARGO="$(CARGO)" scripts/fuzz smoke
+
+# Seconds that one target is fuzzed for.
+SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: cargo-fuzz ## One fuzz target for longer (TARGET=payload, SECONDS=60)
+	@CARGO="$(CARGO)" scripts/fuzz "$(TARGET)" "$(SECONDS)"
+
 .PHONY: bench
 bench: image ## Every benchmark, as tables (release profile)
 	@$(CARGO) bench --locked --workspace
@@ -150,10 +167,12 @@ bench: image ## Every benchmark, as tables (release profile)
 .PHONY: fmt
 fmt: rust ## Format everything
 	@$(CARGO) fmt --all
+	@$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 .PHONY: lint
 lint: build-tools ## Formatting, and clippy with warnings as errors
 	@$(CARGO) fmt --all --check
+	@$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	@$(CARGO) clippy --locked --workspace --all-targets --quiet -- -D warnings
 
 # The release line of cargo-deny that reads deny.toml.
@@ -165,6 +184,7 @@ cargo-deny: rust
 .PHONY: deny
 deny: cargo-deny ## Licences, room rules and sources of every dependency
 	@$(CARGO) deny --workspace --log-level error check bans licenses sources
+	@$(CARGO) deny --manifest-path fuzz/Cargo.toml --config deny.toml --log-level error check licenses sources
 
 .PHONY: audit
 audit: cargo-deny ## Known vulnerabilities of every dependency; fetches the advisory database from the network

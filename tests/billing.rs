@@ -24,13 +24,13 @@ use crate::harness::{House, PATIENCE, Setup, bash, count, done, nano_usd, progra
 use crate::webhooks::receiver::{Answer, Receiver};
 
 /// The task of last month, and what its call cost.
-const OLD_NANOS: i64 = 1_234_567_891;
+pub const OLD_NANOS: i64 = 1_234_567_891;
 
 fn conversation(name: &str, turns: Value) -> Value {
     json!({ "match": format!("<{name}>"), "turns": turns })
 }
 
-fn spec() -> TaskSpec {
+fn spec(team: &str) -> TaskSpec {
     TaskSpec {
         repo: RepoRef::parse("acme/api", "local").unwrap(),
         task: "Done a month ago".to_owned(),
@@ -38,7 +38,7 @@ fn spec() -> TaskSpec {
         harness: Harness::Builtin,
         command: Vec::new(),
         retry: None,
-        team: "platform".to_owned(),
+        team: team.to_owned(),
         project: Some("infra".to_owned()),
         environment: None,
         task_type: None,
@@ -77,8 +77,8 @@ async fn append(house: &House, stream: StreamName, time: Timestamp, events: Vec<
     store.append(&stream, Expected::Any, events).await.unwrap();
 }
 
-fn ledger() -> StreamName {
-    StreamName::ledger("platform").unwrap()
+fn ledger(team: &str) -> StreamName {
+    StreamName::ledger(team).unwrap()
 }
 
 fn of_ledger(event: &LedgerEvent) -> (&'static str, Box<RawValue>) {
@@ -86,7 +86,7 @@ fn of_ledger(event: &LedgerEvent) -> (&'static str, Box<RawValue>) {
 }
 
 /// A task of last month: created, paid for, over.
-async fn seed_last_month(house: &House, day: Date) -> TaskId {
+pub async fn seed_last_month(house: &House, team: &str, day: Date) -> TaskId {
     let time = day.at(12, 0, 0, 0).to_zoned(TimeZone::UTC).unwrap().timestamp();
     let (task, call) = (TaskId::from_uuid(Uuid::now_v7()), CallId::from_uuid(Uuid::now_v7()));
     let usage = Usage { input_tokens: 11, output_tokens: 13, ..Usage::default() };
@@ -94,26 +94,26 @@ async fn seed_last_month(house: &House, day: Date) -> TaskId {
     let price = "test".to_owned();
     let charged = TaskEvent::TokensCharged {
         call,
-        model: spec().model,
+        model: spec(team).model,
         usage,
         cost_nano_usd: cost,
         confirmed: true,
         price: price.clone(),
         stop_reason: None,
     };
-    let events = [TaskEvent::Created(Box::new(spec())), charged, TaskEvent::Cancelled {}];
+    let events = [TaskEvent::Created(Box::new(spec(team))), charged, TaskEvent::Cancelled {}];
     let of_task = events.iter().map(|event| (event.kind(), event.data().unwrap())).collect();
     append(house, StreamName::task(task), time, of_task).await;
     let reserved = Reserved {
         call,
         task,
-        path: Path::from(&spec()),
+        path: Path::from(&spec(team)),
         day,
         days: BTreeMap::new(),
         reserved_nano_usd: cost,
         reserved_tokens: usage.total(),
         max_output_tokens: 13,
-        model: spec().model,
+        model: spec(team).model,
         price: price.clone(),
         own: Cap::default(),
         opening: Amount::ZERO,
@@ -122,7 +122,7 @@ async fn seed_last_month(house: &House, day: Date) -> TaskId {
     let settled = Settled { call, task, usage, cost_nano_usd: cost, confirmed: true, price };
     let events = [LedgerEvent::Reserved(Box::new(reserved)), LedgerEvent::Settled(Box::new(settled))];
     // Settled after midnight: it counts to the day before all the same.
-    append(house, ledger(), time + SignedDuration::from_hours(13), events.iter().map(of_ledger).collect()).await;
+    append(house, ledger(team), time + SignedDuration::from_hours(13), events.iter().map(of_ledger).collect()).await;
     task
 }
 
@@ -165,7 +165,7 @@ async fn a_closed_bill_stays_and_the_report_the_bills_and_the_ledger_are_the_sam
     let old_day = today.first_of_month().checked_sub(3.days()).unwrap();
     let last_month = old_day.strftime("%Y-%m").to_string();
     house.kill().await;
-    let old = seed_last_month(&house, old_day).await;
+    let old = seed_last_month(&house, "platform", old_day).await;
     house.restart().await;
 
     // A plan for all of it, then the month is closed: once, and for good.
@@ -238,7 +238,7 @@ async fn a_closed_bill_stays_and_the_report_the_bills_and_the_ledger_are_the_sam
         day: Some(old_day),
         usage: Usage::default(),
     };
-    append(&house, ledger(), Timestamp::now(), vec![of_ledger(&LedgerEvent::Refunded(late))]).await;
+    append(&house, ledger("platform"), Timestamp::now(), vec![of_ledger(&LedgerEvent::Refunded(late))]).await;
     house.restart().await;
     house.ended(&killed).await;
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod agents;
+mod audit;
 mod bad_input;
 mod billing;
 mod branches;
@@ -17,6 +18,7 @@ mod gateway;
 mod harness;
 mod harness_cli;
 mod hostile_model;
+mod idempotency;
 mod isolation;
 mod keys;
 mod lifecycle;

@@ -42,7 +42,8 @@ impl RepoRef {
                 && !text.starts_with('-')
         };
         let path = path.trim_end_matches('/');
-        let path = path.strip_suffix(".git").unwrap_or(path);
+        // However often it comes: what is left is written, and read again from the log, as the same name.
+        let path = path.trim_end_matches(".git");
         // `~ann/notes`: a person's own repository on Bitbucket Data Center.
         let mut parts = path.strip_prefix('~').unwrap_or(path).split('/');
         if forge.is_empty() || !named(forge) || path.is_empty() {
@@ -103,6 +104,7 @@ mod tests {
     fn the_three_forms_are_understood() {
         assert_eq!(RepoRef::parse("acme/api", "github").map(|r| r.to_string()), Ok("github:acme/api".into()));
         assert_eq!(RepoRef::parse("local:demo.git", "github").map(|r| r.to_string()), Ok("local:demo".into()));
+        assert_eq!(RepoRef::parse("acme/api.git.git", "github").map(|r| r.to_string()), Ok("github:acme/api".into()));
         assert_eq!(RepoRef::parse("gitlab:a/b/c", "github").map(|r| r.path().to_owned()), Ok("a/b/c".into()));
         assert_eq!(RepoRef::parse("dc:~ann/notes", "github").map(|r| r.path().to_owned()), Ok("~ann/notes".into()));
     }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use orchestra_events::ledger::LedgerEvent;
-use orchestra_events::projections::Dimension;
+use orchestra_events::projections::{AuditRow, Dimension};
 use orchestra_events::task::conversation::Usage;
 use orchestra_events::task::{TaskEvent, TaskSpec};
 use orchestra_events::{EventStore, Position, SandboxId, TaskId};
@@ -48,8 +48,13 @@ impl Sums {
     }
 }
 
+#[derive(Clone)]
 struct Entry {
+    task: TaskId,
+    /// The civil day that it counts to.
     day: Date,
+    /// The day on which the task was asked for, which is the day of its row in the audit.
+    asked: Date,
     team: String,
     project: String,
     environment: String,
@@ -59,11 +64,20 @@ struct Entry {
     sums: Sums,
 }
 
+/// A task as it was asked for.
+struct Asked {
+    task: TaskId,
+    spec: TaskSpec,
+    on: Date,
+}
+
 impl Entry {
-    fn of(spec: &TaskSpec, day: Date, model: &str, sums: Sums) -> Self {
+    fn of(Asked { task, spec, on }: &Asked, day: Date, model: &str, sums: Sums) -> Self {
         let text = |part: &Option<String>| part.clone().unwrap_or_default();
         Self {
+            task: *task,
             day,
+            asked: *on,
             team: spec.team.clone(),
             project: text(&spec.project),
             environment: text(&spec.environment),
@@ -72,6 +86,23 @@ impl Entry {
             customer: text(&spec.customer),
             sums,
         }
+    }
+
+    /// What a row of the audit says: its own columns where it has them, and the task's where it shows the task.
+    fn of_row(row: &AuditRow) -> Self {
+        let (task, on) = (row.resource.as_deref().unwrap(), utc(row.at));
+        let sums = Sums {
+            tasks: row.count.into(),
+            refunded: task.refunded.nanos().into(),
+            ..Sums::of(&task.usage, task.cost.nanos())
+        };
+        let spec = TaskSpec { team: row.team.clone().unwrap(), project: row.project.clone(), ..task.spec.clone() };
+        Self::of(&Asked { task: row.task.unwrap(), spec, on }, on, row.model.as_deref().unwrap(), sums)
+    }
+
+    /// The same on the day on which the task was asked for.
+    fn when_asked(&self) -> Self {
+        Self { day: self.asked, ..self.clone() }
     }
 
     fn key(&self, by: Dimension) -> String {
@@ -95,6 +126,35 @@ pub struct Counted {
     tasks: Vec<Entry>,
 }
 
+/// One side of the comparison with the audit: the days are those on which tasks were asked for, and what sandboxes
+/// took is left out, since the audit does not say it.
+pub struct Side(Vec<Entry>);
+
+impl Side {
+    fn new(entries: impl Iterator<Item = Entry>) -> Self {
+        let money = |entry: Entry| Entry { sums: Sums { sandbox_ms: 0, ..entry.sums }, ..entry.when_asked() };
+        let some = entries.map(money).filter(|entry| entry.sums != Sums::default());
+        Self(some.collect())
+    }
+
+    /// What the rows of the audit say.
+    pub fn of_rows(rows: &[AuditRow]) -> Self {
+        Self::new(rows.iter().map(Entry::of_row))
+    }
+
+    /// In groups.
+    pub fn by(&self, group_by: &[Dimension]) -> BTreeMap<Vec<String>, Sums> {
+        grouped(&self.0, group_by)
+    }
+
+    /// Task by task.
+    pub fn by_task(&self) -> BTreeMap<TaskId, Sums> {
+        let mut tasks: BTreeMap<_, Sums> = BTreeMap::new();
+        self.0.iter().for_each(|entry| tasks.entry(entry.task).or_default().add(entry.sums));
+        tasks
+    }
+}
+
 fn utc(time: Timestamp) -> Date {
     time.to_zoned(TimeZone::UTC).date()
 }
@@ -111,7 +171,7 @@ impl Counted {
     /// Counts a whole log.
     pub async fn of(store: &dyn EventStore) -> Self {
         let mut counted = Self::default();
-        let mut specs: HashMap<TaskId, TaskSpec> = HashMap::new();
+        let mut asked: HashMap<TaskId, Asked> = HashMap::new();
         let mut reserved = HashMap::new();
         let mut started: HashMap<(TaskId, SandboxId), Timestamp> = HashMap::new();
         let mut after = Position::START;
@@ -128,12 +188,12 @@ impl Counted {
                         LedgerEvent::Settled(event) => {
                             let (day, model) = &reserved[&event.call];
                             let sums = Sums::of(&event.usage, event.cost_nano_usd.nanos());
-                            counted.ledger.push(Entry::of(&specs[&event.task], *day, model, sums));
+                            counted.ledger.push(Entry::of(&asked[&event.task], *day, model, sums));
                         }
                         LedgerEvent::Refunded(event) => {
                             let sums = Sums { refunded: event.nano_usd.nanos().into(), ..Sums::default() };
-                            let spec = &specs[&event.task];
-                            counted.ledger.push(Entry::of(spec, event.day.unwrap(), &spec.model, sums));
+                            let asked = &asked[&event.task];
+                            counted.ledger.push(Entry::of(asked, event.day.unwrap(), &asked.spec.model, sums));
                         }
                         _ => {}
                     }
@@ -143,8 +203,11 @@ impl Counted {
                 match TaskEvent::decode(envelope).unwrap().unwrap() {
                     TaskEvent::Created(spec) => {
                         let sums = Sums { tasks: 1, ..Sums::default() };
-                        counted.ledger.push(Entry::of(&spec, day, &spec.model, sums));
-                        specs.insert(id, *spec);
+                        let new = Asked { task: id, spec: *spec, on: day };
+                        let entry = Entry::of(&new, day, &new.spec.model, sums);
+                        counted.ledger.push(entry.clone());
+                        counted.tasks.push(entry);
+                        asked.insert(id, new);
                     }
                     TaskEvent::SandboxStarted { sandbox, .. } => {
                         started.insert((id, sandbox), envelope.time);
@@ -154,15 +217,15 @@ impl Counted {
                         let ran = (envelope.time.as_microsecond() - since.as_microsecond()) / 1_000;
                         // No sandbox may run for longer than a day, and none runs backwards.
                         let sums = Sums { sandbox_ms: ran.clamp(0, 86_400_000).into(), ..Sums::default() };
-                        counted.ledger.push(Entry::of(&specs[&id], day, &specs[&id].model, sums));
+                        counted.ledger.push(Entry::of(&asked[&id], day, &asked[&id].spec.model, sums));
                     }
                     TaskEvent::TokensCharged { usage, cost_nano_usd, model, .. } => {
                         let sums = Sums::of(&usage, cost_nano_usd.nanos());
-                        counted.tasks.push(Entry::of(&specs[&id], day, &model, sums));
+                        counted.tasks.push(Entry::of(&asked[&id], day, &model, sums));
                     }
                     TaskEvent::RefundGranted { nano_usd, .. } => {
                         let sums = Sums { refunded: nano_usd.nanos().into(), ..Sums::default() };
-                        counted.tasks.push(Entry::of(&specs[&id], day, &specs[&id].model, sums));
+                        counted.tasks.push(Entry::of(&asked[&id], day, &asked[&id].spec.model, sums));
                     }
                     _ => {}
                 }
@@ -178,5 +241,10 @@ impl Counted {
     /// By the tasks' own streams.
     pub fn by_tasks(&self, group_by: &[Dimension]) -> BTreeMap<Vec<String>, Sums> {
         grouped(&self.tasks, group_by)
+    }
+
+    /// The ledgers, and the tasks' own streams, as the audit has to have them.
+    pub fn for_the_audit(&self) -> [(&'static str, Side); 2] {
+        [("ledgers", &self.ledger), ("tasks", &self.tasks)].map(|(name, side)| (name, Side::new(side.iter().cloned())))
     }
 }

@@ -1,6 +1,6 @@
 //! Money is one and the same wherever it is counted: after random lives of teams, with refunds, crashes, plans that
-//! change and months that are closed, the usage report, the bills, the ledgers and the tasks' own streams add up to the
-//! same nano-dollar in every grouping, and a closed month is what it was.
+//! change, words that are erased and months that are closed, the usage report, the audit, the bills, the ledgers and the
+//! tasks' own streams add up to the same nano-dollar in every grouping, and a closed month is what it was.
 //!
 //! What happens is decided by the ledger's and the tasks' own rules and folded by the read models themselves. What it
 //! must come to is counted by [`count`], which shares nothing with them but the events.
@@ -12,11 +12,14 @@ mod world;
 
 use std::collections::BTreeMap;
 
-use count::{Counted, Sums};
+use count::{Counted, Side, Sums};
+use jiff::SignedDuration;
+use jiff::tz::TimeZone;
+use orchestra_events::audit::acts::Category;
 use orchestra_events::billing::{LineKind, Quantities};
 use orchestra_events::ledger::LedgerEvent;
 use orchestra_events::ledger::audit::check;
-use orchestra_events::projections::{Dimension, UsageGroup, UsageQuery};
+use orchestra_events::projections::{AuditFilter, AuditRow, Dimension, UsageGroup, UsageQuery};
 use orchestra_events::store::read_whole_stream;
 use orchestra_events::{EventStore as _, NanoUsd, Position, StreamName};
 use world::{Seen, TEAMS, World};
@@ -25,6 +28,8 @@ use world::{Seen, TEAMS, World};
 const LIVES: u64 = 60;
 /// Steps of one.
 const STEPS: usize = 400;
+/// Rows on a page of the audit: few, so that every life has many pages.
+const AUDIT_PAGE: usize = 3;
 
 /// Every dimension alone, and every two of them.
 fn groupings() -> Vec<Vec<Dimension>> {
@@ -78,6 +83,57 @@ fn tasks_are_the_ledgers(counted: &Counted) {
             some.filter(|(_, sums)| *sums != Sums::default()).collect()
         };
         assert_eq!(money(counted.by_tasks(&group_by)), money(counted.by_ledger(&group_by)), "{group_by:?}");
+    }
+}
+
+/// All rows of the audit with this filter, page by page.
+async fn audit(world: &World, filter: AuditFilter) -> Vec<AuditRow> {
+    let (mut rows, mut cursor) = (Vec::new(), None);
+    loop {
+        let page = world.read.audit(filter.clone(), cursor, AUDIT_PAGE).await.unwrap();
+        rows.extend(page.rows);
+        cursor = page.next;
+        if cursor.is_none() {
+            return rows;
+        }
+    }
+}
+
+/// Each task has one row in the audit, with what its stream and its ledger say; in every grouping they add up to the
+/// same, and the audit's own filters find the same groups. Tasks whose words are gone have theirs as before.
+async fn the_audit_is_the_ledgers(world: &World, counted: &Counted) {
+    let of_tasks = || AuditFilter { category: Some(Category::Task), ..AuditFilter::default() };
+    let rows = audit(world, of_tasks()).await;
+    let erased = rows.iter().filter(|row| row.resource.as_ref().unwrap().erased_at.is_some()).count();
+    assert_eq!(erased, world.erased.len());
+    let audited = Side::of_rows(&rows);
+    for (name, side) in counted.for_the_audit() {
+        assert_eq!(audited.by_task(), side.by_task(), "{name}");
+        for group_by in groupings() {
+            assert_eq!(audited.by(&group_by), side.by(&group_by), "{name} {group_by:?}");
+        }
+        let only = |value: &str| (!value.is_empty()).then(|| value.to_owned());
+        for by in [Dimension::Team, Dimension::Project, Dimension::Model, Dimension::Day] {
+            for (key, sums) in side.by(&[by]) {
+                let value = only(&key[0]);
+                let filter = match by {
+                    Dimension::Team => AuditFilter { team: value, ..of_tasks() },
+                    Dimension::Project => AuditFilter { project: value, ..of_tasks() },
+                    Dimension::Model => AuditFilter { model: value, ..of_tasks() },
+                    _ => {
+                        let day: jiff::civil::Date = key[0].parse().unwrap();
+                        let from = day.to_zoned(TimeZone::UTC).unwrap().timestamp();
+                        AuditFilter { from: Some(from), to: Some(from + SignedDuration::from_hours(24)), ..of_tasks() }
+                    }
+                };
+                if filter == of_tasks() {
+                    // No filter asks for tasks without a project.
+                    continue;
+                }
+                let found = Side::of_rows(&audit(world, filter).await);
+                assert_eq!(found.by(&[by]), BTreeMap::from([(key, sums)]), "{name}");
+            }
+        }
     }
 }
 
@@ -142,6 +198,7 @@ async fn everything_agrees(world: &World, seen: &mut Seen) {
     let counted = Counted::of(&*world.store).await;
     let billable = reports_are_the_ledgers(world, &counted).await;
     tasks_are_the_ledgers(&counted);
+    the_audit_is_the_ledgers(world, &counted).await;
     audits_are_the_reports(world).await;
     bills_are_the_report(world, billable, seen).await;
     closed_months_stand(world).await;

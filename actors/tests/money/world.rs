@@ -116,7 +116,8 @@ pub struct World {
     days: HashMap<CallId, Date>,
     /// What the ledgers' streams say that was refunded, however long ago.
     refunds: HashMap<TaskId, NanoUsd>,
-    erased: HashSet<TaskId>,
+    /// The tasks whose words are gone.
+    pub erased: HashSet<TaskId>,
     policy: RetryPolicy,
     stop: Option<oneshot::Sender<()>>,
     projector: Option<JoinHandle<()>>,

@@ -154,7 +154,7 @@ impl Books {
     fn check(&mut self, entry: &Entry) -> Result<(), Fault> {
         let position = entry.position;
         match &entry.fact {
-            Fact::None | Fact::Checkpoint(_) => Ok(()),
+            Fact::None | Fact::Erased | Fact::Checkpoint(_) => Ok(()),
             Fact::Odd => Err(Fault::Unreadable(entry.stream.clone())),
             Fact::Ledger(event) => {
                 let (audit, last) = self.ledgers.entry(entry.stream.clone()).or_default();

@@ -41,6 +41,8 @@ pub enum Kind {
     OtherKey,
     /// A signature is not the named key's.
     BadSignature,
+    /// Words are gone of which the log does not say that they were erased.
+    Stripped,
 }
 
 impl Kind {
@@ -55,6 +57,7 @@ impl Kind {
             Self::Rewritten => "rewritten",
             Self::OtherKey => "signed by another key",
             Self::BadSignature => "bad signature",
+            Self::Stripped => "words are gone",
         }
     }
 }
@@ -93,9 +96,13 @@ impl fmt::Display for Break {
             Kind::OtherKey | Kind::BadSignature => {
                 write!(f, "; what is signed by the trusted key ends at position {}", self.vouched)
             }
-            Kind::Altered | Kind::Dropped | Kind::Inserted | Kind::Reordered | Kind::Truncated | Kind::Rewritten => {
-                Ok(())
-            }
+            Kind::Altered
+            | Kind::Dropped
+            | Kind::Inserted
+            | Kind::Reordered
+            | Kind::Truncated
+            | Kind::Rewritten
+            | Kind::Stripped => Ok(()),
         }
     }
 }
@@ -142,6 +149,9 @@ pub struct Chain {
     /// The newest links, the one of `position` last.
     recent: VecDeque<Digest>,
     given: BTreeMap<u64, Vec<Checkpoint>>,
+    /// Of each stream, the first event whose words are gone and for which no erasure was met yet: position and revision.
+    /// An erasure stands in the log behind what it erases.
+    gone: HashMap<StreamName, (u64, u64)>,
     /// Up to here a signature vouches for the log.
     vouched: u64,
     /// What was found.
@@ -199,6 +209,7 @@ impl Chain {
             undo: VecDeque::with_capacity(WINDOW),
             recent: VecDeque::new(),
             given,
+            gone: HashMap::new(),
             vouched: 0,
             found: Found::default(),
         })
@@ -248,7 +259,11 @@ impl Chain {
                     match entry.words {
                         Words::None => {}
                         Words::Fit => self.found.words += 1,
-                        Words::Gone => self.found.words_gone += 1,
+                        Words::Gone => {
+                            self.found.words_gone += 1;
+                            let first = (entry.position, entry.revision);
+                            self.gone.entry(entry.stream.clone()).or_insert(first);
+                        }
                         Words::Wrong => {
                             let event = Some((entry.stream.clone(), entry.revision));
                             let detail = "its words are not those that were sealed";
@@ -325,6 +340,10 @@ impl Chain {
         }
         match &entry.fact {
             Fact::Checkpoint(checkpoint) => self.signed(checkpoint, entry),
+            Fact::Erased => {
+                self.gone.remove(&entry.stream);
+                Ok(())
+            }
             Fact::None | Fact::Ledger(_) | Fact::Charged { .. } | Fact::Refunded(_) | Fact::Over(_) | Fact::Odd => {
                 Ok(())
             }
@@ -429,14 +448,28 @@ impl Chain {
         self.over()
     }
 
-    /// Whether every checkpoint from outside was met.
+    /// Whether every checkpoint from outside was met, and the log says of all words that are gone that they were erased.
     fn over(&self) -> Result<(), Break> {
         match self.given.keys().next_back() {
-            None => Ok(()),
+            None => self.all_erased(),
             Some(last) => {
                 let detail = format!("a checkpoint that was given is about position {last}, and the log ends here");
                 Err(broken(Kind::Truncated, self.position + 1, detail))
             }
+        }
+    }
+
+    /// Where there are no words at all, they were left out of the whole export, which it may; otherwise each that is
+    /// gone was erased, and the log says so.
+    fn all_erased(&self) -> Result<(), Break> {
+        let first = self.gone.iter().min_by_key(|(_, (position, _))| *position);
+        match first {
+            Some((stream, (position, revision))) if self.found.words > 0 => {
+                let detail = "its words are gone, and nothing in the log says that they were erased";
+                let event = Some((stream.clone(), *revision));
+                Err(Break { event, ..broken(Kind::Stripped, *position, detail) })
+            }
+            Some(_) | None => Ok(()),
         }
     }
 

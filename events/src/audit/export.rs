@@ -12,13 +12,45 @@
 //! no byte of the file can change unseen. `data` stands there as it was appended, byte for byte; where that is not JSON
 //! on one line, it stands as a text under `text` instead.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::checkpoint::{Checkpoint, PublicKey, SigningKeyId, key_id};
 use super::hex::{self, Hex};
-use crate::envelope::{Actor, Envelope};
+use crate::envelope::{Actor, Envelope, StreamName};
 use crate::store::chain::{Digest, Linked};
+
+/// How often whoever reads a log that goes on goes further than its end was, for the erasures of what is gone meanwhile.
+/// The first time nearly always does.
+pub const MAX_FURTHER: usize = 16;
+
+/// The streams of which words are gone and the erasure was not met yet. It stands in the log before the words go, but
+/// behind them: what was erased while a log was read may have it behind the end that the log had when reading began.
+#[derive(Debug, Default)]
+pub struct Owed(HashSet<StreamName>);
+
+impl Owed {
+    /// An event was read. `gone`: it had words, and has none now.
+    pub fn met(&mut self, stream: &StreamName, kind: &str, gone: bool) {
+        if is_erasure(stream, kind) {
+            self.0.remove(stream);
+        } else if gone && !self.0.contains(stream) {
+            self.0.insert(stream.clone());
+        }
+    }
+
+    /// Whether an erasure is still to come.
+    pub fn is_any(&self) -> bool {
+        !self.0.is_empty()
+    }
+}
+
+/// Whether an event says that the words before it in its stream are erased.
+pub(super) fn is_erasure(stream: &StreamName, kind: &str) -> bool {
+    matches!((stream.category(), kind), ("task", "content-erased") | ("campaign", "campaign-content-erased"))
+}
 
 /// What the header calls the format.
 pub const FORMAT: &str = "orchestra-audit-log";

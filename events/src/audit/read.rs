@@ -103,6 +103,8 @@ pub enum Fact {
     Refunded(NanoUsd),
     /// A task has ended, or (`false`) goes on after it had.
     Over(bool),
+    /// The words of what comes before it in its stream were erased.
+    Erased,
     /// The log's state was signed.
     Checkpoint(Box<Checkpoint>),
     /// It is about money or the log itself, and does not read.
@@ -255,6 +257,7 @@ fn fact(stream: &StreamName, kind: &str, data: &str) -> Fact {
         }
         "task" if matches!(kind, "succeeded" | "failed" | "cancelled") => Ok(Fact::Over(true)),
         "task" if kind == "queued" => Ok(Fact::Over(false)),
+        "task" | "campaign" if export::is_erasure(stream, kind) => Ok(Fact::Erased),
         "checkpoint" => crate::json::decode_parts::<CheckpointEvent>(CheckpointEvent::KINDS, kind, data)
             .map(|event| event.map_or(Fact::None, |CheckpointEvent::CheckpointSigned(it)| Fact::Checkpoint(it))),
         _ => Ok(Fact::None),

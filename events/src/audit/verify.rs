@@ -6,7 +6,7 @@ use std::sync::mpsc::sync_channel;
 
 use super::books::{Balance, Books, Mismatch};
 use super::chain::{Break, Chain, Found, Trust};
-use super::export::{Header, MAX_LINE};
+use super::export::{Header, MAX_FURTHER, MAX_LINE, Owed};
 use super::parallel::in_order;
 use super::read::{self, Entry, Fact, Item};
 use crate::envelope::Position;
@@ -111,10 +111,20 @@ pub fn database(path: &Path, trust: &Trust) -> Result<Report, VerifyError> {
         Err(broken) => return Ok(Report::broken_at_once(broken)),
     };
     let mut snapshot = Snapshot::open(path)?;
-    let head = snapshot.head()?;
-    let mut after = Position::START;
+    let mut head = snapshot.head()?;
+    let (mut after, mut owed, mut further) = (Position::START, Owed::default(), 0);
     let rows = move || {
-        let rows = snapshot.rows(after, head, ROWS)?;
+        let mut rows = snapshot.rows(after, head, ROWS)?;
+        while rows.is_empty() && owed.is_any() && further < MAX_FURTHER {
+            further += 1;
+            head = snapshot.head()?;
+            rows = snapshot.rows(after, head, ROWS)?;
+        }
+        for row in &rows {
+            if let Some(stream) = &row.stream {
+                owed.met(stream, &row.kind, row.seal().is_some() && row.private().is_none());
+            }
+        }
         after = rows.last().map_or(head, |row| Position(row.position));
         Ok::<_, StoreError>((!rows.is_empty()).then_some(rows))
     };
@@ -142,7 +152,7 @@ fn finish(mut chain: Chain, items: &mut dyn Iterator<Item = Item>) -> Report {
         });
         let mut waiting = Vec::with_capacity(BOOKED);
         let mut each = |entry: Box<Entry>| {
-            if matches!(entry.fact, Fact::None | Fact::Checkpoint(_)) {
+            if matches!(entry.fact, Fact::None | Fact::Erased | Fact::Checkpoint(_)) {
                 return;
             }
             waiting.push(entry);

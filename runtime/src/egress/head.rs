@@ -19,8 +19,10 @@ pub const MAX_FIELDS: usize = 100;
 const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
 /// Fields that speak of one connection and not of the message (RFC 9110, 7.6.1), and those that only a proxy is meant to read.
-const HOP_BY_HOP: [&str; 10] = [
+const HOP_BY_HOP: [&str; 11] = [
     "connection",
+    // A field of this name belongs to the connection for whoever reads the `connection: close` that we write.
+    "close",
     "keep-alive",
     "proxy-connection",
     "proxy-authorization",
@@ -69,6 +71,11 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
+/// What may stand in a value, and in the words of a status line (RFC 9110, 5.5).
+fn is_text(byte: u8) -> bool {
+    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+}
+
 fn trimmed(mut bytes: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = bytes {
         bytes = rest;
@@ -104,9 +111,8 @@ impl Fields {
         let read = |line: &&[u8]| {
             let colon = line.iter().position(|&byte| byte == b':').ok_or(otherwise)?;
             let (name, value) = (&line[..colon], trimmed(&line[colon + 1..]));
-            let plain = |&byte: &u8| byte == b'\t' || (byte >= b' ' && byte != 0x7f);
             // A line that begins with a space continues the one before: its name is no token.
-            if name.is_empty() || !name.iter().copied().all(is_token) || !value.iter().all(plain) {
+            if name.is_empty() || !name.iter().copied().all(is_token) || !value.iter().copied().all(is_text) {
                 return Err(otherwise);
             }
             Ok(Field { name: String::from_utf8_lossy(name).to_ascii_lowercase(), value: value.to_vec() })
@@ -323,6 +329,9 @@ impl Answer {
     pub fn read(head: &[u8], to_head: bool) -> Result<Self, Reason> {
         let lines = lines(head, Reason::BadResponse)?;
         let (first, rest) = lines.split_first().ok_or(Reason::BadResponse)?;
+        if first.len() > MAX_FIRST_LINE || !first.iter().copied().all(is_text) {
+            return Err(Reason::BadResponse);
+        }
         let status = match first {
             [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'0' | b'1', b' ', status @ ..] => {
                 let (digits, after) = status.split_at_checked(3).ok_or(Reason::BadResponse)?;
@@ -451,7 +460,7 @@ mod tests {
     #[test]
     fn what_is_sent_on_is_written_anew() {
         let head = b"GET http://A.Example/x?y=1 HTTP/1.1\r\nHost: a.example\r\nProxy-Authorization: Basic c2VjcmV0\r\n\
-                     Connection: keep-alive, X-Own\r\nX-Own: 1\r\nAccept:  */* \r\n\r\n";
+                     Connection: keep-alive, X-Own\r\nX-Own: 1\r\nClose: 1\r\nAccept:  */* \r\n\r\n";
         let Ok(Asked::Forward(request)) = Asked::read(head) else { panic!("it is a request") };
         let expected = "GET /x?y=1 HTTP/1.1\r\nhost: a.example\r\naccept: */*\r\nconnection: close\r\n\r\n";
         assert_eq!(String::from_utf8(request.head).unwrap(), expected);
@@ -474,6 +483,9 @@ mod tests {
             "HTTP/1.1 200 x\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
             "HTTP/1.1 200 x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
             "HTTP/1.1 200 x\nA: b\r\n\r\n",
+            "HTTP/1.1 200 \u{1b}[31mx\r\n\r\n",
+            "HTTP/1.1 200 \u{7f}\r\n\r\n",
+            &format!("HTTP/1.1 200 {}\r\n\r\n", "x".repeat(MAX_FIRST_LINE)),
         ] {
             assert_eq!(read(wrong), Err(Reason::BadResponse), "{wrong:?}");
         }

@@ -21,6 +21,14 @@ mod relay;
 mod resolve;
 mod traffic;
 
+/// What reads the bytes of sandboxes and of those they ask, for the fuzz targets. Elsewhere it is only the proxy's.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    pub use super::authority::{Authority, read_host, shown};
+    pub use super::head::{Answer, Asked, Chunks, Framing, Request, aimed_at, end_of};
+    pub use super::hello::server_name;
+}
+
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;

@@ -78,7 +78,11 @@ impl FromStr for Entry {
     type Err = PatternError;
 
     fn from_str(text: &str) -> Result<Self, PatternError> {
-        if text == PACKAGE_REGISTRIES { Ok(Self::PackageRegistries) } else { text.parse().map(Self::Hosts) }
+        // In any capitals: as the name of a host, it would be written in small letters and read again as the word.
+        match text.eq_ignore_ascii_case(PACKAGE_REGISTRIES) {
+            true => Ok(Self::PackageRegistries),
+            false => text.parse().map(Self::Hosts),
+        }
     }
 }
 
@@ -228,6 +232,8 @@ mod tests {
         let texts: Vec<_> = patterns.iter().map(ToString::to_string).collect();
         assert_eq!(texts, ["a.example", "crates.example:8443", "packages.example"]);
         assert!(expand(&list(&[PACKAGE_REGISTRIES]), &BTreeSet::new()).is_empty());
+        // In whatever capitals: a host of that name would be stored, and read again, as the word.
+        assert_eq!(list(&["Package-Registries"]), [Entry::PackageRegistries]);
     }
 
     #[test]

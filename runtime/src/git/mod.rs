@@ -59,6 +59,43 @@ pub use refusal::PushFault;
 pub use rotation::with_current_token;
 pub use script::{diff_script, export_script};
 
+/// The way of a sandbox's work into a repository, in this process and at once, for the fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use orchestra_events::CommitId;
+
+    pub use super::import::import_here;
+    use super::pool::Ticket;
+    use super::{CommitPolicy, GitError, Imported, Operation, commit, oid};
+
+    /// Longer than any input of a fuzzer takes.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// As [`super::Git::commit`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn commit(
+        repo: &Path,
+        base: &CommitId,
+        imported: &Imported,
+        policy: &CommitPolicy,
+    ) -> Result<Vec<CommitId>, GitError> {
+        let request = commit::Request {
+            repo: repo.to_path_buf(),
+            base: oid(Operation::Commit, base)?,
+            tip: oid(Operation::Commit, &imported.tip)?,
+            tree: oid(Operation::Commit, &imported.tree)?,
+            checked: imported.history,
+            policy: policy.clone(),
+        };
+        commit::run(&request, &Ticket::until(LIMIT))
+    }
+}
+
 use pool::{Late, Pool};
 
 /// The branch that a workspace's throw-away `.git` is on.

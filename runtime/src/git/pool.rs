@@ -44,7 +44,7 @@ impl Ticket {
     }
 
     /// A ticket for a call without a pool.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn until(limit: Duration) -> Self {
         Self { state: AtomicU8::new(RUNNING), deadline: Instant::now() + limit, limit }
     }

@@ -260,3 +260,14 @@ async fn secrets_do_not_leave_and_are_not_shown() {
     let scene = Scene { rules: ImportRules { secrets: off, ..rules() }, ..scene };
     assert_eq!(scene.fault(&[&format!("echo {SECRET} > x")]).await, None);
 }
+
+/// git asks of nobody that the commits of a submodule are in the repository that names it.
+#[tokio::test]
+async fn a_base_with_a_submodule_takes_honest_work() {
+    let elsewhere = "1111111111111111111111111111111111111111";
+    let line = format!("mkdir -p vendor/lib; git update-index --add --cacheinfo 160000,{elsewhere},vendor/lib");
+    let scene = seeded(&line, rules()).await;
+    assert!(repo::git(&scene.forge.path(), &["ls-tree", "-r", scene.base.as_str()]).contains(elsewhere));
+    assert_eq!(scene.fault(&["echo x > new; echo y > vendor/note"]).await, None);
+    assert_eq!(scene.fault(&["git update-index --cacheinfo 160000,$(git rev-parse HEAD),vendor/lib"]).await, Some(PackFault::Gitlink));
+}

@@ -21,8 +21,8 @@ pub fn endpoints() -> Vec<Endpoint> {
     let mut table = Vec::new();
     let mut add = |method: Method, path: &'static str, access: Access, route: Route| {
         let mut route = route.method(method.clone());
-        if let Some(Repeat::Claimed { done, show }) = repeat(&method, path) {
-            let post = Post { path, done, show };
+        if let Some(Repeat::Claimed { done, ends, show }) = repeat(&method, path) {
+            let post = Post { path, done, ends, show };
             route = route.wrap(from_fn(move |request, next| at_most_once(post, request, next)));
         }
         table.push(Endpoint { method, path, access, surface: Surface::Api, route });

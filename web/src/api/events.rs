@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use actix_web::http::header;
+use actix_web::http::header::{self, HeaderMap};
 use actix_web::{HttpRequest, HttpResponse, web};
 use orchestra_events::audience::{Audience, as_seen_by};
 use orchestra_events::store::{Direction, Filter};
@@ -59,9 +59,9 @@ impl FromStr for EventNumber {
 }
 
 /// Where to go on: `Last-Event-ID` is what a client that was cut off sends, so it goes before `?after=`.
-fn after(request: &HttpRequest, query: &mut Parameters) -> Option<u64> {
+pub fn after(headers: &HeaderMap, query: &mut Parameters) -> Option<u64> {
     let asked = query.parsed::<EventNumber>("after", "the id of the last event seen").map(|number| number.0);
-    let Some(last) = request.headers().get("last-event-id") else { return asked };
+    let Some(last) = headers.get("last-event-id") else { return asked };
     let last = last.to_str().ok().and_then(|text| text.trim().parse::<EventNumber>().ok()).map(|number| number.0);
     if last.is_none() {
         query.fault("after", "the header Last-Event-ID is not the id of an event");
@@ -88,7 +88,7 @@ pub async fn of_task(
 ) -> Result<HttpResponse, Problem> {
     let live = accepts(&request, "text/event-stream");
     let mut query = Parameters::of(&request)?;
-    let after = after(&request, &mut query).map(Revision);
+    let after = after(request.headers(), &mut query).map(Revision);
     let limit = query.limit(DEFAULT_PAGE, MAX_PAGE);
     query.finish()?;
     let task = visible(&app, &caller, &id).await?;
@@ -123,7 +123,7 @@ pub async fn of_task(
 pub async fn of_log(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let format = if accepts(&request, "application/x-ndjson") { Format::Lines } else { Format::LogEvents };
     let mut query = Parameters::of(&request)?;
-    let after = after(&request, &mut query).map_or(Position::START, Position);
+    let after = after(request.headers(), &mut query).map_or(Position::START, Position);
     let types: Vec<String> =
         query.text("type").map(|text| text.split(',').map(|kind| kind.trim().to_owned()).collect()).unwrap_or_default();
     if types.len() > MAX_TYPES {

@@ -93,6 +93,8 @@ pub struct Post {
     pub path: &'static str,
     /// The status when it was done.
     pub done: StatusCode,
+    /// The category of the stream in which the last of what it does is written.
+    pub ends: &'static str,
     /// What a repeat is shown.
     pub show: Show,
 }
@@ -180,7 +182,7 @@ impl Named {
         self.app.store.append(&self.stream, expected, vec![event]).await
     }
 
-    /// What the claim caused, if anything: what it made, where the path does not name it.
+    /// What the claim caused, if it was done to its end: what it made, where the path does not name it.
     async fn effect(
         &self,
         claim: EventId,
@@ -192,8 +194,10 @@ impl Named {
         loop {
             let page = self.app.store.read_all(after, MAX_PAGE).await?;
             let Some(last) = page.last() else { return Ok(None) };
-            let caused =
-                |event: &&Envelope| event.actor.origin.as_ref().is_some_and(|from| from.request == Some(claim));
+            let caused = |event: &&Envelope| {
+                event.stream.category() == self.post.ends
+                    && event.actor.origin.as_ref().is_some_and(|from| from.request == Some(claim))
+            };
             if let Some(event) = page.iter().find(caused) {
                 let made = (!self.post.path.contains('{')).then(|| location(&event.stream)).flatten();
                 return Ok(Some(made));

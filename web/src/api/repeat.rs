@@ -36,6 +36,9 @@ pub enum Repeat {
     Claimed {
         /// The status when it was done.
         done: StatusCode,
+        /// The category of the stream in which the last of what it does is written: without that it was not done to its
+        /// end, and is done again.
+        ends: &'static str,
         /// What a repeat is shown.
         show: Show,
     },
@@ -46,23 +49,26 @@ pub fn repeat(method: &Method, path: &str) -> Option<Repeat> {
     if *method != Method::POST {
         return Some(Repeat::Idempotent);
     }
-    let claimed = |done, show| Some(Repeat::Claimed { done, show });
+    let claimed = |done, ends, show| Some(Repeat::Claimed { done, ends, show });
     match path {
         "/v1/tasks" | "/v1/campaigns" | "/v1/webhooks" => Some(Repeat::NamesWhatIsMade),
         "/v1/tasks/{id}/cancel" | "/v1/tasks/{id}/retry" | "/v1/tasks/{id}/messages" => {
-            claimed(StatusCode::ACCEPTED, tasks::show)
+            claimed(StatusCode::ACCEPTED, "task", tasks::show)
         }
-        "/v1/campaigns/{id}/cancel" | "/v1/campaigns/{id}/retry" => claimed(StatusCode::ACCEPTED, campaigns::show),
-        "/v1/keys" => claimed(StatusCode::CREATED, keys::show),
-        "/v1/keys/{id}/rotate" => claimed(StatusCode::OK, keys::show),
-        "/v1/webhooks/{id}/secret" => claimed(StatusCode::OK, webhooks::show_secret),
-        "/v1/webhooks/{id}/replay" => claimed(StatusCode::ACCEPTED, webhooks::show),
-        "/v1/audit/checkpoints" => claimed(StatusCode::CREATED, audit_record::show),
+        "/v1/campaigns/{id}/cancel" | "/v1/campaigns/{id}/retry" => {
+            claimed(StatusCode::ACCEPTED, "campaign", campaigns::show)
+        }
+        "/v1/keys" => claimed(StatusCode::CREATED, "key", keys::show),
+        "/v1/keys/{id}/rotate" => claimed(StatusCode::OK, "key", keys::show),
+        "/v1/webhooks/{id}/secret" => claimed(StatusCode::OK, "webhook", webhooks::show_secret),
+        "/v1/webhooks/{id}/replay" => claimed(StatusCode::ACCEPTED, "webhook", webhooks::show),
+        "/v1/audit/checkpoints" => claimed(StatusCode::CREATED, "checkpoint", audit_record::show),
         // A month is closed once, and is answered alike afterwards.
         "/v1/billing/periods/{period}/close" => Some(Repeat::Idempotent),
-        "/v1/billing/periods/{period}/push" => claimed(StatusCode::ACCEPTED, billing_periods::show),
+        // Sent again and then noted; sent twice, it has the same ids.
+        "/v1/billing/periods/{period}/push" => claimed(StatusCode::ACCEPTED, "billing", billing_periods::show),
         // A message to the receiver, of which nothing is kept: a repeat sends none, and is told so.
-        "/v1/webhooks/{id}/test" => claimed(StatusCode::OK, webhooks::show_test),
+        "/v1/webhooks/{id}/test" => claimed(StatusCode::OK, "webhook", webhooks::show_test),
         _ => None,
     }
 }

@@ -32,7 +32,9 @@ use orchestra_events::store::memory::MemoryStore;
 use orchestra_events::store::{Direction, MAX_PAGE};
 use orchestra_events::task::event::{CredentialKind, ErasureReason, SCHEMA};
 use orchestra_events::task::{Command, Refusal, Task, TaskEvent, TaskResource, TaskSpec, decide, evolve};
-use orchestra_events::{Actor, Envelope, EventId, EventStore, Expected, KeyId, NewEvent, Revision, StreamName, TaskId};
+use orchestra_events::{
+    Actor, Envelope, EventId, EventStore, Expected, KeyId, NewEvent, Revision, SessionId, StreamName, TaskId,
+};
 use orchestra_web::auth::issuing::{NewKey, issue, rotate_key};
 use orchestra_web::auth::{
     KeyRing, NewSession, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses,
@@ -386,6 +388,20 @@ impl Server {
             ids.push(begun.expect("a session").0.to_string());
         }
         ids
+    }
+
+    /// Signs in a person with this role; the cookie's value.
+    pub async fn person(&self, team: &str, role: Role) -> (SessionId, String) {
+        let new = NewSession {
+            holder: Holder::Person { issuer: "https://a.example".to_owned(), subject: format!("{team} {role:?}") },
+            way: Way::Oidc,
+            name: "test".to_owned(),
+            memberships: vec![Membership { team: Some(team.to_owned()), role }],
+            generation: 0,
+        };
+        let begun = self.app.sessions.start(&*self.store, new, None, &Actor::system("test")).await;
+        let (id, cookie) = begun.expect("a session");
+        (id, cookie.expose_secret().to_owned())
     }
 
     pub async fn keys_caught_up(&self) {

@@ -16,6 +16,7 @@ use actix_web::web::Bytes;
 use jiff::Timestamp;
 use orchestra_events::blob::Content;
 use orchestra_events::key::{Bounds, Scope};
+use orchestra_events::session::{Role, SessionEnd};
 use orchestra_events::task::TaskEvent;
 use orchestra_events::task::conversation::Block;
 use orchestra_events::webhook::MessageId;
@@ -359,9 +360,11 @@ const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/scopes.md"
 #[test]
 fn the_documented_scopes_are_those_of_the_tables() {
     let mut text = "# Who may ask what\n\n\
-        Every route with the scope that a key, or a person's role, needs for it. `admin` has them all, for every team. Made \
+        Every route with the scope that a key, or a person's role, needs for it. `admin` has them all, for every team. Keys that are \
+        bound to a part of a team (its projects, repositories and so on) are let in where the last column says so, and are \
+        refused elsewhere. Made \
         from the route tables; `ORCHESTRA_ACCEPT=1 cargo test --workspace --test api` writes it anew.\n\n\
-        | | path | needs |\n| --- | --- | --- |\n"
+        | | path | needs | bound keys |\n| --- | --- | --- | --- |\n"
         .to_owned();
     for row in rows() {
         let needs = match row.access {
@@ -369,7 +372,12 @@ fn the_documented_scopes_are_those_of_the_tables() {
             Access::Known => "a key or a session".to_owned(),
             Access::Scope(scope) => format!("`{}`", scope.as_str()),
         };
-        text += &format!("| {} | `{}` | {needs} |\n", row.method, row.path);
+        let bound = match row.access {
+            Access::Anyone => "-",
+            Access::Known | Access::Scope(_) if is_narrowed(row.path) => "yes",
+            Access::Known | Access::Scope(_) => "no",
+        };
+        text += &format!("| {} | `{}` | {needs} | {bound} |\n", row.method, row.path);
     }
     if std::env::var_os("ORCHESTRA_ACCEPT").is_some() {
         std::fs::write(COMMITTED, &text).expect("a file");
@@ -462,6 +470,95 @@ async fn every_route_asks_every_caller_for_its_scope() {
         }
     }
     assert!(looked_at > 5_000, "{looked_at}");
+}
+
+/// The fields of a form with the token of this session's pages.
+fn with_token(body: &Body, cookie: &str) -> Body {
+    match body {
+        Body::Form(fields) => {
+            let mut fields = fields.clone();
+            fields.push(("csrf", orchestra_web::pages::shell::csrf_token(cookie)));
+            Body::Form(fields)
+        }
+        other @ (Body::Nothing | Body::Json(_)) => other.clone(),
+    }
+}
+
+#[actix_web::test]
+async fn every_route_asks_every_role_in_the_own_team_and_in_another() {
+    let server = Server::start().await;
+    let things = Things::new(&server).await;
+    let service = service!(server);
+    let mut looked_at = 0;
+    for role in [Role::Viewer, Role::Operator, Role::Admin] {
+        let scopes = role.scopes();
+        for row in rows() {
+            // Signing in anew and signing out end a session, and so does an end of all of a person's: each row has its own.
+            let own = server.person("platform", role).await.1;
+            let other = server.person("mobile", role).await.1;
+            let (id, ended) = server.person("platform", role).await;
+            let gone = server.app.sessions.end(&*server.store, id, SessionEnd::SignedOut, &Actor::system("test")).await;
+            gone.expect("an append");
+            let sample = things.sample(&server, &row);
+            let cell = |who: &str| format!("{} {} by {who} {role:?}", row.method, row.path);
+            let ask = |path: &str, cookie: &str| {
+                let shown = Shown::Cookie(cookie.to_owned());
+                request(&row, path, &with_token(&sample.body, cookie), &shown).to_request()
+            };
+            let answer = call(&service, ask(&sample.path, &ended)).await;
+            assert!(
+                row.access == Access::Anyone || unknown(&row, &answer),
+                "{}: {}",
+                cell("an ended"),
+                answer.status()
+            );
+            looked_at += 1;
+            if row.access == Access::Anyone {
+                continue;
+            }
+            // Another team's things are not there for them, whatever they may at home.
+            if let Some(missing) = &sample.missing {
+                let theirs = whole(&service, &row, ask(&sample.path, &other)).await;
+                let nobodys = whole(&service, &row, ask(missing, &other)).await;
+                assert_eq!(theirs, nobodys, "{}", cell("another team's"));
+                let expected = if may(row.access, &scopes) { StatusCode::NOT_FOUND } else { StatusCode::FORBIDDEN };
+                assert_eq!(theirs.0, expected, "{}", cell("another team's"));
+            }
+            // Without the token of its page no form does anything; who may not is told that first.
+            if matches!(sample.body, Body::Form(_)) {
+                let shown = Shown::Cookie(own.clone());
+                let answer = call(&service, request(&row, &sample.path, &sample.body, &shown).to_request()).await;
+                assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{} without a token", cell("the own team's"));
+            }
+            let status = call(&service, ask(&sample.path, &own)).await.status();
+            if may(row.access, &scopes) {
+                assert!(!matches!(status.as_u16(), 401 | 403 | 404 | 405), "{}: {status}", cell("the own team's"));
+            } else {
+                assert_eq!(status, StatusCode::FORBIDDEN, "{}", cell("the own team's"));
+            }
+        }
+    }
+    assert!(looked_at > 200, "{looked_at}");
+}
+
+#[actix_web::test]
+async fn keys_that_are_bound_to_a_part_are_let_in_where_answers_are_held_to_it_and_nowhere_else() {
+    let server = Server::start().await;
+    let things = Things::new(&server).await;
+    let service = service!(server);
+    let scopes: Vec<_> = Scope::ALL.iter().copied().filter(|scope| *scope != Scope::Admin).collect();
+    let bounds = Bounds { projects: vec![MARK.into()], ..Bounds::default() };
+    let new = NewKey { team: Some("platform".to_owned()), scopes: scopes.clone(), bounds, ..NewKey::default() };
+    let bound = Shown::Bearer(server.issue(new).await.1);
+    for row in rows().into_iter().filter(|row| matches!(row.access, Access::Scope(scope) if scopes.contains(&scope))) {
+        let sample = things.sample(&server, &row);
+        let status = call(&service, request(&row, &sample.path, &sample.body, &bound).to_request()).await.status();
+        if !is_narrowed(row.path) {
+            assert_eq!(status, StatusCode::FORBIDDEN, "{} {}", row.method, row.path);
+        } else if row.method == Method::GET && row.path != "/v1/events" && sample.missing.is_none() {
+            assert_eq!(status, StatusCode::OK, "{} {}", row.method, row.path);
+        }
+    }
 }
 
 #[actix_web::test]

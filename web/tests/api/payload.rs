@@ -107,6 +107,15 @@ async fn each_wrong_field_is_pointed_at_and_nothing_is_stored() {
 }
 
 #[actix_web::test]
+async fn a_number_is_kept_to_its_last_bit() {
+    let server = Server::start().await;
+    let body: Value = serde_json::from_str(&with("metadata", r#"{"n": 1.8446744073709554e43}"#)).expect("JSON");
+    let id = server.task(&server.admin, &body).await;
+    let task = server.get(&server.admin, &format!("/v1/tasks/{id}")).await.json();
+    assert_eq!(task["metadata"]["n"].as_f64(), Some(1.844_674_407_370_955_4e43), "{}", task["metadata"]);
+}
+
+#[actix_web::test]
 async fn a_list_of_repositories_is_read_item_by_item() {
     let server = Server::start().await;
     let faults = |repos: &str| {

@@ -47,11 +47,26 @@ fn erased_words_leave_their_seal_and_other_words_do_not_fit_it() {
     let log = sample(60);
     let good = check(&log.lines(&key()), &pinned());
     assert!(good.found.words > 5 && good.found.words_gone == 0, "{good:?}");
+    let of_a_task = |linked: &Linked| linked.private.is_some() && linked.event.stream.task_id().is_some();
+    let place = log.events.iter().position(of_a_task).unwrap();
+    let (stream, number) = (log.events[place].event.stream.clone(), place as u64 + 1);
     let mut erased = log.clone();
-    erased.events[20].private = None;
+    erased.events[place].private = None;
+    // Nothing says that they were erased: somebody took them away.
+    assert_eq!(found(&erased.lines(&key()), &pinned()), (Kind::Stripped, number, number));
+    erased.raw(&"task-7".parse().unwrap(), "content-erased", r#"{"reason":"request","events":1}"#);
+    assert_eq!(found(&erased.lines(&key()), &pinned()), (Kind::Stripped, number, number), "those of another task");
+    erased.raw(&stream, "content-erased", r#"{"reason":"request","events":9}"#);
     let report = check(&erased.lines(&key()), &pinned());
     assert!(report.holds(), "{report:?}");
-    assert_eq!((report.found.words, report.found.words_gone), (good.found.words - 1, 1));
+    assert_eq!(report.found.words_gone, 1);
+    // What comes behind an erasure is not what it erased.
+    while log.events.len() < 200 && erased.events.last().is_none_or(|linked| linked.private.is_none()) {
+        erased.raw(&stream, "steered", r#"{"message":"later"}"#);
+    }
+    erased.events.last_mut().unwrap().private = None;
+    let last = erased.events.len() as u64;
+    assert_eq!(found(&erased.lines(&key()), &pinned()), (Kind::Stripped, last, last));
     let mut none = log.clone();
     none.events.iter_mut().for_each(|linked| linked.private = None);
     assert!(check(&none.lines(&key()), &pinned()).holds());

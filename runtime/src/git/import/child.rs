@@ -10,7 +10,7 @@ use orchestra_events::CommitId;
 
 use super::super::error::PackFault;
 use super::confine::confine;
-use super::walk::{Stop, walk};
+use super::walk::{GITLINK, Stop, walk};
 use super::{CHUNK_BYTES, Order, Report};
 
 /// libgit2 maps packs in windows of this size, and no more of them than the second number in all, so that a large
@@ -19,16 +19,14 @@ const WINDOW_BYTES: usize = 16 * 1024 * 1024;
 const MAPPED_BYTES: usize = 128 * 1024 * 1024;
 /// Objects that libgit2 keeps in memory.
 const CACHE_BYTES: isize = 32 * 1024 * 1024;
+
 /// The whole life of the importing child: `args` are what follows [`super::IMPORT_ARG`]. Call it first in `main`,
 /// before a runtime, a logger or the configuration.
 pub fn import_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let order = args.into_iter().next().and_then(|arg| serde_json::from_str::<Order>(&arg.to_string_lossy()).ok());
     let report = match order {
         Some(order) => match prepare(&order) {
-            Ok(()) => import(&order).unwrap_or_else(|stop| match stop {
-                Stop::Rejected(fault, detail) => Report::Rejected { fault, detail },
-                Stop::Failed(error) => Report::Failed { detail: error.message().to_owned() },
-            }),
+            Ok(()) => check(&order, &mut std::io::stdin().lock()),
             Err(detail) => Report::Failed { detail },
         },
         None => Report::Failed { detail: "the importing process was started without its order".to_owned() },
@@ -62,14 +60,22 @@ fn open(objects: &[&Path]) -> Result<Odb<'static>, Stop> {
     Ok(odb)
 }
 
-fn import(order: &Order) -> Result<Report, Stop> {
+/// What comes of an order and of the pack that is read for it.
+pub(super) fn check(order: &Order, pack: &mut impl Read) -> Report {
+    import(order, pack).unwrap_or_else(|stop| match stop {
+        Stop::Rejected(fault, detail) => Report::Rejected { fault, detail },
+        Stop::Failed(error) => Report::Failed { detail: error.message().to_owned() },
+    })
+}
+
+fn import(order: &Order, pack: &mut impl Read) -> Result<Report, Stop> {
     let (base, tip) = (oid(&order.base)?, oid(&order.tip)?);
     let objects = order.repo.join("objects");
     let trusted = open(&[&objects])?;
-    let pack = index(order, &trusted)?;
-    check_objects(order)?;
+    let pack = index(order, &trusted, pack)?;
     let all = open(&[&objects, &order.quarantine])?;
     let repo = Repository::from_odb(open(&[&objects, &order.quarantine])?)?;
+    check_objects(order, &repo, &all)?;
     let walked = walk(&repo, &all, base, tip, &order.rules)?;
     if walked.unchanged {
         return Ok(Report::Unchanged);
@@ -78,9 +84,9 @@ fn import(order: &Order) -> Result<Report, Stop> {
     Ok(Report::Accepted { tree, files_changed: walked.files_changed, pack })
 }
 
-/// Looks at the kind and size of every object that came, also of those that no commit refers to: libgit2's indexer lets
-/// an object through whose kind does not exist.
-fn check_objects(order: &Order) -> Result<(), Stop> {
+/// Looks at the kind, the size and the references of every object that came, also of those that no commit refers to:
+/// libgit2's indexer lets an object through whose kind does not exist.
+fn check_objects(order: &Order, repo: &Repository, all: &Odb<'_>) -> Result<(), Stop> {
     let odd = || Stop::Rejected(PackFault::Malformed, "its pack holds an object that is none".to_owned());
     let quarantine = open(&[&order.quarantine])?;
     let mut ids = Vec::new();
@@ -96,13 +102,36 @@ fn check_objects(order: &Order) -> Result<(), Stop> {
         if !known || size as u64 > order.rules.limits.total_bytes.max(order.rules.limits.file_bytes) {
             return Err(odd());
         }
+        check_references(repo, all, id, kind)?;
     }
     Ok(())
 }
 
-/// Reads the pack from standard input into the quarantine. Every object's hash is computed, every reference of every
-/// object is looked for.
-fn index(order: &Order, trusted: &Odb<'_>) -> Result<String, Stop> {
+/// Looks for everything that an object refers to, also of those that no commit refers to. Not left to libgit2's indexer:
+/// it looks for the commits of submodules too, which are in other repositories.
+fn check_references(repo: &Repository, all: &Odb<'_>, id: Oid, kind: ObjectType) -> Result<(), Stop> {
+    let damaged = || Stop::Rejected(PackFault::Malformed, "its pack holds a damaged object".to_owned());
+    let there = |id| match all.exists(id) {
+        true => Ok(()),
+        false => Err(Stop::Rejected(PackFault::Malformed, "an object is missing from its pack".to_owned())),
+    };
+    match kind {
+        ObjectType::Tree => {
+            let tree = repo.find_tree(id).map_err(|_| damaged())?;
+            tree.iter().filter(|entry| entry.filemode_raw() != GITLINK).try_for_each(|entry| there(entry.id()))
+        }
+        ObjectType::Commit => {
+            let commit = repo.find_commit(id).map_err(|_| damaged())?;
+            there(commit.tree_id())?;
+            commit.parent_ids().try_for_each(there)
+        }
+        ObjectType::Tag => there(repo.find_tag(id).map_err(|_| damaged())?.target_id()),
+        ObjectType::Blob | ObjectType::Any => Ok(()),
+    }
+}
+
+/// Reads the pack into the quarantine. Every object's hash is computed.
+fn index(order: &Order, trusted: &Odb<'_>, pack: &mut impl Read) -> Result<String, Stop> {
     let too_many = std::cell::Cell::new(false);
     let malformed = |detail: &str| {
         if too_many.get() {
@@ -115,17 +144,16 @@ fn index(order: &Order, trusted: &Odb<'_>) -> Result<String, Stop> {
             Stop::Rejected(PackFault::Malformed, format!("its pack is damaged: {detail}"))
         }
     };
-    let mut indexer = Indexer::new(Some(trusted), &order.quarantine.join("pack"), 0o444, true)?;
+    let mut indexer = Indexer::new(Some(trusted), &order.quarantine.join("pack"), 0o444, false)?;
     indexer.progress(|progress| {
         let within = progress.total_objects() as u64 <= order.rules.limits.objects;
         too_many.set(!within);
         within
     });
-    let mut stdin = std::io::stdin().lock();
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut total = 0;
     loop {
-        let read = stdin.read(&mut chunk).map_err(|error| malformed(&error.to_string()))?;
+        let read = pack.read(&mut chunk).map_err(|error| malformed(&error.to_string()))?;
         if read == 0 {
             break;
         }

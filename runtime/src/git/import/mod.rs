@@ -142,22 +142,54 @@ async fn admit(
     pack: impl AsyncRead + Send + Unpin,
 ) -> Result<Option<Imported>, GitError> {
     let quarantine = Quarantine::new(repo)?;
-    let order = Order {
+    let order = order(&quarantine, repo, base, tip, rules);
+    let report = ask_child(helper, &order, pack).await?;
+    conclude(report, order)
+}
+
+fn order(quarantine: &Quarantine, repo: &Path, base: &CommitId, tip: CommitId, rules: &ImportRules) -> Order {
+    Order {
         repo: repo.to_path_buf(),
         quarantine: quarantine.0.clone(),
         base: base.clone(),
-        tip: tip.clone(),
+        tip,
         rules: rules.clone(),
-    };
-    match ask_child(helper, &order, pack).await? {
+    }
+}
+
+/// Lets in what passed.
+fn conclude(report: Report, order: Order) -> Result<Option<Imported>, GitError> {
+    match report {
         Report::Unchanged => Ok(None),
         Report::Rejected { fault, detail } => Err(rejected(fault, detail)),
         Report::Failed { detail } => Err(GitError::Git { operation: Operation::Import, detail }),
         Report::Accepted { tree, files_changed, pack } => {
-            publish(&quarantine.0, repo, &pack)?;
-            Ok(Some(Imported { tip, tree, files_changed, history: rules.history }))
+            publish(&order.quarantine, &order.repo, &pack)?;
+            Ok(Some(Imported { tip: order.tip, tree, files_changed, history: order.rules.history }))
         }
     }
+}
+
+/// An import whose checks run in this very process, without the child's confinement: for the fuzz targets, which have to see
+/// what the checks do.
+///
+/// # Errors
+/// As [`super::Git::import`], but for the limits that the kernel keeps on the child.
+#[cfg(feature = "fuzzing")]
+pub fn import_here(
+    repo: &Path,
+    base: &CommitId,
+    rules: &ImportRules,
+    mut export: &[u8],
+) -> Result<Option<Imported>, GitError> {
+    use futures_util::FutureExt as _;
+
+    super::init_process();
+    let header = header(&mut export).now_or_never().expect("bytes in memory are there at once")?;
+    let Header::Tip(tip) = header else { return Ok(None) };
+    let quarantine = Quarantine::new(repo)?;
+    let order = order(&quarantine, repo, base, tip, rules);
+    conclude(child::check(&order, &mut export), order)
 }
 
 async fn ask_child(helper: &Path, order: &Order, pack: impl AsyncRead + Send + Unpin) -> Result<Report, GitError> {

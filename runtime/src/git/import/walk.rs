@@ -32,7 +32,7 @@ const FILES: [i32; 2] = [0o100_644, 0o100_755];
 /// A symbolic link.
 const LINK: i32 = 0o120_000;
 /// A commit of another repository.
-const GITLINK: i32 = 0o160_000;
+pub(super) const GITLINK: i32 = 0o160_000;
 
 /// Why the walk ended early.
 pub(super) enum Stop {
