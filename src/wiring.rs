@@ -135,11 +135,15 @@ pub async fn start(config: &Config) -> anyhow::Result<Server> {
         actix_web::rt::spawn(closing);
     }
     let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
+    let people = config.people(&public_url)?;
+    // Before anybody is served: who was signed in under another configuration may be nobody under this one.
+    let held = sessions.hold_to(&*store, people.as_ref()).await;
+    held.context("cannot end the sessions that the configuration gives nothing any more")?;
     let app = App::new(tasks, campaigns, budgets, store, read, keys)
         .with_billing(bills)
         .with_dashboard(dashboard)
         .with_audit(Arc::clone(&notary) as _)
-        .with_people(sessions, config.people(&public_url)?)
+        .with_people(sessions, people)
         .reached(Transport::of(&public_url))
         .with_webhooks(Arc::clone(&webhooks) as _)
         .behind(config.proxies()?)

@@ -39,9 +39,9 @@ fn paths() -> BTreeSet<&'static str> {
     let posts = endpoints().into_iter().filter(|endpoint| endpoint.method == "POST");
     let once = posts.filter(|post| match repeat(&post.method, post.path).unwrap() {
         Repeat::Idempotent | Repeat::NamesWhatIsMade | Repeat::Claimed { .. } => true,
-        Repeat::KeepsNothing => false,
     });
-    once.map(|post| post.path).collect()
+    // A test of a webhook leaves nothing in the log: after a kill it is sent again, and a repeat is refused.
+    once.map(|post| post.path).filter(|path| *path != "/v1/webhooks/{id}/test").collect()
 }
 
 /// One thing that somebody wants done once.

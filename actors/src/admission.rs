@@ -68,6 +68,8 @@ struct Counts {
     open: HashMap<TaskId, Owner>,
     teams: HashMap<Arc<str>, u32>,
     callers: HashMap<Arc<str>, u32>,
+    /// Tasks that go on although their end was not read from the log yet, and how many such ends there are.
+    ends_to_come: HashMap<TaskId, u32>,
     /// What was open when the process started is counted.
     loaded: bool,
 }
@@ -82,6 +84,15 @@ impl Counts {
             *self.callers.entry(Arc::clone(caller)).or_default() += 1;
         }
         self.open.insert(id, owner);
+    }
+
+    /// A task has ended, or did not go on after all: it has no place any more, unless it went on meanwhile.
+    fn ended(&mut self, id: TaskId) {
+        match self.ends_to_come.get_mut(&id) {
+            Some(1) => drop(self.ends_to_come.remove(&id)),
+            Some(ends) => *ends -= 1,
+            None => self.remove(id),
+        }
     }
 
     fn remove(&mut self, id: TaskId) {
@@ -124,7 +135,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            self.admission.change(|counts| counts.remove(id));
+            self.admission.change(|counts| counts.ended(id));
         }
     }
 }
@@ -151,13 +162,29 @@ impl Admission {
     /// # Errors
     /// `TooManyTasks` when there is none, `Busy` until it is known how many were open at the start.
     pub fn take(self: &Arc<Self>, id: TaskId, owner: Owner) -> Result<Place, ServiceError> {
+        self.enter(id, owner, false)
+    }
+
+    /// Takes a place for a task that is over and is to go on. Where its end was not read from the log yet it has its place
+    /// still, and keeps it when that end is read.
+    ///
+    /// # Errors
+    /// As of [`take`](Self::take).
+    pub fn take_again(self: &Arc<Self>, id: TaskId, owner: Owner) -> Result<Place, ServiceError> {
+        self.enter(id, owner, true)
+    }
+
+    fn enter(self: &Arc<Self>, id: TaskId, owner: Owner, again: bool) -> Result<Place, ServiceError> {
         // Asked before the lock: they look into configurations and keys of their own.
         let limits = self.limits.get();
         let of_team = limits.and_then(|limits| limits.of_team(&owner.team));
         let of_caller = limits.zip(owner.caller.as_ref()).and_then(|(limits, caller)| limits.of_caller(caller));
         self.change(|counts| {
             if counts.open.contains_key(&id) {
-                return Ok(Place { admission: Arc::clone(self), id: None });
+                if again {
+                    *counts.ends_to_come.entry(id).or_default() += 1;
+                }
+                return Ok(Place { admission: Arc::clone(self), id: again.then_some(id) });
             }
             if !counts.loaded && (of_team.is_some() || of_caller.is_some()) {
                 return Err(ServiceError::Busy);
@@ -223,7 +250,7 @@ impl Admission {
     async fn see(&self, store: &dyn EventStore, envelope: &Envelope) -> Result<(), StoreError> {
         let Some(id) = envelope.stream.task_id() else { return Ok(()) };
         if !matches!(&*envelope.kind, "created" | "queued") {
-            self.change(|counts| counts.remove(id));
+            self.change(|counts| counts.ended(id));
             return Ok(());
         }
         if self.change(|counts| counts.open.contains_key(&id)) {
@@ -333,6 +360,37 @@ mod tests {
             admission.change(|counts| counts.callers.is_empty() && counts.teams.is_empty()),
             "nothing is left behind"
         );
+    }
+
+    #[test]
+    fn a_task_that_goes_on_before_its_end_is_read_keeps_its_place() {
+        let admission = loaded(Some(1), None);
+        let own = || owner("platform", "key_1");
+        let full = |admission: &Arc<Admission>| admission.take(task(9), own()).is_err();
+        admission.take(task(1), own()).expect("the first").keep();
+        // It fails, and goes on: only then its end is read.
+        admission.take_again(task(1), own()).expect("its own place").keep();
+        admission.change(|counts| counts.ended(task(1)));
+        assert!(full(&admission), "it is open");
+        // One retry that was refused, before and after the end is read.
+        drop(admission.take_again(task(1), own()).expect("its own place"));
+        assert!(full(&admission));
+        let late = admission.take_again(task(1), own()).expect("its own place");
+        admission.change(|counts| counts.ended(task(1)));
+        assert!(full(&admission), "as long as it may go on");
+        drop(late);
+        assert!(!full(&admission), "it does not, and its end was read");
+        // Two at once, of which one goes on.
+        admission.take(task(1), own()).expect("free").keep();
+        let two = [0, 1].map(|_| admission.take_again(task(1), own()).expect("its own place"));
+        admission.change(|counts| counts.ended(task(1)));
+        let [goes_on, refused] = two;
+        goes_on.keep();
+        drop(refused);
+        assert!(full(&admission));
+        admission.change(|counts| counts.ended(task(1)));
+        assert!(!full(&admission));
+        assert!(admission.change(|counts| counts.ends_to_come.is_empty() && counts.open.is_empty()));
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl Intake {
     /// A place for a task that was over and is to go on: that of who asked for it first.
     pub async fn place_again(&self, task: &TaskResource) -> Result<Place, ServiceError> {
         let owner = Owner::again(&*self.store, &task.spec.team, task.created_by.as_deref()).await?;
-        self.admission.take(task.id, owner)
+        self.admission.take_again(task.id, owner)
     }
 
     async fn exists(&self, id: TaskId) -> Result<bool, ServiceError> {

@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
 
 pub mod access;
+pub mod audience;
 pub mod audit;
 pub mod billing;
 pub mod blob;

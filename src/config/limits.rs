@@ -118,6 +118,7 @@ impl Config {
             team: Rate::new(team_requests_per_minute, None),
             teams: self.teams.iter().filter_map(own).collect(),
             failures: Rate::new(failures_per_minute, None),
+            concurrent_tasks: Some(self.limits.concurrent_tasks).filter(|most| *most > 0),
         }
     }
 }

@@ -168,14 +168,6 @@ impl App {
         self
     }
 
-    /// The caller with these rights, as they stand now. `None`: they were taken back.
-    pub fn current(&self, who: &Who) -> Option<Caller> {
-        match who {
-            Who::Key(id) => self.keys.holder(*id),
-            Who::Person { session, .. } => Caller::person(*session, &*self.sessions.get(*session)?),
-        }
-    }
-
     /// Who is signed in with this session, as they stand now.
     pub fn signed_in(&self, id: SessionId, session: &Session) -> Option<Caller> {
         match &session.grant.holder {
@@ -195,13 +187,14 @@ impl App {
         })
     }
 
-    /// The rights that this caller showed, as they stand now. Unlike those of [`current`](Self::current), they end when
-    /// the text that was shown is rotated away, and with the session. `None`: they were taken back, or have run out.
+    /// The rights that this caller showed, as they stand now: they end when the text that was shown is rotated away, and
+    /// with the session. `None`: they were taken back, or have run out.
     pub fn standing(&self, caller: &Caller) -> Option<Caller> {
         match (caller.via, &caller.who) {
             (Via::Session(id), _) => self.signed_in(id, &*self.sessions.get(id)?),
             (Via::Key, Who::Key(id)) => self.keys.holder_of(*id, caller.generation, Timestamp::now()),
-            (Via::Key, Who::Person { .. }) => self.current(&caller.who),
+            // A person shows a session, and no key.
+            (Via::Key, Who::Person { .. }) => None,
         }
     }
 

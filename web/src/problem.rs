@@ -221,6 +221,12 @@ impl Problem {
         Self::new(Code::Forbidden, format!("The key lacks the scope `{scope}`. Use one that has it."))
     }
 
+    /// The key has a newer text than the one that was shown.
+    pub fn replaced_text() -> Self {
+        let detail = "The key has been rotated since. Only its newest text gives it another one: ask with that.";
+        Self::new(Code::Forbidden, detail)
+    }
+
     /// The key's bounds cannot be held to in this answer.
     pub fn too_wide(what: &str, bounded_to: &str) -> Self {
         let detail = format!(

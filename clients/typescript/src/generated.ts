@@ -466,7 +466,8 @@ export interface paths {
         };
         /**
          * The whole log, as it grows: what a warehouse reads.
-         * @description With `Accept: application/x-ndjson` one envelope per line, otherwise server-sent events. `id:` is the position.
+         * @description With `Accept: application/x-ndjson` one envelope per line, otherwise server-sent events. `id:` is the position. From where
+         *     an act came (`actor.origin`) is told to operators, and to a team of its own keys and people.
          */
         readonly get: operations["getEvents"];
         readonly put?: never;
@@ -768,7 +769,10 @@ export interface paths {
         readonly delete: operations["removeWebhook"];
         readonly options?: never;
         readonly head?: never;
-        /** Changes a webhook: what is sent, where to, and whether anything is. What is absent stays. */
+        /**
+         * Changes a webhook: what is sent, where to, and whether anything is. What is absent stays.
+         * @description A webhook of events such as `key.*` is changed with the scope `audit:read` besides; it is stopped without.
+         */
         readonly patch: operations["changeWebhook"];
         readonly trace?: never;
     };
@@ -798,7 +802,10 @@ export interface paths {
         };
         readonly get?: never;
         readonly put?: never;
-        /** Sends again what a webhook wants of a part of the log, under the same message ids as before. */
+        /**
+         * Sends again what a webhook wants of a part of the log, under the same message ids as before.
+         * @description A webhook of events such as `key.*` asks for the scope `audit:read` besides.
+         */
         readonly post: operations["replayWebhook"];
         readonly delete?: never;
         readonly options?: never;
@@ -815,7 +822,10 @@ export interface paths {
         };
         readonly get?: never;
         readonly put?: never;
-        /** Makes a webhook's secret anew. For a while, messages are signed with both. */
+        /**
+         * Makes a webhook's secret anew. For a while, messages are signed with both.
+         * @description A webhook of events such as `key.*` asks for the scope `audit:read` besides.
+         */
         readonly post: operations["rotateWebhookSecret"];
         readonly delete?: never;
         readonly options?: never;
@@ -832,7 +842,10 @@ export interface paths {
         };
         readonly get?: never;
         readonly put?: never;
-        /** Sends a test to a webhook, once, and answers what came of it. */
+        /**
+         * Sends a test to a webhook, once, and answers what came of it.
+         * @description A webhook of events such as `key.*` asks for the scope `audit:read` besides.
+         */
         readonly post: operations["testWebhook"];
         readonly delete?: never;
         readonly options?: never;
@@ -7603,7 +7616,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description `conflict`: Its state does not allow that; `request-in-progress`: The same request is being worked on */
+            /** @description The team has a thousand keys that work (`conflict`: Its state does not allow that; `request-in-progress`: The same request is being worked on) */
             readonly 409: {
                 headers: {
                     /** @description Requests that may be made at once */
@@ -8229,7 +8242,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The key can do more than the caller's (`address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that) */
+            /** @description The key can do more than the caller's, or is the caller's own and has a newer text (`address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that) */
             readonly 403: {
                 headers: {
                     /** @description Requests that may be made at once */
@@ -12820,7 +12833,10 @@ export interface operations {
     readonly testWebhook: {
         readonly parameters: {
             readonly query?: never;
-            readonly header?: never;
+            readonly header?: {
+                /** @description A name for this request, unique among the caller's: a repeat with the same name and body does nothing new and is answered with what stands, for as long as the log is kept. The same name with another body is refused. What was refused may be tried again under its name. */
+                readonly "Idempotency-Key"?: string;
+            };
             readonly path: {
                 readonly id: string;
             };
@@ -12831,6 +12847,8 @@ export interface operations {
             /** @description What came of it */
             readonly 200: {
                 headers: {
+                    /** @description `true` where this answers a repeat */
+                    readonly "Idempotency-Replayed"?: "true";
                     /** @description Requests that may be made at once */
                     readonly "RateLimit-Limit"?: number;
                     /** @description Requests in a window of seconds, `60;w=60` */
@@ -12843,6 +12861,28 @@ export interface operations {
                 };
                 content: {
                     readonly "application/json": components["schemas"]["Delivery"];
+                };
+            };
+            /** @description `body-incomplete`: The body did not arrive whole */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-incomplete";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
                 };
             };
             /** @description `unauthenticated`: Who is calling? */
@@ -12910,6 +12950,74 @@ export interface operations {
                         readonly code?: "not-found";
                         /** @enum {integer} */
                         readonly status?: 404;
+                    };
+                };
+            };
+            /** @description It was sent before under this Idempotency-Key (`conflict`: Its state does not allow that; `request-in-progress`: The same request is being worked on) */
+            readonly 409: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    /** @description Seconds after which to try again */
+                    readonly "Retry-After"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "conflict" | "request-in-progress";
+                        /** @enum {integer} */
+                        readonly status?: 409;
+                    };
+                };
+            };
+            /** @description `body-too-large`: The body is too large */
+            readonly 413: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "body-too-large";
+                        /** @enum {integer} */
+                        readonly status?: 413;
+                    };
+                };
+            };
+            /** @description `idempotency-key-reused`: This Idempotency-Key was used for another request; `invalid-request`: The request has fields that do not do */
+            readonly 422: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "idempotency-key-reused" | "invalid-request";
+                        /** @enum {integer} */
+                        readonly status?: 422;
                     };
                 };
             };

@@ -22,4 +22,5 @@ pub use books::{Balance, Mismatch};
 pub use chain::{Break, Kind, Trust};
 pub use checkpoint::{Checkpoint, CheckpointEvent, PublicKey, Statement, key_id};
 pub use ed25519_dalek::SigningKey;
+pub use hex::Hex;
 pub use verify::{Report, VerifyError};

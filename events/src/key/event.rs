@@ -144,7 +144,7 @@ impl KeyLimits {
         let part = |own: Option<u32>, other: Option<u32>| other.is_none_or(|most| own.is_some_and(|own| own <= most));
         part(self.requests_per_minute, other.requests_per_minute)
             // Without a burst of its own, a minute's worth may come at once.
-            && part(self.burst.or(self.requests_per_minute), other.burst)
+            && part(self.burst.or(self.requests_per_minute), other.burst.or(other.requests_per_minute))
             && part(self.concurrent_tasks, other.concurrent_tasks)
     }
 }

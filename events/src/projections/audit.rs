@@ -198,6 +198,11 @@ fn learn(transaction: &Transaction<'_>, envelope: &Envelope) -> Result<(), rusql
     Ok(())
 }
 
+/// Whether this key or person is one of the team's own.
+pub(super) fn is_of(connection: &Connection, actor: &str, team: &str) -> Result<bool, rusqlite::Error> {
+    connection.prepare_cached("SELECT 1 FROM audit_actors WHERE actor = ?1 AND team = ?2")?.exists([actor, team])
+}
+
 fn key_team(transaction: &Transaction<'_>, key: KeyId) -> Result<Option<String>, rusqlite::Error> {
     let mut statement = transaction.prepare_cached("SELECT team FROM audit_actors WHERE actor = ?1")?;
     statement.query_row([key.to_string()], |row| row.get(0)).optional()
@@ -215,10 +220,8 @@ fn insert(
     };
     let at = envelope.time.as_microsecond();
     let origin = envelope.actor.origin.as_deref();
-    let own: bool = match &act.team {
-        Some(team) => transaction
-            .prepare_cached("SELECT 1 FROM audit_actors WHERE actor = ?1 AND team = ?2")?
-            .exists([&envelope.actor.id, team])?,
+    let own = match &act.team {
+        Some(team) => is_of(transaction, &envelope.actor.id, team)?,
         None => false,
     };
     let repos: Vec<_> =

@@ -274,6 +274,11 @@ impl ReadModels {
         self.database.read(move |connection| audit::page(connection, &filter, after, limit)).await
     }
 
+    /// Whether this actor is a key or a person of the team's own, as of [`AuditRow::own`].
+    pub async fn is_of_team(&self, actor: String, team: String) -> Result<bool, ReadModelError> {
+        self.database.read(move |connection| Ok(audit::is_of(connection, &actor, &team)?)).await
+    }
+
     /// A team's plans, and how far its months are closed.
     pub async fn billing(&self, team: String) -> Result<Billing, ReadModelError> {
         self.database.read(move |connection| billing::account(connection, &team)).await

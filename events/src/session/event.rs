@@ -102,6 +102,8 @@ pub enum SessionEnd {
     Unused,
     /// There were too many, and this one was the nearest to its end.
     Crowded,
+    /// The server's configuration gives its holder no more what they came in with.
+    Withdrawn,
 }
 
 /// A sign-in that failed.

@@ -8,9 +8,10 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::pattern::event_type;
-use crate::envelope::{Actor, Envelope};
+pub use crate::audience::Audience;
+use crate::audience::as_seen_by;
+use crate::envelope::Envelope;
 use crate::id::{EventId, WebhookId};
-use crate::json::Json;
 
 /// The `webhook-id` of a message: the same whenever the same event is sent to the same webhook, so that a receiver
 /// who has seen it knows.
@@ -75,24 +76,6 @@ impl From<MessageId> for String {
     }
 }
 
-/// Who reads a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Audience {
-    /// One team: where an act came from is not its to know.
-    Team,
-    /// The operators.
-    Operators,
-}
-
-/// Members of an event's data that only operators see: from where somebody came, and what a key is known by.
-const OPERATORS_ONLY: [(&str, &str); 5] = [
-    ("key", "secretSha256"),
-    ("key", "address"),
-    ("access", "address"),
-    ("access", "userAgent"),
-    ("session", "address"),
-];
-
 #[derive(Serialize)]
 struct Body<'a> {
     #[serde(rename = "type")]
@@ -104,27 +87,7 @@ struct Body<'a> {
 /// The body of an event's message, as Standard Webhooks has it: `type`, `timestamp` and `data`, the event in its envelope.
 pub fn body(event: &Envelope, audience: Audience) -> Result<Vec<u8>, serde_json::Error> {
     let kind = event_type(&event.stream, &event.kind);
-    let write = |data| serde_json::to_vec(&Body { kind, timestamp: event.time, data });
-    match audience {
-        Audience::Operators => write(event),
-        Audience::Team => {
-            let actor = Actor { origin: None, ..event.actor.clone() };
-            let data = without_what_is_the_operators(event)?;
-            write(&Envelope { actor, data, ..event.clone() })
-        }
-    }
-}
-
-fn without_what_is_the_operators(event: &Envelope) -> Result<Json, serde_json::Error> {
-    let mut hidden = OPERATORS_ONLY.iter().filter(|(category, _)| *category == event.stream.category()).peekable();
-    if hidden.peek().is_none() {
-        return Ok(event.data.clone());
-    }
-    let mut data: serde_json::Map<String, serde_json::Value> = serde_json::from_str(event.data.get())?;
-    for (_, member) in hidden {
-        data.remove(*member);
-    }
-    Ok(Json::stored(serde_json::to_string(&data)?))
+    serde_json::to_vec(&Body { kind, timestamp: event.time, data: &as_seen_by(event, audience)? })
 }
 
 /// The `type` of a test.
@@ -138,7 +101,8 @@ pub fn ping(webhook: WebhookId, at: jiff::Timestamp) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelope::{ActorKind, Origin, Position, Revision};
+    use crate::envelope::{Actor, ActorKind, Origin, Position, Revision};
+    use crate::json::Json;
 
     fn envelope(stream: &str, data: &str) -> Envelope {
         Envelope {

@@ -10,7 +10,6 @@ use orchestra_actors::{AuditService, NotaryError};
 use orchestra_events::audit::Checkpoint;
 use orchestra_events::audit::export::{Header, MAX_FURTHER, Owed, Trailer, write_event};
 use orchestra_events::audit::key_id;
-use orchestra_events::key::Scope;
 use orchestra_events::store::chain::{Digest, Linked};
 use orchestra_events::{Position, Revision};
 use serde::Serialize;
@@ -98,8 +97,7 @@ fn service(app: &App) -> Result<&Arc<dyn AuditService>, Problem> {
 /// Reads the public key that checkpoints are verified with.
 #[utoipa::path(get, path = "/v1/audit/key", tag = "audit", operation_id = "getAuditKey",
     responses((status = 200, description = "The key", body = AuditKey)))]
-pub async fn key(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
-    caller.require(Scope::AuditRead)?;
+pub async fn key(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     Parameters::of(&request)?.finish()?;
     let public = service(&app)?.public_key();
     let key_id = key_id(&public).to_string();
@@ -112,8 +110,7 @@ pub async fn key(app: web::Data<App>, caller: Caller, request: HttpRequest) -> R
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 200)),
     responses((status = 200, description = "A page of checkpoints", body = CheckpointList),
         (status = 400, description = "Parameters that do not do", body = ProblemBody, content_type = "application/problem+json")))]
-pub async fn checkpoints(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
-    caller.require(Scope::AuditRead)?;
+pub async fn checkpoints(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let mut query = Parameters::of(&request)?;
     let before = query.parsed::<u64>("cursor", "the nextCursor of the page before").map(Revision);
     let limit = query.limit(DEFAULT_PAGE, MAX_PAGE);
@@ -140,7 +137,6 @@ pub fn show(app: web::Data<App>, _: Caller, _: Subject) -> LocalBoxFuture<'stati
 #[utoipa::path(post, path = "/v1/audit/checkpoints", tag = "audit", operation_id = "createCheckpoint",
     responses((status = 201, description = "The checkpoint", body = CheckpointView)))]
 pub async fn sign(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
-    caller.require(Scope::Admin)?;
     Parameters::of(&request)?.finish()?;
     let checkpoint = service(&app)?.sign(caller.actor()).await.map_err(problem)?;
     Ok(HttpResponse::Created().json(CheckpointView::from(checkpoint)))
@@ -202,7 +198,6 @@ impl Export {
     params(("content" = Option<bool>, Query, description = "`false` leaves out the words that may be erased")),
     responses((status = 200, description = "The log", content((String = "application/x-ndjson")))))]
 pub async fn export(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
-    caller.require(Scope::Admin)?;
     let mut query = Parameters::of(&request)?;
     let content = query.parsed::<bool>("content", "true or false").unwrap_or(true);
     query.finish()?;

@@ -7,7 +7,6 @@ use orchestra_events::NanoUsd;
 use orchestra_events::billing::event::PlanSet;
 use orchestra_events::billing::plan::{HIGHEST_MARK_UP, LONGEST_NAME, MOST_OVERRIDES};
 use orchestra_events::billing::{Billing, Currency, Override, Plan, Refusal, Terms};
-use orchestra_events::key::Bounds;
 use orchestra_events::ledger::Scope;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -153,23 +152,14 @@ impl From<BillingError> for Problem {
     }
 }
 
-/// A team whose bills this caller may read: they are the whole team's, and not for a key that is good for a part of it.
+/// A team whose bills this caller may read. That they are the whole team's, and not for a key that is good for a part of it,
+/// the guard has said before.
 pub fn visible(caller: &Caller, team: &str) -> Result<(), Problem> {
     let is_name = format!("team:{team}").parse::<Scope>().is_ok();
     if !is_name || !caller.sees(team) {
         return Err(Problem::no_such_team());
     }
-    if is_bound(caller) {
-        let detail =
-            "The key is bound to a part of its team, and bills are the whole team's. Use a key without bounds.";
-        return Err(Problem::new(Code::Forbidden, detail));
-    }
     Ok(())
-}
-
-/// Whether a caller is bound to some of their team's things. Where they may call from is another matter.
-pub fn is_bound(caller: &Caller) -> bool {
-    !Bounds { networks: Vec::new(), ..(*caller.bounds).clone() }.is_empty()
 }
 
 /// The team that a query is about: the key's own, or the one that an operator names.

@@ -89,7 +89,7 @@ fn codes(endpoint: &Endpoint, operation: &Value) -> Vec<Code> {
     match repeat(&endpoint.method, endpoint.path) {
         Some(Repeat::Claimed { .. }) => codes.extend(WITH_NAME),
         Some(Repeat::NamesWhatIsMade) => codes.push(Code::IdempotencyKeyReused),
-        Some(Repeat::Idempotent | Repeat::KeepsNothing) | None => {}
+        Some(Repeat::Idempotent) | None => {}
     }
     codes.sort_unstable_by_key(|code| (code.status().as_u16(), code.as_str()));
     codes.dedup();

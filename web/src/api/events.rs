@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::{HttpRequest, HttpResponse, web};
+use orchestra_events::audience::{Audience, as_seen_by};
 use orchestra_events::store::{Direction, Filter};
 use orchestra_events::subscription::Subscription;
 use orchestra_events::{Envelope, Position, Revision, StreamName, TaskId};
@@ -102,12 +103,15 @@ pub async fn of_task(
     let last = data.last().map(|last| last.revision);
     // A page of large events ends early; whether there are more, the task's own revision tells.
     let next_cursor = last.filter(|last| *last < task.revision).map(|last| last.0.to_string());
-    Ok(HttpResponse::Ok().json(EventList { data, next_cursor }))
+    // From where somebody came is for the audit.
+    let told = data.iter().map(|event| as_seen_by(event, Audience::Team)).collect::<Result<_, _>>();
+    Ok(HttpResponse::Ok().json(EventList { data: told.map_err(Problem::internal)?, next_cursor }))
 }
 
 /// The whole log, as it grows: what a warehouse reads.
 ///
-/// With `Accept: application/x-ndjson` one envelope per line, otherwise server-sent events. `id:` is the position.
+/// With `Accept: application/x-ndjson` one envelope per line, otherwise server-sent events. `id:` is the position. From where
+/// an act came (`actor.origin`) is told to operators, and to a team of its own keys and people.
 #[utoipa::path(get, path = "/v1/events", tag = "events", operation_id = "getEvents",
     params(("after" = Option<u64>, Query, description = "The position of the last event seen"),
         ("type" = Option<String>, Query, description = "Event types, separated by commas"),

@@ -34,6 +34,8 @@ pub const DEFAULT_PAGE: usize = 50;
 pub const MAX_PAGE: usize = 200;
 /// Longest name of a key, in bytes.
 pub const MAX_NAME: usize = 100;
+/// Keys of one team that work at the same time, and as many of no team: each is kept in memory and asked for its rights.
+pub const MAX_STANDING: usize = 1_000;
 /// The environment in the prefix of a key whose request names none.
 pub const ENVIRONMENT: &str = "live";
 /// How long the text before a rotation works on, when the request does not say.
@@ -209,8 +211,8 @@ async fn visible(app: &App, caller: &Caller, id: &str) -> Result<KeyResource, Pr
     app.keys.find(id).filter(|key| sees(caller, key)).ok_or_else(Problem::no_such_key)
 }
 
-/// What in a grant is more than the caller has.
-fn excess(caller: &Caller, grant: &NewKey) -> Vec<Field> {
+/// What in a grant is more than the caller has. `server`: what whoever has no limits of their own is held to.
+fn excess(caller: &Caller, grant: &NewKey, server: &KeyLimits) -> Vec<Field> {
     let mut excess = Vec::new();
     let mut more = |pointer: String, detail: String| excess.push(Field { pointer, detail });
     for scope in &grant.scopes {
@@ -228,8 +230,15 @@ fn excess(caller: &Caller, grant: &NewKey) -> Vec<Field> {
     if !grant.bounds.within(&caller.bounds) {
         more("/bounds".to_owned(), "reach further than those of your key; leave them out to have the same".to_owned());
     }
-    if !grant.limits.within(&caller.limits) {
-        more("/limits".to_owned(), "are higher than those of your key; leave them out to have the same".to_owned());
+    // Only who answers for the whole server lets somebody do more on it than everybody.
+    let within = if caller.is_admin() {
+        grant.limits.within(&caller.limits)
+    } else {
+        grant.limits.or(server).within(&caller.limits.or(server))
+    };
+    if !within {
+        let detail = "are higher than those of your key, or of this server; leave them out to have the same";
+        more("/limits".to_owned(), detail.to_owned());
     }
     if caller.ends.is_some_and(|ends| grant.expires_at.is_none_or(|end| end > ends)) {
         more("/expiresAt".to_owned(), "is later than your own key expires; leave it out to have the same".to_owned());
@@ -418,6 +427,7 @@ pub fn show(
     responses(
         (status = 201, description = "Issued", body = IssuedKey, headers(("Location" = String, description = "The key"))),
         (status = 403, description = "More than the caller has", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 409, description = "The team has a thousand keys that work", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "Fields that do not do", body = ProblemBody, content_type = "application/problem+json"),
     ))]
 pub async fn create(
@@ -442,7 +452,11 @@ pub async fn issue_for(app: &App, caller: &Caller, raw: &RawValue) -> Result<(Ke
     let Some(new) = new else { return Err(Problem::internal("a key that was read is not there")) };
     let _one_at_a_time = app.keys.changing().await;
     let caller = still(app, caller).await?;
-    too_much(excess(&caller, &new))?;
+    too_much(excess(&caller, &new, &app.limits.of_keys()))?;
+    if app.keys.standing_of(new.team.as_deref(), now) >= MAX_STANDING {
+        let detail = format!("There are {MAX_STANDING} keys already that work. Revoke those that nobody needs.");
+        return Err(Problem::new(Code::Conflict, detail));
+    }
     let actor = new.team.as_deref().map_or_else(|| caller.actor(), |team| caller.actor_for(team));
     let (id, text) = issue(&*app.store, new, &actor).await?;
     app.keys.catch_up(&*app.store).await?;
@@ -513,7 +527,7 @@ pub async fn get(
     params(("id" = String, Path)),
     request_body(content = Option<super::openapi::RotateRequest>),
     responses((status = 200, description = "Rotated", body = IssuedKey),
-        (status = 403, description = "The key can do more than the caller's", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "The key can do more than the caller's, or is the caller's own and has a newer text", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "No such key, or another team's", body = ProblemBody, content_type = "application/problem+json"),
         (status = 409, description = "The key is revoked or expired", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "Fields that do not do", body = ProblemBody, content_type = "application/problem+json")))]
@@ -545,13 +559,16 @@ pub async fn rotate_for(
     overlap: Duration,
 ) -> Result<(KeyResource, SecretString), Problem> {
     let _one_at_a_time = app.keys.changing().await;
-    let key = visible(app, caller, id).await?;
     let caller = still(app, caller).await?;
+    let key = visible(app, &caller, id).await?;
     // Whoever gets the new text has what the key has.
     let KeyGrant { name, team, environment, scopes, bounds, expires_at, limits, .. } = key.key.grant.clone();
     let grant = NewKey { name, team, environment, scopes, bounds, expires_at, limits };
     if caller.who != Who::Key(key.id) {
-        too_much(excess(&caller, &grant))?;
+        too_much(excess(&caller, &grant, &app.limits.of_keys()))?;
+    } else if caller.generation != key.key.generation {
+        // A text that is on its way out would make one that lasts, and end the one that its owner has now.
+        return Err(Problem::replaced_text());
     }
     let actor = grant.team.as_deref().map_or_else(|| caller.actor(), |team| caller.actor_for(team));
     let text = rotate_key(&*app.store, key.id, &grant.environment, overlap, &actor).await?;
@@ -598,8 +615,12 @@ pub async fn revoke_for(app: &App, caller: &Caller, id: &str, itself: bool) -> R
         return conflict("This is the key you are asking with. Add `?self=true` if you mean it.");
     }
     let now = Timestamp::now();
-    if admin && key.key.stands(now) && !app.keys.another_admin(Some(key.id), now) {
-        return conflict("This is the last key that can do everything. Issue another one first.");
+    // A key that ends by itself, or is good for a part only, does not stand in for one that is for always and everything.
+    let lasts = key.key.grant.expires_at.is_none() && key.key.grant.bounds.is_empty();
+    let remains =
+        if lasts { app.keys.another_lasting_admin(key.id) } else { app.keys.another_admin(Some(key.id), now) };
+    if admin && key.key.stands(now) && !remains {
+        return conflict("This is the last key that can do everything, for always. Issue another one first.");
     }
     let team = key.key.grant.team.as_deref();
     let actor = team.map_or_else(|| caller.actor(), |team| caller.actor_for(team));

@@ -32,8 +32,6 @@ pub enum Repeat {
     Idempotent,
     /// The key is the id of what is made, so that a repeat meets it: no second record is needed.
     NamesWhatIsMade,
-    /// It keeps nothing and so has nothing that a repeat could be shown: each copy is done.
-    KeepsNothing,
     /// Claimed in the log before it is done.
     Claimed {
         /// The status when it was done.
@@ -69,8 +67,8 @@ pub fn repeat(method: &Method, path: &str) -> Option<Repeat> {
         "/v1/billing/periods/{period}/close" => Some(Repeat::Idempotent),
         // Sent again and then noted; sent twice, it has the same ids.
         "/v1/billing/periods/{period}/push" => claimed(StatusCode::ACCEPTED, "billing", billing_periods::show),
-        // A message to the receiver that says that it is a test.
-        "/v1/webhooks/{id}/test" => Some(Repeat::KeepsNothing),
+        // A message to the receiver, of which nothing is kept: a repeat sends none, and is told so.
+        "/v1/webhooks/{id}/test" => claimed(StatusCode::OK, "webhook", webhooks::show_test),
         _ => None,
     }
 }

@@ -27,7 +27,7 @@ use super::webhook_resource::{DeliveryList, DeliveryView, NewWebhookView, Webhoo
 use super::{body, rules};
 use crate::App;
 use crate::auth::Caller;
-use crate::problem::{Field, Problem, ProblemBody};
+use crate::problem::{Code, Field, Problem, ProblemBody};
 
 /// The largest position that is taken.
 const MAX_POSITION: u64 = i64::MAX.unsigned_abs();
@@ -69,6 +69,11 @@ pub async fn visible(app: &App, caller: &Caller, id: &str) -> Result<WebhookRow,
     if is_theirs(caller, &row.spec) { Ok(row) } else { Err(Problem::no_such_webhook()) }
 }
 
+/// Refuses to have something sent, or to change to where, on the word of somebody who may not read it themselves.
+pub fn check_reading(caller: &Caller, spec: &WebhookSpec) -> Result<(), Problem> {
+    if spec.events.iter().any(Pattern::is_administrative) { caller.require(Scope::AuditRead) } else { Ok(()) }
+}
+
 /// Who the caller is in an event about a webhook of this team.
 pub fn actor(caller: &Caller, team: Option<&str>) -> Actor {
     team.map_or_else(|| caller.actor(), |team| caller.actor_for(team))
@@ -97,6 +102,20 @@ pub fn show_secret(
         let previous_secret_until =
             visible(&app, &caller, &subject.id).await?.previous_until.map(|time| time.to_string());
         Ok(HttpResponse::Ok().json(WebhookSecret { secret: None, previous_secret_until }))
+    })
+}
+
+/// What a repeat of a test is told: it was sent, and what came of it was in the first answer alone.
+pub fn show_test(
+    app: web::Data<App>,
+    caller: Caller,
+    subject: Subject,
+) -> LocalBoxFuture<'static, Result<HttpResponse, Problem>> {
+    Box::pin(async move {
+        visible(&app, &caller, &subject.id).await?;
+        let detail = "This test was sent once already, and what came of it was in the first answer. For another test, use \
+                      another Idempotency-Key.";
+        Err(Problem::new(Code::Conflict, detail))
     })
 }
 
@@ -292,6 +311,8 @@ pub async fn get(
 }
 
 /// Changes a webhook: what is sent, where to, and whether anything is. What is absent stays.
+///
+/// A webhook of events such as `key.*` is changed with the scope `audit:read` besides; it is stopped without.
 #[utoipa::path(patch, path = "/v1/webhooks/{id}", tag = "webhooks", operation_id = "changeWebhook",
     params(("id" = String, Path)), request_body(content = super::webhook_resource::WebhookChange),
     responses((status = 200, description = "The webhook as it stands now", body = WebhookView),
@@ -330,6 +351,11 @@ pub async fn change(
     faults.none()?;
     let (spec, enabled) = change.ok_or_else(|| Problem::internal("a change without faults is missing"))?;
     check_bounds(&caller, &spec)?;
+    // Whoever may only write webhooks can stop what they may not read, and nothing else of it.
+    if spec != row.spec || enabled != Some(false) {
+        check_reading(&caller, &row.spec)?;
+        check_reading(&caller, &spec)?;
+    }
     let actor = actor(&caller, row.spec.team.as_deref());
     if spec != row.spec {
         app.webhooks()?.change_webhook(row.id, spec, actor.clone()).await?;
@@ -352,6 +378,8 @@ pub async fn remove(app: web::Data<App>, caller: Caller, id: web::Path<String>) 
 }
 
 /// Makes a webhook's secret anew. For a while, messages are signed with both.
+///
+/// A webhook of events such as `key.*` asks for the scope `audit:read` besides.
 #[utoipa::path(post, path = "/v1/webhooks/{id}/secret", tag = "webhooks", operation_id = "rotateWebhookSecret",
     params(("id" = String, Path)), request_body(content = Option<super::webhook_resource::WebhookSecretRequest>),
     responses((status = 200, description = "The new secret", body = WebhookSecret),
@@ -365,6 +393,7 @@ pub async fn rotate(
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     let row = visible(&app, &caller, &id).await?;
+    check_reading(&caller, &row.spec)?;
     let mut faults = Faults::default();
     let overlap = body::optional_object(&request, payload, &mut faults).await?.and_then(|mut object| {
         let overlap = object.whole("overlapSeconds", 0, MAX_OVERLAP.as_secs(), &mut faults);
@@ -383,13 +412,17 @@ pub async fn rotate(
 }
 
 /// Sends a test to a webhook, once, and answers what came of it.
+///
+/// A webhook of events such as `key.*` asks for the scope `audit:read` besides.
 #[utoipa::path(post, path = "/v1/webhooks/{id}/test", tag = "webhooks", operation_id = "testWebhook",
     params(("id" = String, Path)),
     responses((status = 200, description = "What came of it", body = DeliveryView),
         (status = 404, description = "No such webhook, or another team's", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 409, description = "It was sent before under this Idempotency-Key", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Another test is under way", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn test(app: web::Data<App>, caller: Caller, id: web::Path<String>) -> Result<HttpResponse, Problem> {
     let row = visible(&app, &caller, &id).await?;
+    check_reading(&caller, &row.spec)?;
     let attempt = app.webhooks()?.test_webhook(row.id).await?;
     Ok(HttpResponse::Ok().json(DeliveryView::from(attempt)))
 }
@@ -406,6 +439,8 @@ pub async fn position_of(app: &App, webhook: WebhookId, message: MessageId) -> R
 }
 
 /// Sends again what a webhook wants of a part of the log, under the same message ids as before.
+///
+/// A webhook of events such as `key.*` asks for the scope `audit:read` besides.
 #[utoipa::path(post, path = "/v1/webhooks/{id}/replay", tag = "webhooks", operation_id = "replayWebhook",
     params(("id" = String, Path)), request_body(content = super::webhook_resource::WebhookReplayRequest),
     responses((status = 202, description = "It is sent again", body = WebhookView),
@@ -420,6 +455,7 @@ pub async fn replay(
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     let row = visible(&app, &caller, &id).await?;
+    check_reading(&caller, &row.spec)?;
     let raw = body::json(&request, payload).await?;
     let mut faults = Faults::default();
     let is_id = |text: &str| text.parse::<MessageId>().map(drop).map_err(|error| error.to_string());

@@ -11,7 +11,7 @@ use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
 use jiff::Timestamp;
 use orchestra_events::campaign::CampaignSpec;
 use orchestra_events::key::{Bounds, KeyLimits, Scope};
-use orchestra_events::session::Session;
+use orchestra_events::session::{Holder, Session};
 use orchestra_events::task::TaskSpec;
 use orchestra_events::{Actor, ActorKind, EventId, KeyId, Origin, SessionId};
 use sha2::{Digest as _, Sha256};
@@ -252,18 +252,41 @@ pub fn same_origin(request: &HttpRequest) -> bool {
     }
 }
 
-fn recognise(app: &App, request: &HttpRequest) -> Result<Caller, Problem> {
+/// Somebody who is not let in, and who that is as far as it can be told: the answer is the same, the record is not.
+struct Stranger {
+    problem: Problem,
+    whose: Option<Box<Caller>>,
+}
+
+impl From<Problem> for Stranger {
+    fn from(problem: Problem) -> Self {
+        Self { problem, whose: None }
+    }
+}
+
+fn recognise(app: &App, request: &HttpRequest) -> Result<Caller, Stranger> {
     if request.headers().contains_key(header::AUTHORIZATION) {
-        return bearer(request.headers()).and_then(|key| app.keys.authenticate(key)).ok_or_else(Problem::unknown_key);
+        let key = bearer(request.headers()).ok_or_else(Problem::unknown_key)?;
+        // Both are asked in any case, so that a key that is over takes as long as one that never was.
+        let (stands, whose) = (app.keys.authenticate(key), app.keys.whose(key));
+        return stands.ok_or_else(|| Stranger { problem: Problem::unknown_key(), whose: whose.map(Box::new) });
     }
     let cookie = transport::session_cookie(app, request).ok_or_else(Problem::unauthenticated)?;
-    let caller = app
-        .sessions
-        .find(&cookie)
-        // What a key may do is asked again: one that was revoked or rotated away ends its sessions too.
-        .and_then(|open| app.signed_in(open.id, &open.session))
-        .ok_or_else(Problem::unauthenticated)?;
-    if same_origin(request) { Ok(caller) } else { Err(Problem::cross_site()) }
+    let open = app.sessions.find(&cookie).ok_or_else(Problem::unauthenticated)?;
+    // What a key may do is asked again: one that was revoked or rotated away ends its sessions too.
+    let Some(caller) = app.signed_in(open.id, &open.session) else {
+        let whose = match &open.session.grant.holder {
+            Holder::Key { key } => app.keys.whose_id(*key),
+            Holder::Person { .. } => None,
+        };
+        let whose = whose.map(|caller| Box::new(Caller { via: Via::Session(open.id), ..caller }));
+        return Err(Stranger { problem: Problem::unauthenticated(), whose });
+    };
+    if same_origin(request) {
+        Ok(caller)
+    } else {
+        Err(Stranger { problem: Problem::cross_site(), whose: Some(Box::new(caller)) })
+    }
 }
 
 /// What was found out about the caller of a request, once, however often it is asked.
@@ -310,13 +333,20 @@ fn look(request: &HttpRequest) -> Result<Recognised, Problem> {
             request: named(request.headers(), &caller.who),
             ..caller
         },
-        Err(problem) => {
+        Err(Stranger { problem, whose }) => {
             // Whoever brings nothing guesses nothing.
             let guessed = request.headers().contains_key(header::AUTHORIZATION);
             let verdict = guessed.then(|| app.limits.failed(from.or(peer)));
-            let Some(Verdict { allowance, refused }) = verdict else { return Err(problem) };
+            let Verdict { allowance, refused } = verdict.unwrap_or(Verdict { allowance: None, refused: None });
             allowance.map(|allowance| request.extensions_mut().insert(allowance));
-            return Err(refused.unwrap_or(problem));
+            let problem = refused.unwrap_or(problem);
+            if let Some(caller) = whose {
+                let user_agent = address::user_agent(request.headers());
+                let caller = Caller { address: from, user_agent, ..*caller };
+                let refused = Some(problem.clone());
+                request.extensions_mut().insert(Recognised { caller, refused });
+            }
+            return Err(problem);
         }
     };
     let mut refused = (!caller.bounds.admits_address(from)).then(|| Problem::address_not_allowed(from));

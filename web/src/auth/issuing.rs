@@ -8,11 +8,10 @@ use orchestra_events::key::{Bounds, Command, Key, KeyEvent, KeyGrant, KeyLimits,
 use orchestra_events::store::read_whole_stream;
 use orchestra_events::{Actor, EventId, EventStore, Expected, KeyId, NewEvent, StoreError, StreamName};
 use secrecy::SecretString;
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use super::keys::{KeyRing, Used, hex, random_hex};
+use super::keys::{KeyRing, Used, kept, random_hex};
 
 /// Longest environment in a key's prefix.
 pub const MAX_ENVIRONMENT: usize = 32;
@@ -75,7 +74,7 @@ fn new_text(id: KeyId, environment: &str) -> Result<(SecretString, String), KeyE
     let id = id.to_string();
     let digits = id.strip_prefix("key_").unwrap_or(&id);
     let text = format!("orc_{environment}_{digits}_{secret}");
-    let hash = hex(&Sha256::digest(text.as_bytes()));
+    let hash = kept(&text);
     Ok((text.into(), hash))
 }
 

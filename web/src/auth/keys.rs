@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use orchestra_events::audit::Hex;
 use orchestra_events::key::{Bounds, KeyEvent, KeyResource, LastUse, Scope};
 use orchestra_events::store::{Filter, MAX_PAGE, fold_stream};
 use orchestra_events::{Actor, Envelope, EventStore, KeyId, Position, Revision, StoreError};
@@ -72,28 +73,17 @@ pub struct KeyPage {
 pub(super) fn random_hex() -> Option<String> {
     let mut bytes = [0_u8; 32];
     getrandom::fill(&mut bytes).ok()?;
-    Some(hex(&bytes))
+    Some(Hex(bytes).to_string())
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes
-        .iter()
-        .flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]])
-        .map(char::from)
-        .collect()
+/// SHA-256 of a secret, as it stands in an event.
+pub(super) fn kept(secret: &str) -> String {
+    Hex::<32>(Sha256::digest(secret.as_bytes()).into()).to_string()
 }
 
-/// 32 bytes in hexadecimal. What is not that matches nothing.
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    for (place, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * place..2 * place + 2)?, 16).ok()?;
-    }
-    Some(bytes)
+/// A hash that stands in an event. What is none matches nothing.
+pub(super) fn read_hash(text: &str) -> Option<[u8; 32]> {
+    text.parse::<Hex<32>>().ok().map(|hex| hex.0)
 }
 
 /// The id that a key's text names.
@@ -114,12 +104,18 @@ impl Entry {
         let key = &resource.key;
         let noted = key.last_use.map_or(i64::MIN, |last| last.at.as_second());
         Some(Self {
-            current: unhex(&key.grant.secret_sha256)?,
-            previous: key.previous.as_ref().and_then(|previous| unhex(&previous.secret_sha256)),
+            current: read_hash(&key.grant.secret_sha256)?,
+            previous: key.previous.as_ref().and_then(|previous| read_hash(&previous.secret_sha256)),
             bounds: Arc::new(key.grant.bounds.clone()),
             noted: AtomicI64::new(before.map_or(noted, |before| before.noted.load(Ordering::Relaxed).max(noted))),
             resource,
         })
+    }
+
+    /// Whose it is, without any rights.
+    fn nobody(&self) -> Caller {
+        let KeyResource { id, key, .. } = &self.resource;
+        Caller { team: key.grant.team.clone(), ..Caller::named(Who::Key(*id), key.grant.name.clone()) }
     }
 
     /// Who holds the text of this generation, while it is worth something.
@@ -247,6 +243,22 @@ impl KeyRing {
 
     /// The same at another time.
     pub fn authenticate_at(&self, text: &str, now: Timestamp) -> Option<Caller> {
+        self.told(text, |entry, generation| entry.caller(generation, now))
+    }
+
+    /// Whose text this was, for the record: of a key that stands or is over. They may do nothing with it.
+    pub fn whose(&self, text: &str) -> Option<Caller> {
+        self.told(text, |entry, generation| Some(Caller { generation, ..entry.nobody() }))
+    }
+
+    /// The same by the key's id.
+    pub fn whose_id(&self, id: KeyId) -> Option<Caller> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.get(&id).map(Entry::nobody)
+    }
+
+    /// The key that a text is of, and the text's generation.
+    fn told<T>(&self, text: &str, then: impl FnOnce(&Entry, u32) -> Option<T>) -> Option<T> {
         let id = id_of(text)?;
         let given: [u8; 32] = Sha256::digest(text.as_bytes()).into();
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
@@ -257,8 +269,8 @@ impl KeyRing {
             given.ct_eq(&entry.previous.unwrap_or_default()) & Choice::from(u8::from(entry.previous.is_some()));
         let newest = entry.resource.key.generation;
         match (bool::from(current), bool::from(previous)) {
-            (true, _) => entry.caller(newest, now),
-            (false, true) => entry.caller(newest.checked_sub(1)?, now),
+            (true, _) => then(entry, newest),
+            (false, true) => then(entry, newest.checked_sub(1)?),
             (false, false) => None,
         }
     }
@@ -304,6 +316,23 @@ impl KeyRing {
         keys.values().map(|entry| &entry.resource).any(|resource| {
             Some(resource.id) != but && resource.key.stands(now) && resource.key.grant.scopes.contains(&Scope::Admin)
         })
+    }
+
+    /// The same of keys that neither end by themselves nor are bound to anything.
+    pub fn another_lasting_admin(&self, but: KeyId) -> bool {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.values().map(|entry| &entry.resource).filter(|resource| resource.id != but).any(|resource| {
+            let grant = &resource.key.grant;
+            let lasts = grant.expires_at.is_none() && grant.bounds.is_empty();
+            lasts && !resource.key.revoked && grant.scopes.contains(&Scope::Admin)
+        })
+    }
+
+    /// How many keys of a team, or of none, work.
+    pub fn standing_of(&self, team: Option<&str>, now: Timestamp) -> usize {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let of_team = keys.values().map(|entry| &entry.resource.key).filter(|key| key.grant.team.as_deref() == team);
+        of_team.filter(|key| key.stands(now)).count()
     }
 
     /// Rings when rights were taken away: whoever serves somebody for long asks again then.

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -14,6 +14,8 @@ use governor::clock::{Clock, DefaultClock, Reference as _};
 use governor::middleware::StateInformationMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
+use orchestra_events::KeyId;
+use orchestra_events::key::KeyLimits;
 
 use super::{Caller, Who};
 use crate::problem::Problem;
@@ -63,6 +65,9 @@ pub struct Rates {
     pub teams: HashMap<String, Option<Rate>>,
     /// Wrong keys from one address.
     pub failures: Option<Rate>,
+    /// Tasks of a key that are not over, where it has no limit of its own. Counted elsewhere; here it is known so that no
+    /// key is issued with more.
+    pub concurrent_tasks: Option<u32>,
 }
 
 /// What a caller has left.
@@ -99,7 +104,9 @@ fn whole_seconds(time: Duration) -> u32 {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Holder {
-    Caller(Who),
+    Key(KeyId),
+    /// In all of their sessions together.
+    Person(Arc<str>),
     Team(String),
     Address(IpAddr),
 }
@@ -165,6 +172,15 @@ fn make_room<C: Clock>(all: &mut HashMap<Holder, Bucket<C>>, now: C::Instant, mo
     });
 }
 
+impl Holder {
+    fn of(who: &Who) -> Self {
+        match who {
+            Who::Key(id) => Self::Key(*id),
+            Who::Person { id, .. } => Self::Person(Arc::clone(id)),
+        }
+    }
+}
+
 /// Whether a request is taken, and what is left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
@@ -209,6 +225,16 @@ impl<C: Clock + Clone> Limits<C> {
         Self { rates, clock, callers: Buckets::new(MAX_BUCKETS), addresses: Buckets::new(MAX_ADDRESSES) }
     }
 
+    /// What a key that says nothing itself is held to.
+    pub fn of_keys(&self) -> KeyLimits {
+        let rate = self.rates.caller;
+        KeyLimits {
+            requests_per_minute: rate.map(|rate| rate.per_minute.get()),
+            burst: rate.map(|rate| rate.burst.get()),
+            concurrent_tasks: self.rates.concurrent_tasks,
+        }
+    }
+
     /// Counts a request of this caller, for themselves and for their team.
     pub fn check(&self, caller: &Caller) -> Verdict {
         let own = match caller.limits.requests_per_minute {
@@ -218,7 +244,7 @@ impl<C: Clock + Clone> Limits<C> {
                 .caller
                 .and_then(|rate| Rate::new(rate.per_minute.get(), caller.limits.burst.or(Some(rate.burst.get())))),
         };
-        let own = own.map(|rate| self.callers.take(Holder::Caller(caller.who.clone()), rate, &self.clock));
+        let own = own.map(|rate| self.callers.take(Holder::of(&caller.who), rate, &self.clock));
         let own = match own {
             Some(Err((allowance, wait))) => {
                 let refused = Problem::rate_limited("This key", whole_seconds(wait));
@@ -267,8 +293,7 @@ fn network_of(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use governor::clock::FakeRelativeClock;
-    use orchestra_events::KeyId;
-    use orchestra_events::key::KeyLimits;
+    use orchestra_events::SessionId;
     use uuid::Uuid;
 
     use super::*;
@@ -329,6 +354,16 @@ mod tests {
     }
 
     #[test]
+    fn a_person_who_signs_in_again_has_no_second_bucket() {
+        let (limits, _) = limits(Rates { caller: Rate::new(5, None), ..Rates::default() });
+        let asked = |session: u128, person: &str| {
+            let who = Who::Person { session: SessionId::from_uuid(Uuid::from_u128(session)), id: person.into() };
+            taken((0..20).map(|_| limits.check(&Caller::named(who.clone(), "Ada"))))
+        };
+        assert_eq!((asked(1, "ada"), asked(2, "ada"), asked(3, "grace")), (5, 0, 5));
+    }
+
+    #[test]
     fn wrong_keys_are_counted_by_the_network_they_come_from() {
         let (limits, clock) = limits(Rates { failures: Rate::new(3, None), ..Rates::default() });
         let from = |text: &str| limits.failed(Some(text.parse().expect("an address")));
@@ -349,7 +384,7 @@ mod tests {
         let clock = FakeRelativeClock::default();
         let buckets = Buckets::new(100);
         let rate = Rate::new(10, None).expect("a rate");
-        let holder = |number: u128| Holder::Caller(Who::Key(KeyId::from_uuid(Uuid::from_u128(number))));
+        let holder = |number: u128| Holder::Key(KeyId::from_uuid(Uuid::from_u128(number)));
         for number in 0..1_000 {
             clock.advance(Duration::from_millis(1));
             let _ = buckets.take(holder(number), rate, &clock);

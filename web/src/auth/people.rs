@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orchestra_actors::{Attempt, Identity, IdentityError, IdentityProvider};
-use orchestra_events::session::{Membership, Role};
+use orchestra_events::session::{Holder, Membership, Role, Session};
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -75,6 +75,14 @@ impl People {
 
     fn attempt<'a>(&'a self, bond: &'a Bond) -> Attempt<'a> {
         Attempt { state: &bond.state, nonce: &bond.nonce, verifier: &bond.verifier, redirect_uri: &self.redirect_uri }
+    }
+
+    /// Whether somebody would be let in today with what this session gives them: its provider is asked still, and each of
+    /// its memberships is one that a group has. Which groups they are in now, only the provider knows.
+    pub fn still_give(&self, session: &Session) -> bool {
+        let Holder::Person { issuer, .. } = &session.grant.holder else { return true };
+        let given = |membership: &Membership| self.rules.iter().any(|rule| rule.membership == *membership);
+        issuer == self.provider.issuer() && session.grant.memberships.iter().all(given)
     }
 
     /// What somebody in these groups is here: in each team the most that any of them gives, in the order of the rules.

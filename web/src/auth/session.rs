@@ -22,17 +22,21 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::keys::random_hex;
+use super::People;
+use super::keys::{kept, random_hex, read_hash};
 
 /// The cookie that carries a session where the dashboard is served without encryption.
 pub const COOKIE: &str = "orchestra_session";
 /// The same where it is encrypted: a browser takes such a name from this very host alone, for all paths, encrypted
 /// (RFC 6265bis, section 4.1.3.2).
 pub const SECURE_COOKIE: &str = "__Host-orchestra_session";
-/// Sessions open at the same time; when there are more, the one nearest its end goes.
+/// Sessions open at the same time; when there are more, one goes: of the same holder, else of the same team, else of the
+/// team that has most; of those the one nearest its end.
 pub const MAX_SESSIONS: usize = 10_000;
 /// Of those, one holder's.
 pub const MAX_PER_HOLDER: usize = 20;
+/// Of those, one team's, and as many of the operators: a team that signs in without end crowds out itself alone.
+pub const MAX_PER_TEAM: usize = 2_000;
 /// The longest a session may be configured to last, and so how far back the log is read at the start.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// How often it is looked which sessions nobody uses.
@@ -106,9 +110,18 @@ pub struct Open {
 
 struct Entry {
     session: Arc<Session>,
+    /// Whom it was begun for, where a key decides.
+    key_team: Option<String>,
     revision: Revision,
     /// Milliseconds since the book was opened.
     used: AtomicU64,
+}
+
+impl Entry {
+    /// The team that it counts for; none for the operators'.
+    fn team(&self) -> Option<&str> {
+        self.session.membership().map_or(self.key_team.as_deref(), |membership| membership.team.as_deref())
+    }
 }
 
 #[derive(Default)]
@@ -124,10 +137,18 @@ struct Budget {
     omitted: u64,
 }
 
+/// How many sessions may be open.
+struct Most {
+    of_all: usize,
+    of_team: usize,
+    of_holder: usize,
+}
+
 /// Who is signed in.
 pub struct Sessions {
     book: RwLock<Book>,
     lasting: Lasting,
+    most: Most,
     began: Instant,
     position: watch::Sender<Position>,
     /// Counts what takes rights away: endings, and changes of the team. Open streams listen to it.
@@ -145,21 +166,6 @@ impl Default for Sessions {
 
 fn hash(cookie: &str) -> [u8; 32] {
     Sha256::digest(cookie.as_bytes()).into()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    for (place, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * place..2 * place + 2], 16).ok()?;
-    }
-    Some(bytes)
 }
 
 fn stamped(event: &SessionEvent, actor: &Actor) -> Result<NewEvent, SessionError> {
@@ -191,6 +197,7 @@ impl Sessions {
         Self {
             book: RwLock::default(),
             lasting,
+            most: Most { of_all: MAX_SESSIONS, of_team: MAX_PER_TEAM, of_holder: MAX_PER_HOLDER },
             began: Instant::now(),
             position: watch::Sender::default(),
             cuts: watch::Sender::default(),
@@ -258,14 +265,18 @@ impl Sessions {
         }
         let used =
             AtomicU64::new(before.as_ref().map_or_else(|| self.clock(), |entry| entry.used.load(Ordering::Relaxed)));
+        let key_team = match &before {
+            Some(entry) => entry.key_team.clone(),
+            None => envelope.actor.team.clone(),
+        };
         let folded = evolve(before.map(|entry| (*entry.session).clone()), &event);
         let Some(session) = folded else { return };
-        let Some(cookie) = unhex(&session.grant.cookie_sha256) else { return };
+        let Some(cookie) = read_hash(&session.grant.cookie_sha256) else { return };
         if session.ended.is_some() {
             book.by_cookie.remove(&cookie);
         } else {
             book.by_cookie.insert(cookie, id);
-            book.open.insert(id, Entry { session: Arc::new(session), revision: envelope.revision, used });
+            book.open.insert(id, Entry { session: Arc::new(session), key_team, revision: envelope.revision, used });
         }
         drop(book);
         match event {
@@ -363,21 +374,40 @@ impl Sessions {
         self.cuts.subscribe()
     }
 
-    /// The sessions that have to go so that one more of this holder fits.
-    fn too_many(&self, holder: &Holder) -> Vec<SessionId> {
+    /// The sessions that have to go so that one more of this holder, for this team, fits: their own before those of their
+    /// team, and those before anybody else's.
+    fn too_many(&self, holder: &Holder, team: Option<&str>) -> Vec<SessionId> {
         let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
-        let mut own: Vec<_> = book
-            .open
-            .iter()
-            .filter(|(_, entry)| entry.session.grant.holder == *holder)
-            .map(|(id, entry)| (entry.session.grant.ends, *id))
-            .collect();
-        own.sort_unstable();
-        let mut gone: Vec<_> =
-            own.iter().take((own.len() + 1).saturating_sub(MAX_PER_HOLDER)).map(|(_, id)| *id).collect();
-        if book.open.len() - gone.len() >= MAX_SESSIONS {
-            let others = book.open.iter().filter(|(id, _)| !gone.contains(id));
-            gone.extend(others.map(|(id, entry)| (entry.session.grant.ends, *id)).min().map(|(_, id)| id));
+        let mut open: Vec<_> = book.open.iter().map(|(id, entry)| (entry.session.grant.ends, *id, entry)).collect();
+        // The one nearest its end first.
+        open.sort_unstable_by_key(|(ends, id, _)| (*ends, *id));
+        let own = |entry: &Entry| entry.session.grant.holder == *holder;
+        let of_team = |entry: &Entry| entry.team() == team;
+        let count = |open: &[(Timestamp, SessionId, &Entry)], of: &dyn Fn(&Entry) -> bool| {
+            open.iter().filter(|(_, _, entry)| of(entry)).count()
+        };
+        let mut gone = Vec::new();
+        let mut one_goes = |open: &mut Vec<(Timestamp, SessionId, &Entry)>, of: &dyn Fn(&Entry) -> bool| {
+            let first = open.iter().position(|(_, _, entry)| of(entry));
+            first.map(|first| gone.push(open.remove(first).1)).is_some()
+        };
+        while count(&open, &own) >= self.most.of_holder && one_goes(&mut open, &own) {}
+        while count(&open, &of_team) >= self.most.of_team
+            && (one_goes(&mut open, &|entry| own(entry) && of_team(entry)) || one_goes(&mut open, &of_team))
+        {}
+        while open.len() >= self.most.of_all {
+            if one_goes(&mut open, &own) || one_goes(&mut open, &of_team) {
+                continue;
+            }
+            // They have none yet: whoever has most gives way.
+            let mut teams: HashMap<_, usize> = HashMap::new();
+            for (_, _, entry) in &open {
+                *teams.entry(entry.team()).or_default() += 1;
+            }
+            let largest = teams.into_iter().max_by_key(|(_, count)| *count).map(|(team, _)| team);
+            if !one_goes(&mut open, &|entry| Some(entry.team()) == largest) {
+                break;
+            }
         }
         gone
     }
@@ -394,13 +424,17 @@ impl Sessions {
         if let Some(before) = before.and_then(|cookie| self.find(cookie)) {
             self.end(store, before.id, SessionEnd::Renewed, actor).await?;
         }
-        for id in self.too_many(&new.holder) {
+        let team = match new.memberships.first() {
+            Some(membership) => membership.team.as_deref(),
+            None => actor.team.as_deref(),
+        };
+        for id in self.too_many(&new.holder, team) {
             self.end(store, id, SessionEnd::Crowded, &Actor::system("sessions")).await?;
         }
         let cookie = random_hex().ok_or(SessionError::NoRandomness)?;
         let NewSession { holder, way, name, memberships, generation } = new;
         let ends = Timestamp::now().saturating_add(self.lasting.lifetime.min(MAX_LIFETIME)).unwrap_or(Timestamp::MAX);
-        let grant = Grant { holder, way, name, memberships, generation, cookie_sha256: hex(&hash(&cookie)), ends };
+        let grant = Grant { holder, way, name, memberships, generation, cookie_sha256: kept(&cookie), ends };
         let events = decide(None, Command::Start(Box::new(grant)))?;
         let id = SessionId::from_uuid(Uuid::now_v7());
         let events = events.iter().map(|event| stamped(event, actor)).collect::<Result<_, _>>()?;
@@ -463,6 +497,21 @@ impl Sessions {
             Err(SessionError::Refused(orchestra_events::session::Refusal::NoSuchSession)) => Ok(()),
             done => done,
         }
+    }
+
+    /// Ends the sessions of people who would not be let in like that any more: nobody vouches for people now, somebody else
+    /// does, or no group has what they came in with. Asked once, at the start: a configuration does not change while it runs.
+    pub async fn hold_to(&self, store: &dyn EventStore, people: Option<&People>) -> Result<(), SessionError> {
+        for open in self.all() {
+            let stands = match &open.session.grant.holder {
+                Holder::Key { .. } => true,
+                Holder::Person { .. } => people.is_some_and(|people| people.still_give(&open.session)),
+            };
+            if !stands {
+                self.end(store, open.id, SessionEnd::Withdrawn, &Actor::system("sessions")).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a failure may be written down, and how many were not since the last one.

@@ -17,6 +17,10 @@ use crate::problem::Code;
 /// Where no route was met: a path is the caller's text, and none of it is kept.
 const NO_ROUTE: &str = "(none)";
 
+/// Goes with a request whose refusal is in the log already, by another name.
+#[derive(Debug, Clone, Copy)]
+pub struct TakenDown;
+
 /// The code of an answer that refuses the caller, and not just the request.
 fn refusal(response: &ServiceResponse<impl MessageBody>) -> Option<&'static str> {
     let code = response.response().extensions().get::<Code>().copied();
@@ -40,7 +44,8 @@ pub async fn watch(
     if let Some(allowance) = allowance {
         allowance.write(response.headers_mut());
     }
-    if let Some(code) = refusal(&response) {
+    let taken_down = response.request().extensions().contains::<TakenDown>();
+    if let Some(code) = refusal(&response).filter(|_| !taken_down) {
         let request = response.request();
         let caller = request.extensions().get::<Recognised>().map(|recognised| recognised.caller.clone());
         if let Some(app) = request.app_data::<web::Data<App>>() {

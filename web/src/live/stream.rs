@@ -13,9 +13,10 @@ use actix_web::web::{self, Bytes};
 use actix_web::{HttpResponse, rt};
 use futures_util::stream;
 use orchestra_actors::Delta;
+use orchestra_events::audience::{Audience, as_seen_by};
 use orchestra_events::subscription::{Delivery, Subscription};
 use orchestra_events::task::TaskEvent;
-use orchestra_events::{Envelope, TaskId};
+use orchestra_events::{ActorKind, Envelope, TaskId};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
@@ -32,6 +33,8 @@ pub const HEARTBEAT: Duration = Duration::from_secs(15);
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Teams of tasks that a stream over the whole log remembers; beyond it, it asks again.
 const REMEMBERED_TEAMS: usize = 4_096;
+/// The same of keys that have acted.
+const REMEMBERED_ACTORS: usize = 1_024;
 
 /// For `HttpServer::on_connect`: a reader who stops reading is cut off by the kernel after [`WRITE_TIMEOUT`]
 /// (`TCP_USER_TIMEOUT`, tcp(7)), because a response's body is not asked for more while its socket is full.
@@ -61,6 +64,10 @@ struct Live {
     subscription: Subscription,
     subject: Subject,
     teams: HashMap<TaskId, String>,
+    /// The team that reads; `None`: the operators.
+    reader: Option<String>,
+    /// Keys that have acted, and whether each is the reading team's own. Persons come and go, and are asked for anew.
+    own: HashMap<String, bool>,
     deltas: Option<broadcast::Receiver<Delta>>,
     /// Its history has been sent.
     caught_up: bool,
@@ -110,7 +117,8 @@ impl Live {
                     }
                     self.heartbeat.reset();
                     self.listen();
-                    match self.format.event(&envelope) {
+                    let audience = self.audience(&envelope).await;
+                    match as_seen_by(&envelope, audience).and_then(|seen| self.format.event(&seen)) {
                         Ok(frame) => return Some(frame),
                         Err(error) => {
                             tracing::error!(stream = %envelope.stream, "an event does not serialise: {error}")
@@ -179,6 +187,41 @@ impl Live {
         self.teams.insert(task, team);
         belongs
     }
+
+    /// How much of the event the caller is told.
+    async fn audience(&mut self, envelope: &Envelope) -> Audience {
+        let team = match (&self.subject, &self.reader) {
+            (Subject::Task(_), _) => return Audience::Team,
+            (Subject::Log(_), None) => return Audience::Operators,
+            (Subject::Log(_), Some(team)) => team,
+        };
+        if envelope.actor.origin.is_none() {
+            return Audience::Team;
+        }
+        let actor = &envelope.actor.id;
+        let own = match self.own.get(actor) {
+            Some(own) => *own,
+            None => {
+                let waited = self.app.read.wait_for(envelope.position, READ_YOUR_WRITES).await;
+                match (waited, self.app.read.is_of_team(actor.clone(), team.clone()).await) {
+                    (Ok(()), Ok(own)) => {
+                        if self.own.len() >= REMEMBERED_ACTORS {
+                            self.own.clear();
+                        }
+                        if envelope.actor.kind == ActorKind::ApiKey {
+                            self.own.insert(actor.clone(), own);
+                        }
+                        own
+                    }
+                    (Err(error), _) | (_, Err(error)) => {
+                        tracing::warn!(stream = %envelope.stream, "whose actor it is could not be found out: {error}");
+                        false
+                    }
+                }
+            }
+        };
+        if own { Audience::OwnTeam } else { Audience::Team }
+    }
 }
 
 /// Answers with a live stream.
@@ -198,6 +241,8 @@ pub fn respond(
         subscription,
         subject,
         teams: HashMap::new(),
+        reader: caller.only_team(),
+        own: HashMap::new(),
         deltas: None,
         caught_up: false,
         heartbeat,

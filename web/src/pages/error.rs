@@ -115,7 +115,15 @@ impl ResponseError for PageError {
                 let next = query_value(next);
                 HttpResponse::SeeOther().insert_header((header::LOCATION, format!("/sign-in?next={next}"))).finish()
             }
-            Self::Problem(problem, link) => page(problem.code.status(), &MessagePage::of(problem, link.as_ref())),
+            Self::Problem(problem, link) => {
+                let mut response = page(problem.code.status(), &MessagePage::of(problem, link.as_ref()));
+                if let Some(seconds) = problem.retry_after {
+                    response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+                }
+                // For whoever takes down what was refused.
+                response.extensions_mut().insert(problem.code);
+                response
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ use super::format;
 use super::shell::{Shell, Visitor, page};
 use crate::App;
 use crate::api::rules;
-use crate::api::webhooks::{actor, check_bounds, is_theirs, patterns, position_of, visible as find};
+use crate::api::webhooks::{actor, check_bounds, check_reading, is_theirs, patterns, position_of, visible as find};
 use crate::problem::{Field, Problem};
 
 /// Webhooks on one page.
@@ -433,6 +433,14 @@ async fn admitted(app: &App, visitor: &Visitor, id: &str, csrf: &str) -> Result<
     Ok((row.id, actor(&visitor.caller, row.spec.team.as_deref())))
 }
 
+/// The same for what has something sent, or changes what it is signed with.
+async fn admitted_to_send(app: &App, visitor: &Visitor, id: &str, csrf: &str) -> Result<(WebhookId, Actor), PageError> {
+    visitor.check_form(csrf)?;
+    let row = find(app, &visitor.caller, id).await?;
+    check_reading(&visitor.caller, &row.spec).map_err(with_way_back(row.id))?;
+    Ok((row.id, actor(&visitor.caller, row.spec.team.as_deref())))
+}
+
 fn with_way_back<E: Into<PageError>>(id: WebhookId) -> impl Fn(E) -> PageError {
     move |error| error.into().back_to(format!("/webhooks/{id}"), "Back to the webhook")
 }
@@ -444,7 +452,7 @@ pub async fn enable(
     id: web::Path<String>,
     form: web::Form<Plain>,
 ) -> Result<HttpResponse, PageError> {
-    let (id, who) = admitted(&app, &visitor, &id, form.csrf()).await?;
+    let (id, who) = admitted_to_send(&app, &visitor, &id, form.csrf()).await?;
     app.webhooks()?.enable_webhook(id, true, who).await.map_err(with_way_back(id))?;
     Ok(back(id, "enabled"))
 }
@@ -468,7 +476,7 @@ pub async fn test(
     id: web::Path<String>,
     form: web::Form<Plain>,
 ) -> Result<HttpResponse, PageError> {
-    let (id, _) = admitted(&app, &visitor, &id, form.csrf()).await?;
+    let (id, _) = admitted_to_send(&app, &visitor, &id, form.csrf()).await?;
     let attempt = app.webhooks()?.test_webhook(id).await.map_err(with_way_back(id))?;
     let answer = match (attempt.outcome.status(), attempt.outcome.fault()) {
         (Some(status), _) => format!("answered {status}"),
@@ -488,7 +496,7 @@ pub async fn rotate(
     id: web::Path<String>,
     form: web::Form<Plain>,
 ) -> Result<HttpResponse, PageError> {
-    let (id, who) = admitted(&app, &visitor, &id, form.csrf()).await?;
+    let (id, who) = admitted_to_send(&app, &visitor, &id, form.csrf()).await?;
     let secret = app.webhooks()?.rotate_webhook(id, DEFAULT_OVERLAP, who).await.map_err(with_way_back(id))?;
     let shown = one(&app, &visitor, &id.to_string(), &OneQuery::default()).await?;
     Ok(page(StatusCode::OK, &WebhookPage { secret: Some(secret), ..shown }))
@@ -510,7 +518,7 @@ pub async fn replay(
     id: web::Path<String>,
     form: web::Form<ReplayForm>,
 ) -> Result<HttpResponse, PageError> {
-    let (id, who) = admitted(&app, &visitor, &id, &form.csrf).await?;
+    let (id, who) = admitted_to_send(&app, &visitor, &id, &form.csrf).await?;
     let message = form.message.parse::<MessageId>().map_err(|error| {
         let fault = Field { pointer: "/message".to_owned(), detail: error.to_string() };
         with_way_back(id)(Problem::invalid(vec![fault]))

@@ -3,11 +3,12 @@
 use actix_web::http::StatusCode;
 use orchestra_events::audit::{Checkpoint, PublicKey, Trust, verify};
 use orchestra_events::key::Scope;
+use orchestra_events::projections::audit::MAX_PAGE;
 use orchestra_events::task::TaskEvent;
 use orchestra_events::{Actor, ActorKind, Origin};
 use serde_json::json;
 
-use crate::harness::{Server, example};
+use crate::harness::{Server, example, get};
 
 /// A server with a task of `platform`, steered by its own key and by an operator from elsewhere.
 async fn with_task(server: &Server) -> String {
@@ -120,6 +121,23 @@ async fn csv_has_every_row_and_runs_nothing() {
     assert_eq!(lines.len() - 1, json["data"].as_array().expect("rows").len());
     assert!(answer.text().contains("'=cmd|' /C calc'!A0"), "a formula is text: {}", answer.text());
     assert!(answer.text().contains("\"curl/8, \"\"quoted\"\"\""));
+}
+
+#[actix_web::test]
+async fn a_list_whose_reader_is_revoked_breaks_off_and_does_not_look_whole() {
+    let server = Server::start().await;
+    let id = server.task(&server.admin, &example()).await;
+    let reader = server.key(Some("platform"), &[Scope::AuditRead]).await;
+    let by = server.app.keys.authenticate(&reader).expect("a caller");
+    // More than is read at once.
+    let steered = (0..MAX_PAGE + 50).map(|_| TaskEvent::Steered { message: "on".to_owned() }).collect();
+    server.service.record(id, steered, &by.actor(), jiff::Timestamp::now()).await;
+    let list = async || server.stream(get(&reader, "/v1/audit?format=csv")).await;
+    assert!(!list().await.breaks_off().await);
+    let mut open = list().await;
+    open.piece().await.expect("the first line");
+    server.revoke(&by.who).await;
+    assert!(open.breaks_off().await);
 }
 
 #[actix_web::test]

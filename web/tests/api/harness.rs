@@ -313,7 +313,7 @@ impl Server {
         let signing = orchestra_events::audit::SigningKey::from_bytes(&[5; 32]);
         let notary = orchestra_actors::Notary::new(store.clone(), signing, "node-1", None).expect("a name");
         let app = App::new(service.clone(), campaigns.clone(), budgets, log, read, keys).with_audit(Arc::new(notary));
-        let webhooks = Arc::new(Webhooks(Arc::clone(&store)));
+        let webhooks = Arc::new(Webhooks::new(Arc::clone(&store)));
         let app = change(app);
         let app = web::Data::new(app.with_webhooks(webhooks.clone()));
         Self { app, store, service, campaigns, webhooks, admin, stop: cancel.drop_guard(), _folder: folder }
@@ -522,6 +522,18 @@ impl Pieces {
     /// Reads it to its end.
     pub async fn end(mut self) {
         while self.more().await {}
+    }
+
+    /// Reads it to its end. Whether that was none, but the connection broke off.
+    pub async fn breaks_off(mut self) -> bool {
+        loop {
+            let next = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_next(context));
+            match tokio::time::timeout(SOON, next).await.expect("a piece in time") {
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return true,
+                None => return false,
+            }
+        }
     }
 
     /// Whether it has ended by now.

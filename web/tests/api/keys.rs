@@ -9,7 +9,10 @@ use orchestra_events::EventStore as _;
 use orchestra_events::access::AccessDenied;
 use orchestra_events::key::Scope;
 use orchestra_events::store::read_whole_stream;
-use orchestra_events::{Envelope, StreamName};
+use orchestra_events::{Actor, Envelope, StreamName};
+use orchestra_web::api::keys::MAX_STANDING;
+use orchestra_web::auth::issue_key;
+use orchestra_web::auth::session;
 use orchestra_web::auth::{Limits, Proxies, Rate, Rates};
 use serde_json::{Value, json};
 
@@ -251,6 +254,33 @@ async fn the_text_before_a_rotation_works_for_its_overlap() {
 }
 
 #[actix_web::test]
+async fn a_text_that_was_replaced_makes_no_new_one() {
+    let server = Server::start().await;
+    let (id, first) =
+        created(&server, &server.admin, &json!({"name": "ci", "team": "platform", "scopes": MANAGER})).await;
+    let cookie = server.session(&first).await;
+    let path = format!("/v1/keys/{id}/rotate");
+    let rotated = server.post(&first, &path, "").await;
+    assert_eq!(rotated.status, StatusCode::OK, "its newest text does: {}", rotated.text());
+    let second = rotated.json()["key"].as_str().expect("a key").to_owned();
+    // Within its overlap the first still reads, and so does a session that was begun with it.
+    assert_eq!(server.get(&first, "/v1/tasks").await.status, StatusCode::OK);
+    let in_session = || {
+        let cookie = ("cookie", format!("{}={cookie}", session::COOKIE));
+        TestRequest::post().uri(&path).insert_header(cookie).insert_header(("sec-fetch-site", "same-origin"))
+    };
+    for answer in [server.post(&first, &path, "").await, server.send(in_session()).await] {
+        assert_eq!((answer.status, &*answer.code()), (StatusCode::FORBIDDEN, "forbidden"), "{}", answer.text());
+        assert!(answer.text().contains("newest text"), "{}", answer.text());
+    }
+    // Nor a key beside it that lasts longer than itself.
+    let beside = server.post(&first, "/v1/keys", r#"{"name": "mine", "scopes": ["tasks:read"]}"#).await;
+    assert!(beside.json()["expiresAt"].is_string(), "{}", beside.text());
+    assert_eq!(server.get(&second, "/v1/tasks").await.status, StatusCode::OK, "the owner's was not touched");
+    assert_eq!(server.post(&second, &path, "").await.status, StatusCode::OK);
+}
+
+#[actix_web::test]
 async fn a_key_revokes_itself_only_on_purpose_and_the_last_admin_stays() {
     let server = Server::start().await;
     let admin = server.app.keys.authenticate(&server.admin).expect("a caller").who.to_string();
@@ -369,6 +399,152 @@ async fn a_keys_own_limit_goes_before_the_servers() {
         seen.push(server.get(&key, "/v1/tasks").await.status.as_u16());
     }
     assert_eq!(seen, [200, 200, 429]);
+}
+
+#[actix_web::test]
+async fn nobody_but_an_admin_lifts_what_the_server_allows_everybody() {
+    let rates = Rates { caller: Rate::new(600, None), concurrent_tasks: Some(4), ..Rates::default() };
+    let server = Server::start_with(|app| app.limited(Limits::new(rates))).await;
+    let manager = server.key(Some("platform"), &MANAGER).await;
+    let ask = async |with: &str, limits: Value| {
+        let body = json!({"name": "ci", "team": "platform", "scopes": ["tasks:read"], "limits": limits});
+        server.post(with, "/v1/keys", &body.to_string()).await
+    };
+    for more in [
+        json!({"requestsPerMinute": 601}),
+        json!({"concurrentTasks": 5}),
+        json!({"burst": 601}),
+        json!({"requestsPerMinute": 600, "burst": 1_000}),
+    ] {
+        let refused = ask(&manager, more.clone()).await;
+        assert_eq!((refused.status, refused.pointers()), (StatusCode::FORBIDDEN, vec!["/limits".to_owned()]), "{more}");
+        assert_eq!(ask(&server.admin, more.clone()).await.status, StatusCode::CREATED, "{more}");
+    }
+    let as_much = json!({"requestsPerMinute": 600, "burst": 600, "concurrentTasks": 4});
+    for within in [as_much, json!({"requestsPerMinute": 5}), json!({})] {
+        assert_eq!(ask(&manager, within.clone()).await.status, StatusCode::CREATED, "{within}");
+    }
+    // What an admin has given somebody is theirs to hand on.
+    let lead = json!({"name": "lead", "team": "platform", "scopes": ["keys:write", "tasks:read"], "limits": {"requestsPerMinute": 900}});
+    let (_, lead) = created(&server, &server.admin, &lead).await;
+    assert_eq!(ask(&lead, json!({"requestsPerMinute": 900})).await.status, StatusCode::CREATED);
+    assert_eq!(ask(&lead, json!({"requestsPerMinute": 900, "burst": 901})).await.status, StatusCode::FORBIDDEN);
+}
+
+#[actix_web::test]
+async fn a_team_has_so_many_keys_that_work_and_no_more() {
+    let server = Server::start().await;
+    let by = Actor::system("test");
+    let issue = |team| issue_key(&*server.store, "test", team, "test", vec![Scope::TasksRead], &by);
+    let (spare, _) = issue(Some("platform")).await.expect("a key");
+    for _ in 1..MAX_STANDING {
+        issue(Some("platform")).await.expect("a key");
+    }
+    server.keys_caught_up().await;
+    let ask = async |team: &str| {
+        let body = json!({"name": "ci", "team": team, "scopes": ["tasks:read"]});
+        server.post(&server.admin, "/v1/keys", &body.to_string()).await
+    };
+    let refused = ask("platform").await;
+    assert_eq!((refused.status, &*refused.code()), (StatusCode::CONFLICT, "conflict"), "{}", refused.text());
+    assert!(refused.text().contains("Revoke those"), "{}", refused.text());
+    assert_eq!(ask("mobile").await.status, StatusCode::CREATED, "another team's keys are its own matter");
+    assert_eq!(delete(&server, &server.admin, &format!("/v1/keys/{spare}")).await.status, StatusCode::NO_CONTENT);
+    assert_eq!(ask("platform").await.status, StatusCode::CREATED);
+}
+
+#[actix_web::test]
+async fn a_key_that_is_over_is_known_to_the_record_and_not_to_who_shows_it() {
+    let server = Server::start().await;
+    server.write_down();
+    tokio::task::yield_now().await;
+    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_millis(300);
+    let new = async |more: Value| {
+        let mut body = json!({"name": "ci", "team": "platform", "scopes": ["tasks:read"]});
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        created(&server, &server.admin, &body).await
+    };
+    let (expired, revoked) = (new(json!({"expiresAt": soon.to_string()})).await, new(json!({})).await);
+    let (rotated, signed_in) = (new(json!({})).await, new(json!({})).await);
+    let cookie = format!("{}={}", session::COOKIE, server.session(&signed_in.1).await);
+    let path = format!("/v1/keys/{}/rotate", rotated.0);
+    assert_eq!(server.post(&server.admin, &path, r#"{"overlapSeconds": 0}"#).await.status, StatusCode::OK);
+    let path = format!("/v1/keys/{}", revoked.0);
+    assert_eq!(delete(&server, &server.admin, &path).await.status, StatusCode::NO_CONTENT);
+    let end = Instant::now() + SOON;
+    while jiff::Timestamp::now() < soon {
+        assert!(Instant::now() < end, "the clock stands");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let never = server.send(from("192.0.2.1", get("orc_x_00000000000000000000000000_0", "/v1/tasks"))).await;
+    for (_, text) in [&expired, &revoked, &rotated] {
+        let answer = server.send(from("192.0.2.1", get(text, "/v1/tasks"))).await;
+        assert_eq!((answer.status, answer.text()), (never.status, never.text()), "nobody is told that it was one");
+    }
+    // A session that another site makes use of, and one whose key is over.
+    let elsewhere = || {
+        let cookie = ("cookie", cookie.clone());
+        TestRequest::post().uri("/v1/tasks").insert_header(cookie).insert_header(("sec-fetch-site", "cross-site"))
+    };
+    assert_eq!(server.send(elsewhere()).await.code(), "cross-site-request");
+    let known = events(&server, &StreamName::access(Some("platform")), 4).await;
+    let who: Vec<_> = known.iter().map(|event| &*event.actor.id).collect();
+    assert_eq!(who, [&*expired.0, &*revoked.0, &*rotated.0, &*signed_in.0]);
+    let last = AccessDenied::decode(&known[3]).expect("it reads").expect("a refusal");
+    assert_eq!(last.code, "cross-site-request");
+    let address = known[0].actor.origin.as_ref().and_then(|origin| origin.address);
+    assert_eq!(address, Some("192.0.2.1".parse().expect("an address")));
+    let path = format!("/v1/keys/{}", signed_in.0);
+    assert_eq!(delete(&server, &server.admin, &path).await.status, StatusCode::NO_CONTENT);
+    let over = server.send(TestRequest::get().uri("/v1/tasks").insert_header(("cookie", cookie.clone()))).await;
+    assert_eq!((over.status, &*over.code()), (StatusCode::UNAUTHORIZED, "unauthenticated"));
+    let known = events(&server, &StreamName::access(Some("platform")), 5).await;
+    assert_eq!((&*known[4].actor.id, known[4].actor.team.as_deref()), (&*signed_in.0, Some("platform")));
+    assert_eq!(events(&server, &StreamName::access(None), 1).await.len(), 1, "and nobody knows the one that never was");
+}
+
+#[actix_web::test]
+async fn guessing_at_the_sign_in_page_is_slowed_down_and_written_down_once() {
+    let rates = Rates { failures: Rate::new(6, Some(2)), ..Rates::default() };
+    let server = Server::start_with(|app| app.limited(Limits::new(rates))).await;
+    server.write_down();
+    tokio::task::yield_now().await;
+    let guess = |key: &str| {
+        let form = TestRequest::post().uri("/sign-in").insert_header(("sec-fetch-site", "same-origin"));
+        server.send(from("192.0.2.1", form.set_form([("key", key), ("next", "/")])))
+    };
+    let wrong = "orc_x_00000000000000000000000000_0";
+    assert_eq!(guess(wrong).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(guess(wrong).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(guess(wrong).await.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(guess(&server.admin).await.status, StatusCode::SEE_OTHER, "the right one is let in");
+    let api = server.send(from("192.0.2.1", get(wrong, "/v1/tasks"))).await;
+    assert_eq!(&*api.code(), "rate-limited", "the bucket is the same");
+    // Once each: the two as failed sign-ins, the rest as refusals.
+    let refused = events(&server, &StreamName::access(None), 2).await;
+    let codes: Vec<_> =
+        refused.iter().map(|event| AccessDenied::decode(event).expect("it reads").expect("one").code).collect();
+    assert_eq!(codes, ["rate-limited", "rate-limited"]);
+    let log = server.store.read_all(orchestra_events::Position::START, 1_000).await.expect("a log");
+    assert_eq!(log.iter().filter(|event| &*event.kind == "sign-in-refused").count(), 2);
+}
+
+#[actix_web::test]
+async fn an_admin_key_that_ends_or_is_bound_does_not_stand_in_for_the_last() {
+    let server = Server::start().await;
+    let admin = server.app.keys.authenticate(&server.admin).expect("a caller").who.to_string();
+    let path = format!("/v1/keys/{admin}?self=true");
+    let new = |more: Value| {
+        let mut body = json!({"name": "ops", "scopes": ["admin"]});
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        body
+    };
+    let (ending, _) = created(&server, &server.admin, &new(json!({"expiresAt": "2099-01-01T00:00:00Z"}))).await;
+    created(&server, &server.admin, &new(json!({"bounds": {"networks": ["10.0.0.0/8"]}}))).await;
+    assert_eq!(delete(&server, &server.admin, &path).await.code(), "conflict");
+    assert_eq!(delete(&server, &server.admin, &format!("/v1/keys/{ending}")).await.status, StatusCode::NO_CONTENT);
+    created(&server, &server.admin, &new(json!({}))).await;
+    assert_eq!(delete(&server, &server.admin, &path).await.status, StatusCode::NO_CONTENT);
 }
 
 #[actix_web::test]

@@ -288,6 +288,32 @@ async fn a_person_with_several_teams_speaks_for_one_at_a_time() {
 }
 
 #[actix_web::test]
+async fn a_session_does_not_outlive_the_configuration_that_gave_it() {
+    let (server, provider) = server(false).await;
+    let (reader, lead) =
+        (sign_in(&server, &provider, &["readers"]).await, sign_in(&server, &provider, &["leads", "apps"]).await);
+    let by_key = server.session(&server.admin).await;
+    let rules = |rules: &[(&str, &str, Role)]| {
+        let rules = rules.iter().map(|(group, team, role)| rule(group, team, *role).expect("a rule")).collect();
+        People::new(Arc::clone(&provider) as _, "Acme".to_owned(), rules, "http://orchestra.example")
+    };
+    let all =
+        [("readers", "platform", Role::Viewer), ("chiefs", "platform", Role::Admin), ("apps", "mobile", Role::Viewer)];
+    let open = || [&reader, &lead, &by_key].map(|cookie| server.app.sessions.find(cookie).is_some());
+    let held =
+        async |people: Option<&People>| server.app.sessions.hold_to(&*server.store, people).await.expect("it ends");
+    held(Some(&rules(&all))).await;
+    assert_eq!(open(), [true, true, true], "another group gives the same");
+    // Team leads are operators from now on: who came in as more comes in anew.
+    held(Some(&rules(&[all[0], ("leads", "platform", Role::Operator), all[2]]))).await;
+    assert_eq!(open(), [true, false, true]);
+    held(None).await;
+    assert_eq!(open(), [false, false, true], "nobody vouches for people any more");
+    let why: Vec<_> = events(&server).await.into_iter().filter(|(kind, ..)| kind == "session-ended").collect();
+    assert!(why.len() == 2 && why.iter().all(|(_, data, ..)| data["why"] == "withdrawn"), "{why:?}");
+}
+
+#[actix_web::test]
 async fn who_is_in_charge_sees_who_is_signed_in_and_ends_it() {
     let (server, provider) = server(false).await;
     let viewer = sign_in(&server, &provider, &["readers"]).await;

@@ -177,6 +177,24 @@ async fn after_a_crash_the_repeat_finds_what_was_done_or_does_it() {
 }
 
 #[actix_web::test]
+async fn a_test_of_a_webhook_is_sent_once() {
+    let server = Server::start().await;
+    let webhook = json!({"url": "https://receiver.example/hook", "events": ["task.*"], "team": "platform"});
+    let made = server.post(&server.admin, "/v1/webhooks", &webhook.to_string()).await.json();
+    let path = format!("/v1/webhooks/{}/test", made["id"].as_str().expect("an id"));
+    let answers = join_all((0..COPIES).map(|_| server.send(named(&server.admin, "t1", &path, &json!({}))))).await;
+    let (sent, told): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == StatusCode::OK);
+    assert_eq!((sent.len(), server.webhooks.tests()), (1, 1));
+    for answer in told {
+        assert_eq!((answer.status, &*answer.code()), (StatusCode::CONFLICT, "conflict"), "{}", answer.text());
+        assert!(answer.text().contains("sent once already"), "{}", answer.text());
+    }
+    assert_eq!(server.send(named(&server.admin, "t2", &path, &json!({}))).await.status, StatusCode::OK);
+    assert_eq!(server.post(&server.admin, &path, "{}").await.status, StatusCode::OK);
+    assert_eq!(server.webhooks.tests(), 3);
+}
+
+#[actix_web::test]
 async fn who_may_not_ask_leaves_nothing_in_the_log() {
     let server = Server::start().await;
     let id = cancelled(&server).await;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use actix_web::HttpServer;
+use orchestra_events::key::Scope;
 use orchestra_events::store::read_whole_stream;
 use orchestra_events::task::{Command, TaskEvent};
 use orchestra_events::{Actor, EventStore, StreamName, TaskId};
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use uuid::Uuid;
 
-use crate::harness::{SOON, Server, example, get};
+use crate::harness::{SOON, Server, example, get, post};
 
 async fn noise(server: &Server, id: TaskId, number: usize) {
     let event = TaskEvent::CancelRequested { reason: Some(format!("line one\nline two {number}")) };
@@ -145,6 +146,63 @@ async fn the_whole_log_is_filtered_and_holds_only_the_callers_team() {
     let mut lines = server.stream(get(&server.admin, "/v1/events?team=mobile&type=created")).await;
     let envelope: Value = serde_json::from_str(&lines.frame().await.expect("an event").data).expect("JSON");
     assert_eq!(envelope["stream"], StreamName::task(other).as_str());
+}
+
+#[actix_web::test]
+async fn where_an_act_came_from_is_told_by_the_log_alone_and_to_whom_it_concerns() {
+    let server = Server::start().await;
+    let (platform, reader) =
+        (server.team_key("platform").await, server.key(Some("platform"), &[Scope::TasksRead]).await);
+    server.session(&platform).await;
+    let submit = |key: &str, program: &str| {
+        post(key, "/v1/tasks", &example().to_string()).insert_header(("user-agent", program))
+    };
+    let of = |answer: crate::harness::Answer| answer.json()["id"].as_str().expect("an id").to_owned();
+    let own = of(server.send(submit(&platform, "own-program/1")).await);
+    let operators = of(server.send(submit(&server.admin, "operators-program/1")).await);
+    let key = r#"{"name": "ci", "team": "platform", "scopes": ["tasks:read"]}"#;
+    assert_eq!(server.post(&server.admin, "/v1/keys", key).await.status, 201);
+    // The events of a task do not say, whoever asks.
+    for key in [&platform, &reader, &server.admin] {
+        for id in [&own, &operators] {
+            let path = format!("/v1/tasks/{id}/events");
+            let page = server.get(key, &path).await;
+            let frame = server.stream(sse(key, &path)).await.frame().await.expect("an event");
+            for text in [page.text(), &frame.data] {
+                assert!(text.contains("created") && !text.contains("origin") && !text.contains("program"), "{text}");
+            }
+        }
+    }
+    // The log does: all of it to the operators, and to a team of its own.
+    let log = async |key: &str, path: &str, accept: &str| {
+        let mut pieces = server.stream(get(key, path).insert_header(("accept", accept))).await;
+        let mut seen = Vec::new();
+        while seen.iter().filter(|event: &&Value| event["type"] == "key-issued").count() < 1 {
+            let text = match accept {
+                "application/x-ndjson" => pieces.line().await.expect("a line"),
+                _ => pieces.frame().await.expect("an event").data,
+            };
+            seen.push(serde_json::from_str::<Value>(&text).expect("JSON"));
+        }
+        seen
+    };
+    for accept in ["text/event-stream", "application/x-ndjson"] {
+        let seen = log(&platform, "/v1/events", accept).await;
+        let created = |id: &str| {
+            let id = id.parse::<TaskId>().expect("a task's id");
+            let of = |event: &&Value| event["type"] == "created" && event["stream"] == StreamName::task(id).as_str();
+            seen.iter().find(of).expect("an event").clone()
+        };
+        assert_eq!(created(&own)["actor"]["origin"]["userAgent"], "own-program/1");
+        assert_eq!(created(&operators)["actor"]["origin"], Value::Null);
+        let text = serde_json::to_string(&seen).expect("JSON");
+        assert!(text.contains("session-started") && !text.contains("Sha256"), "{text}");
+        let everything = log(&server.admin, "/v1/events?team=platform", accept).await;
+        let text = serde_json::to_string(&everything).expect("JSON");
+        for told in ["own-program/1", "operators-program/1", "secretSha256", "cookieSha256"] {
+            assert!(text.contains(told), "{told}: {text}");
+        }
+    }
 }
 
 #[actix_web::test]

@@ -1,8 +1,10 @@
 //! Webhooks over REST: what may be asked, by whom, and what the answer says.
 
 use actix_web::http::Method;
+use actix_web::test::TestRequest;
 use orchestra_events::key::Scope;
 use orchestra_events::{Direction, EventStore as _, StreamName};
+use orchestra_web::auth::session;
 use serde_json::{Value, json};
 
 use crate::harness::{Answer, Server, post};
@@ -177,6 +179,54 @@ async fn what_administrators_do_is_for_those_who_may_read_the_audit() {
     let refused = server.post(&plain, PATH, &body).await;
     assert_eq!((refused.status.as_u16(), refused.pointers()), (422, vec!["/events/1".to_owned()]));
     assert_eq!(server.post(&auditor, PATH, &body).await.status, 201);
+}
+
+#[actix_web::test]
+async fn what_administrators_do_is_not_led_elsewhere_by_those_who_may_not_read_it() {
+    let server = Server::start().await;
+    let plain = server.key(Some("platform"), &[Scope::WebhooksRead, Scope::WebhooksWrite]).await;
+    let auditor = server.key(Some("platform"), &[Scope::WebhooksWrite, Scope::AuditRead]).await;
+    let mut body = wanted();
+    body["events"] = json!(["task.*", "key.*"]);
+    let made = make(&server, &auditor, &body).await;
+    let path = format!("{PATH}/{}", made["id"].as_str().expect("an id"));
+    let elsewhere = json!({ "url": "https://elsewhere.example/" });
+    let acts = [
+        (Method::PATCH, "", elsewhere.clone()),
+        (Method::PATCH, "", json!({ "url": "https://elsewhere.example/", "events": ["task.*"] })),
+        (Method::PATCH, "", json!({ "url": "https://elsewhere.example/", "enabled": false })),
+        (Method::PATCH, "", json!({ "enabled": true })),
+        (Method::POST, "/secret", json!({})),
+        (Method::POST, "/test", json!({})),
+        (Method::POST, "/replay", json!({ "from": 1, "to": 2 })),
+    ];
+    let ask = async |key: &str, (method, part, body): &(Method, &str, Value)| {
+        server.send(post(key, &format!("{path}{part}"), &body.to_string()).method(method.clone())).await
+    };
+    for act in &acts {
+        let answer = ask(&plain, act).await;
+        assert_eq!((answer.status.as_u16(), &*answer.code()), (403, "forbidden"), "{act:?}");
+        assert!(answer.text().contains("audit:read"), "{}", answer.text());
+    }
+    let cookie = format!("{}={}", session::COOKIE, server.session(&plain).await);
+    let page = format!("/webhooks/{}", made["id"].as_str().expect("an id"));
+    let shown = server.send(TestRequest::get().uri(&page).insert_header(("cookie", &*cookie))).await;
+    let token = shown.text().split("name=\"csrf\" value=\"").nth(1).and_then(|rest| rest.split('"').next());
+    let token = token.expect("a form").to_owned();
+    for part in ["enable", "test", "secret", "replay", "disable"] {
+        let form = [("csrf", &*token), ("message", "msg_00000000000000000000000000000000")];
+        let request = TestRequest::post().uri(&format!("{page}/{part}")).set_form(form);
+        let headers = request.insert_header(("cookie", &*cookie)).insert_header(("sec-fetch-site", "same-origin"));
+        let status = if part == "disable" { 303 } else { 403 };
+        assert_eq!(server.send(headers).await.status, status, "{part}");
+    }
+    let stands = server.get(&plain, &path).await.json();
+    assert_eq!((&stands["url"], &stands["secretVersion"]), (&made["url"], &json!(1)));
+    assert_eq!(stands["enabled"], json!(false), "whoever writes webhooks can stop it");
+    // Without what is the administrators' it is theirs to lead elsewhere.
+    for (key, act) in [(&auditor, &acts[1]), (&plain, &acts[0]), (&plain, &acts[4])] {
+        assert_eq!(ask(key, act).await.status, 200, "{act:?}");
+    }
 }
 
 #[actix_web::test]

@@ -184,7 +184,7 @@ impl World {
         let scope = "project:platform/infra".parse().expect("a scope");
         budgets.set_budget(&scope, infra, actor.clone()).await.expect("a budget");
         let campaigns = Arc::new(Campaigns::new(store.clone()));
-        let hooks = Arc::new(Webhooks(store.clone()));
+        let hooks = Arc::new(Webhooks::new(store.clone()));
         let app = App::new(service.clone(), campaigns.clone(), budgets, store, read, keys.clone())
             .with_dashboard(dashboard)
             .with_webhooks(hooks);

@@ -1,6 +1,7 @@
 //! Webhooks of tests: the real rules over the test's log, and nobody who sends anything.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,8 +17,8 @@ use orchestra_events::{Actor, EventId, EventStore as _, Expected, Position, Stre
 use secrecy::SecretString;
 use uuid::Uuid;
 
-/// The webhooks in this log.
-pub struct Webhooks(pub Arc<MemoryStore>);
+/// The webhooks in this log, and how many tests were sent.
+pub struct Webhooks(pub Arc<MemoryStore>, AtomicUsize);
 
 fn refused(error: JournalError<Refusal>) -> ServiceError {
     match error {
@@ -33,6 +34,15 @@ fn secret(id: WebhookId, version: u32) -> SecretString {
 }
 
 impl Webhooks {
+    pub fn new(store: Arc<MemoryStore>) -> Self {
+        Self(store, AtomicUsize::new(0))
+    }
+
+    /// How many tests were sent.
+    pub fn tests(&self) -> usize {
+        self.1.load(Ordering::Relaxed)
+    }
+
     async fn ask(&self, id: WebhookId, command: Command, who: &Actor) -> Result<Webhook, ServiceError> {
         let loaded = journal::load(&*self.0, id).await.map_err(refused)?.ok_or(ServiceError::NoSuchWebhook)?;
         let decided = decide(Some(&loaded.state), command);
@@ -127,6 +137,7 @@ impl WebhookService for Webhooks {
 
     async fn test_webhook(&self, id: WebhookId) -> Result<Attempt, ServiceError> {
         journal::load(&*self.0, id).await.map_err(refused)?.ok_or(ServiceError::NoSuchWebhook)?;
+        self.1.fetch_add(1, Ordering::Relaxed);
         Ok(Attempt {
             position: None,
             message: MessageId::of(id, EventId(Uuid::nil())),

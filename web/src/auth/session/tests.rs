@@ -95,6 +95,35 @@ async fn a_browser_has_one_session_and_a_holder_not_too_many() {
 }
 
 #[tokio::test]
+async fn a_team_that_signs_in_without_end_crowds_out_itself_alone() {
+    let store = MemoryStore::new();
+    let sessions = Sessions { most: Most { of_all: 10, of_team: 6, of_holder: 3 }, ..Sessions::default() };
+    let of = |team: &str| Actor { team: Some(team.to_owned()), ..actor() };
+    let begin = async |number: u128, team: &str| {
+        sessions.start(&store, ada(number), None, &of(team)).await.expect("a session").0
+    };
+    let open = |of: &[SessionId]| of.iter().filter(|id| sessions.get(**id).is_some()).count();
+    let quiet = [begin(1, "quiet").await, begin(2, "quiet").await];
+    let (mut loud, mut other) = (Vec::new(), Vec::new());
+    for number in 10..30 {
+        loud.push(begin(number, "loud").await);
+    }
+    assert_eq!((open(&quiet), open(&loud)), (2, 6), "as many as a team may have");
+    assert_eq!(open(&loud[14..]), 6, "the newest");
+    for number in 30..50 {
+        other.push(begin(number, "other").await);
+    }
+    assert_eq!((open(&quiet), open(&loud), open(&other)), (2, 6, 2), "all of them are full: its own give way");
+    let late = begin(60, "late").await;
+    assert_eq!((open(&[late]), open(&quiet), open(&loud), open(&other)), (1, 2, 5, 2), "the largest makes room");
+    // Whose team it is outlives a restart.
+    let mut again = Sessions::load(&store, Lasting::default()).await.expect("a book");
+    again.most = Most { of_all: 10, of_team: 2, of_holder: 3 };
+    again.start(&store, ada(70), None, &of("quiet")).await.expect("a session");
+    assert_eq!(quiet.iter().filter(|id| again.get(**id).is_some()).count(), 1);
+}
+
+#[tokio::test]
 async fn endings_ring_and_two_at_once_are_one() {
     let store = MemoryStore::new();
     let sessions = Sessions::default();

@@ -5,7 +5,7 @@ pub mod oidc;
 
 use actix_web::cookie::SameSite;
 use actix_web::http::{StatusCode, header};
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpMessage as _, HttpRequest, HttpResponse, web};
 use askama::Template;
 use jiff::Timestamp;
 use orchestra_events::Actor;
@@ -18,7 +18,9 @@ use super::error::PageError;
 use super::shell::{Shell, Visitor, page};
 use crate::App;
 use crate::auth::caller::{Via, same_origin};
+use crate::auth::limits::Verdict;
 use crate::auth::session::{COOKIE, SECURE_COOKIE};
+use crate::auth::watch::TakenDown;
 use crate::auth::{Caller, NewSession, Who, address, transport};
 use crate::problem::{Code, Problem};
 
@@ -145,6 +147,7 @@ async fn signed_in(
     };
     let holder = Holder::Key { key };
     if !caller.bounds.admits_address(from) {
+        request.extensions_mut().insert(TakenDown);
         app.sessions.refuse(&*app.store, way, "address-not-allowed", Some(holder), &caller.actor()).await;
         return Err(Problem::address_not_allowed(from).into());
     }
@@ -167,8 +170,22 @@ pub async fn submit(
     match app.keys.authenticate(form.key.trim()) {
         Some(caller) => signed_in(&app, &request, caller, Way::Key, &form.next).await,
         None => {
+            let peer = address::peer(&request);
+            let Verdict { allowance, refused } =
+                app.limits.failed(app.proxies.origin(peer, request.headers()).or(peer));
+            allowance.map(|allowance| request.extensions_mut().insert(allowance));
+            if let Some(problem) = refused {
+                return Err(PageError::from(problem).back_to("/sign-in", "To the sign-in page"));
+            }
             let actor = transport::stranger(&app, &request);
-            app.sessions.refuse(&*app.store, Way::Key, "unknown-key", None, &actor).await;
+            // A key that is over is known to the record, and to nobody who shows it.
+            let whose = app.keys.whose(form.key.trim());
+            let holder = whose.and_then(|caller| match caller.who {
+                Who::Key(key) => Some(Holder::Key { key }),
+                Who::Person { .. } => None,
+            });
+            request.extensions_mut().insert(TakenDown);
+            app.sessions.refuse(&*app.store, Way::Key, "unknown-key", holder, &actor).await;
             let error = "This server does not know that key. Check that it is whole, or ask for a new one.";
             Ok(page(StatusCode::UNAUTHORIZED, &SignInPage::new(Some(&app), Some(error), &form.next)))
         }
@@ -186,6 +203,7 @@ pub async fn redeem(
         Some(caller) => signed_in(&app, &request, caller, Way::Link, "/").await,
         None => {
             let actor = transport::stranger(&app, &request);
+            request.extensions_mut().insert(TakenDown);
             app.sessions.refuse(&*app.store, Way::Link, "unknown-link", None, &actor).await;
             let detail =
                 "This link was used before, or is older than ten minutes. Ask for a new one, or sign in with your key.";

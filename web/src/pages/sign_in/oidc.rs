@@ -3,7 +3,7 @@
 use actix_web::cookie::SameSite;
 use actix_web::cookie::time::Duration as CookieAge;
 use actix_web::http::{StatusCode, header};
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpMessage as _, HttpRequest, HttpResponse, web};
 use orchestra_actors::{Identity, IdentityError};
 use orchestra_events::session::state::MAX_MEMBERSHIPS;
 use orchestra_events::session::{Holder, Way};
@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::{Next, OnwardPage, begin, own_path};
 use crate::App;
 use crate::auth::people::{self, Bond, People};
+use crate::auth::watch::TakenDown;
 use crate::auth::{NewSession, transport};
 use crate::pages::error::PageError;
 use crate::pages::shell::page;
@@ -75,6 +76,7 @@ async fn failed(app: &App, request: &HttpRequest, failure: Failure) -> PageError
         Some(holder) => Actor { kind: ActorKind::Person, id: holder.id(), ..transport::stranger(app, request) },
         None => transport::stranger(app, request),
     };
+    request.extensions_mut().insert(TakenDown);
     app.sessions.refuse(&*app.store, Way::Oidc, failure.reason, failure.holder, &actor).await;
     PageError::from(Problem::new(failure.code, failure.detail)).back_to("/sign-in", "To the sign-in page")
 }
