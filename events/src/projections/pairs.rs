@@ -114,7 +114,8 @@ impl<'l> Pairs<'l> {
                  sandbox_ms = sandbox_ms + excluded.sandbox_ms,
                  billable_nano_usd = billable_nano_usd + excluded.billable_nano_usd",
         )?;
-        let mut rows: Vec<_> = self.0.into_iter().map(|((pair, day, a, b), sums)| (pair.name(), day, a, b, sums)).collect();
+        let mut rows: Vec<_> =
+            self.0.into_iter().map(|((pair, day, a, b), sums)| (pair.name(), day, a, b, sums)).collect();
         // Neighbours in the table one after the other.
         rows.sort_unstable();
         for (pair, day, a, b, sums) in rows {

@@ -269,5 +269,8 @@ async fn a_base_with_a_submodule_takes_honest_work() {
     let scene = seeded(&line, rules()).await;
     assert!(repo::git(&scene.forge.path(), &["ls-tree", "-r", scene.base.as_str()]).contains(elsewhere));
     assert_eq!(scene.fault(&["echo x > new; echo y > vendor/note"]).await, None);
-    assert_eq!(scene.fault(&["git update-index --cacheinfo 160000,$(git rev-parse HEAD),vendor/lib"]).await, Some(PackFault::Gitlink));
+    assert_eq!(
+        scene.fault(&["git update-index --cacheinfo 160000,$(git rev-parse HEAD),vendor/lib"]).await,
+        Some(PackFault::Gitlink)
+    );
 }

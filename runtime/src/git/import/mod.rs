@@ -148,13 +148,7 @@ async fn admit(
 }
 
 fn order(quarantine: &Quarantine, repo: &Path, base: &CommitId, tip: CommitId, rules: &ImportRules) -> Order {
-    Order {
-        repo: repo.to_path_buf(),
-        quarantine: quarantine.0.clone(),
-        base: base.clone(),
-        tip,
-        rules: rules.clone(),
-    }
+    Order { repo: repo.to_path_buf(), quarantine: quarantine.0.clone(), base: base.clone(), tip, rules: rules.clone() }
 }
 
 /// Lets in what passed.
