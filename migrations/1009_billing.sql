@@ -29,13 +29,14 @@ CREATE TABLE usage (
 
 CREATE INDEX usage_by_day ON usage (day, team);
 
--- The same, summed up by day and each two of the parts that it is grouped by: a report of so many reads some thousand
+-- The same, summed up by day and two or three of the parts that it is grouped by: a report of those reads some thousand
 -- rows of these in place of all lines.
-CREATE TABLE usage_pairs (
-    pair               TEXT    NOT NULL, -- the two columns that `a` and `b` are of, with a comma between them
+CREATE TABLE usage_sums (
+    parts              TEXT    NOT NULL, -- the columns that `a`, `b` and `c` are of, with commas between them
     day                TEXT    NOT NULL,
     a                  TEXT    NOT NULL,
     b                  TEXT    NOT NULL,
+    c                  TEXT    NOT NULL, -- empty where the parts are two
     tasks              INTEGER NOT NULL,
     input_tokens       INTEGER NOT NULL,
     output_tokens      INTEGER NOT NULL,
@@ -45,7 +46,7 @@ CREATE TABLE usage_pairs (
     refunded_nano_usd  INTEGER NOT NULL,
     sandbox_ms         INTEGER NOT NULL,
     billable_nano_usd  INTEGER NOT NULL,
-    PRIMARY KEY (pair, day, a, b)
+    PRIMARY KEY (parts, day, a, b, c)
 ) STRICT, WITHOUT ROWID;
 
 -- Model calls that money is set aside for: which day their end will count to.

@@ -38,6 +38,15 @@ fn groupings() -> Vec<Vec<Dimension>> {
     std::iter::once(Vec::new()).chain(all.iter().map(|one| vec![*one])).chain(pairs).collect()
 }
 
+/// Every three of them: some reports read sums of their own, and others the lines themselves.
+fn threes() -> impl Iterator<Item = Vec<Dimension>> {
+    let all = Dimension::ALL;
+    let at = move |at: usize| (at + 1..all.len()).map(move |next| (all[next], next));
+    (0..all.len()).flat_map(move |one| {
+        at(one).flat_map(move |(two, second)| at(second).map(move |(three, _)| vec![all[one], two, three]))
+    })
+}
+
 fn sums_of(group: &UsageGroup) -> Sums {
     Sums {
         tasks: group.tasks.into(),
@@ -58,7 +67,7 @@ fn key_of(group: &UsageGroup) -> Vec<String> {
 /// The report in every grouping is what the events count up to; what is billed is the same in all of them.
 async fn reports_are_the_ledgers(world: &World, counted: &Counted) -> NanoUsd {
     let mut billable = None;
-    for group_by in groupings() {
+    for group_by in groupings().into_iter().chain(threes()) {
         let report =
             world.read.usage(UsageQuery { group_by: group_by.clone(), ..UsageQuery::default() }).await.unwrap();
         let reported: BTreeMap<_, _> = report.groups.iter().map(|group| (key_of(group), sums_of(group))).collect();

@@ -403,13 +403,11 @@ pub(super) fn page(
     for (number, clause) in (1..).zip(clauses) {
         let _ = write!(sql, " AND {clause} ?{number}");
     }
-    for (clause, time) in [(">=", filter.from), ("<", filter.to)] {
-        if let Some(time) = time {
-            values.push(Value::Integer(time.as_microsecond()));
-            let _ = write!(sql, " AND {order}.at {clause} ?{}", values.len());
-        }
+    if let Some(time) = filter.from {
+        values.push(Value::Integer(time.as_microsecond()));
+        let _ = write!(sql, " AND {order}.at >= ?{}", values.len());
     }
-    if let Some(cursor) = after {
+    if let Some(cursor) = Cursor::earlier(filter.to, after) {
         values.extend(cursor.values());
         let _ = write!(sql, " AND ({order}.at, {order}.id) < (?{}, ?{})", values.len() - 1, values.len());
     }

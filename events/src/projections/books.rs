@@ -14,7 +14,7 @@ use jiff::tz::TimeZone;
 use rusqlite::types::Type;
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 
-use super::pairs::Pairs;
+use super::sums::Sums;
 use super::tasks::OpenTasks;
 use super::usage::{MAX_NANO_USD_PER_CALL, MAX_TOKENS_PER_CALL};
 use super::{Folded, Odd, ReadModelError};
@@ -403,7 +403,7 @@ impl Books {
             "INSERT OR REPLACE INTO usage VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,
                                                   ?17, ?18, ?19, ?20, ?21)",
         )?;
-        let mut pairs = Pairs::default();
+        let mut sums = Sums::default();
         for (place, Line { before, now: line }) in &self.lines {
             let billing = self.teams.get(&place.team).unwrap_or(&nobody);
             let billable = billing.price(place.day, named(&place.customer), named(&place.project), line);
@@ -430,9 +430,9 @@ impl Books {
                 count(line.sandbox_ms),
                 billable.nanos(),
             ])?;
-            pairs.add(place, (before.0, before.1), (*line, billable));
+            sums.add(place, (before.0, before.1), (*line, billable));
         }
-        pairs.save(transaction)?;
+        sums.save(transaction)?;
         self.save_calls(transaction)?;
         let mut keep = transaction.prepare_cached("INSERT OR REPLACE INTO usage_sandboxes VALUES (?1, ?2, ?3)")?;
         let mut forget = transaction.prepare_cached("DELETE FROM usage_sandboxes WHERE task = ?1 AND sandbox = ?2")?;

@@ -11,7 +11,7 @@ mod bounds;
 pub mod campaigns;
 mod database;
 mod forgetting;
-mod pairs;
+mod sums;
 pub mod tasks;
 pub mod usage;
 pub mod webhooks;
@@ -201,7 +201,7 @@ impl ReadModels {
             .write(|connection| {
                 let transaction = connection.transaction()?;
                 transaction.execute_batch(
-                    "DELETE FROM tasks; DELETE FROM usage; DELETE FROM usage_pairs; DELETE FROM usage_calls;
+                    "DELETE FROM tasks; DELETE FROM usage; DELETE FROM usage_sums; DELETE FROM usage_calls;
                      DELETE FROM usage_sandboxes; DELETE FROM billing; DELETE FROM campaigns; DELETE FROM webhooks; DELETE FROM deliveries;
                      DELETE FROM audit; DELETE FROM audit_repos; DELETE FROM audit_actors;
                      UPDATE checkpoints SET position = 0, skipped = 0;",

@@ -70,6 +70,18 @@ impl Cursor {
         Self { created_at, id }
     }
 
+    /// The earlier of a time, at which the rows end too, and where a page ended. One bound and not two: of two, SQLite
+    /// looks for one in its index and reads every row from there to the other.
+    pub(super) fn earlier(before: Option<Timestamp>, after: Option<Self>) -> Option<Self> {
+        let before = before.map(|time| Self::new(time.as_microsecond(), Uuid::nil()));
+        match (before, after) {
+            (Some(before), Some(after)) => {
+                Some(if (before.created_at, before.id) < (after.created_at, after.id) { before } else { after })
+            }
+            (before, after) => before.or(after),
+        }
+    }
+
     /// What a query compares with.
     pub(super) fn values(self) -> [Value; 2] {
         [Value::Integer(self.created_at), Value::Blob(self.id.as_bytes().to_vec())]
@@ -159,12 +171,8 @@ pub(super) fn page(
     if let Some(time) = filter.created_after {
         narrow("created_at >", Value::Integer(time.as_microsecond()));
     }
-    if let Some(time) = filter.created_before {
-        narrow("created_at <", Value::Integer(time.as_microsecond()));
-    }
-    if let Some(cursor) = after {
-        values.push(Value::Integer(cursor.created_at));
-        values.push(Value::Blob(cursor.id.as_bytes().to_vec()));
+    if let Some(cursor) = Cursor::earlier(filter.created_before, after) {
+        values.extend(cursor.values());
         let _ = write!(sql, " AND (created_at, id) < (?{}, ?{})", values.len() - 1, values.len());
     }
     bounds::narrow(&mut sql, &mut values, &filter.bounds, &COLUMNS);

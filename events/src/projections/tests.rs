@@ -218,6 +218,13 @@ async fn a_cursor_survives_its_text_and_nothing_else_passes_for_one() {
     let cursor = page.next.expect("a next page").to_string().parse().expect("a cursor");
     let page = read.tasks(TaskFilter::default(), Some(cursor), 2).await.expect("a page");
     assert_eq!((page.tasks.len(), page.tasks[0].id, page.next), (1, task(1), None));
+    // A time and a cursor together are the earlier of the two.
+    for (second, first, left) in [(1_790_000_000, 0, 0), (1_790_000_001, 3, 1)] {
+        let created_before = Some(Timestamp::from_second(second).expect("a time"));
+        let filter = TaskFilter { created_before, ..TaskFilter::default() };
+        assert_eq!(read.tasks(filter.clone(), None, 5).await.expect("a page").tasks.len(), first);
+        assert_eq!(read.tasks(filter, Some(cursor), 5).await.expect("a page").tasks.len(), left);
+    }
     for wrong in ["", "x", &"g".repeat(48), &"0".repeat(47), &"é".repeat(24)] {
         assert!(wrong.parse::<Cursor>().is_err(), "{wrong}");
     }

@@ -8,7 +8,7 @@ use rusqlite::{Connection, params_from_iter};
 
 use super::ReadModelError;
 use super::bounds::{self, Columns};
-use super::pairs::{PARTS, Pair};
+use super::sums::{self, PARTS};
 use crate::key::Bounds;
 use crate::money::NanoUsd;
 
@@ -163,10 +163,7 @@ impl UsageQuery {
 
 pub(super) fn report(connection: &Connection, query: &UsageQuery) -> Result<UsageReport, ReadModelError> {
     let parts: Vec<_> = query.parts().collect();
-    report_from(connection, query, &Pair::of(&parts).map_or_else(|| "usage".to_owned(), Pair::rows))
-}
-
-fn report_from(connection: &Connection, query: &UsageQuery, rows: &str) -> Result<UsageReport, ReadModelError> {
+    let rows = sums::rows(&parts).unwrap_or_else(|| "usage".to_owned());
     let columns: String = query.group_by.iter().map(|by| format!("{}, ", by.column())).collect();
     let mut clauses = vec!["1 = 1".to_owned()];
     let mut values = Vec::new();
