@@ -223,7 +223,7 @@ fn in_the_middle(log: &[Envelope], wishes: &[Wish]) -> (usize, usize) {
             let from = event.actor.origin.as_ref().and_then(|origin| origin.user_agent.as_deref());
             from == Some(&*wish.name) && event.stream.category() == "request"
         };
-        if log.iter().filter(of_request).next_back().is_some_and(|last| &*last.kind == "request-claimed") {
+        if log.iter().rfind(of_request).is_some_and(|last| &*last.kind == "request-claimed") {
             if done(log, wish).is_empty() { claimed += 1 } else { unanswered += 1 }
         }
     }

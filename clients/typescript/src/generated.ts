@@ -175,7 +175,7 @@ export interface paths {
         /**
          * Exports the whole log, to be verified elsewhere with `orchestra audit verify`.
          * @description One line of JSON per event, with a header and a signed end; every team's events, up to where the log is when this is
-         *     asked.
+         *     asked, and on to the erasure of what was erased meanwhile.
          */
         readonly get: operations["exportAudit"];
         readonly put?: never;

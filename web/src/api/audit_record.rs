@@ -193,7 +193,7 @@ impl Export {
 /// Exports the whole log, to be verified elsewhere with `orchestra audit verify`.
 ///
 /// One line of JSON per event, with a header and a signed end; every team's events, up to where the log is when this is
-/// asked.
+/// asked, and on to the erasure of what was erased meanwhile.
 #[utoipa::path(get, path = "/v1/audit/export", tag = "audit", operation_id = "exportAudit",
     params(("content" = Option<bool>, Query, description = "`false` leaves out the words that may be erased")),
     responses((status = 200, description = "The log", content((String = "application/x-ndjson")))))]
