@@ -108,7 +108,7 @@ impl Scene {
     }
 
     fn hook(&self, team: &str) -> Value {
-        json!({ "url": self.receiver.url(), "events": ["billing.period-closed"], "team": team })
+        json!({ "url": self.receiver.url(), "events": ["billing.invoice-ready", "billing.period-closed"], "team": team })
     }
 
     /// A wish of this kind, with what it is about made ready. Whoever adds a POST says here what is to be sent.

@@ -29,16 +29,16 @@ pub enum Webhooks {
         /// Where to
         url: String,
         /// What: task.succeeded, task.* or *; say it as often as there are
-        #[arg(long = "event", required = true)]
+        #[arg(long = "event", value_name = "TYPE", required = true)]
         events: Vec<String>,
         /// Whose events; an operator who names none gets those of all
         #[arg(long)]
         team: Option<String>,
         /// Only those of tasks and campaigns of this project; say it as often as there are
-        #[arg(long = "project")]
+        #[arg(long = "project", value_name = "NAME")]
         projects: Vec<String>,
         /// The same for environments
-        #[arg(long = "environment")]
+        #[arg(long = "environment", value_name = "NAME")]
         environments: Vec<String>,
         /// What it is for
         #[arg(long)]
