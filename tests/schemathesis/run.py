@@ -65,23 +65,26 @@ def things(house):
     campaigns = [house.ask("POST", "/v1/campaigns", campaign)["id"]]
     webhook = {"url": "https://example.com/hook", "events": ["task.succeeded"], "team": "platform"}
     webhooks = [house.ask("POST", "/v1/webhooks", webhook)["id"]]
+    spare = house.ask("POST", "/v1/keys", {"name": "spare", "team": "platform", "scopes": ["tasks:read"]})
     for task in tasks:
         house.ended(task)
     return {
         "/v1/tasks/{id}": tasks,
         "/v1/campaigns/{id}": campaigns,
         "/v1/webhooks/{id}": webhooks,
+        "/v1/keys/{id}": [spare["id"]],
         "/v1/budgets/{scope}": ["team:platform", "project:platform/infra"],
         "/docs/errors/{code}": ["not-found", "sandbox-timeout"],
     }
 
 
-def run(house, key, found, examples):
+def run(house, key, kept, found, examples):
     environment = os.environ | {
         "SCHEMATHESIS_HOOKS": "hooks",
         "PYTHONPATH": str(HERE),
         "ORCHESTRA_FOUND": json.dumps(found),
         "ORCHESTRA_KEY": key,
+        "ORCHESTRA_KEPT": json.dumps(kept),
     }
     command = [
         pathlib.Path(sys.executable).parent / "schemathesis", "--config-file", HERE / "schemathesis.toml",
@@ -98,13 +101,15 @@ def main():
     try:
         found = things(house)
         # Everything that a team can be given.
-        scopes = ["tasks:*", "campaigns:*", "budgets:*", "usage:read", "audit:read", "keys:*", "webhooks:*"]
+        scopes = ["tasks:*", "campaigns:*", "budgets:*", "usage:read", "audit:read", "keys:*", "webhooks:*",
+                  "billing:*", "content:erase", "exports:*"]
         of_team = house.ask("POST", "/v1/keys", {"name": "team", "team": "platform", "scopes": scopes})
         keys = {"an operator's key": house.key, "a team's key": of_team["key"]}
+        kept = [f"key_{key.split('_')[2]}" for key in keys.values()]
         failed = []
         for whose, key in keys.items():
             print(f"== with {whose}", flush=True)
-            if run(house, key, found, examples) != 0:
+            if run(house, key, kept, found, examples) != 0:
                 failed.append(whose)
     finally:
         house.close()

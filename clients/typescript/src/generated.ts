@@ -7997,6 +7997,28 @@ export interface operations {
                 };
                 content?: never;
             };
+            /** @description Parameters that do not do (`invalid-query`: The query has parameters that do not do) */
+            readonly 400: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "invalid-query";
+                        /** @enum {integer} */
+                        readonly status?: 400;
+                    };
+                };
+            };
             /** @description `unauthenticated`: Who is calling? */
             readonly 401: {
                 headers: {

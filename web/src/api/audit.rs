@@ -281,13 +281,8 @@ impl Moment {
 /// The filters of a request, taken out of its query. `team` is as asked for, not yet narrowed to the caller's own.
 pub fn filter(query: &mut Parameters) -> AuditFilter {
     let expected = "a time such as 2026-11-22T10:00:00Z, or a day such as 2026-11-22";
-    let category = query.text("category").and_then(|text| {
-        let category = Category::ALL.into_iter().find(|category| category.as_str() == text);
-        if category.is_none() {
-            query.fault("category", "expected one of task, act, refusal");
-        }
-        category
-    });
+    let known = |text: &str| Category::ALL.into_iter().find(|category| category.as_str() == text);
+    let category = query.one_of("category", known, "task, act, refusal");
     AuditFilter {
         team: query.text("team"),
         project: query.text("project"),

@@ -112,7 +112,15 @@ pub async fn key(app: web::Data<App>, request: HttpRequest) -> Result<HttpRespon
         (status = 400, description = "Parameters that do not do", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn checkpoints(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let mut query = Parameters::of(&request)?;
-    let before = query.parsed::<u64>("cursor", "the nextCursor of the page before").map(Revision);
+    // As the document has it: a whole number of 64 bits with a sign.
+    let before = query.parsed::<i64>("cursor", "the nextCursor of the page before");
+    let before = before.and_then(|revision| match u64::try_from(revision) {
+        Ok(revision) => Some(Revision(revision)),
+        Err(_) => {
+            query.fault("cursor", "expected the nextCursor of the page before");
+            None
+        }
+    });
     let limit = query.limit(DEFAULT_PAGE, MAX_PAGE);
     query.finish()?;
     let signed = service(&app)?.signed(before, limit).await.map_err(problem)?;

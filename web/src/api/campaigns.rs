@@ -96,14 +96,9 @@ pub async fn create(
 pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let mut query = Parameters::of(&request)?;
     let team = query.text("team");
-    let status = query.text("status").and_then(|text| {
-        let status = CampaignStatus::ALL.into_iter().find(|status| status.as_str() == text);
-        if status.is_none() {
-            let known = CampaignStatus::ALL.map(CampaignStatus::as_str).join(", ");
-            query.fault("status", format!("expected one of {known}"));
-        }
-        status
-    });
+    let known = CampaignStatus::ALL.map(CampaignStatus::as_str).join(", ");
+    let status =
+        query.one_of("status", |text| CampaignStatus::ALL.into_iter().find(|status| status.as_str() == text), &known);
     let cursor = query.parsed::<Cursor>("cursor", "the nextCursor of the page before");
     let limit = query.limit(DEFAULT_PAGE, MAX_PAGE);
     query.finish()?;

@@ -585,6 +585,7 @@ pub async fn rotate_for(
     params(("id" = String, Path),
         ("self" = Option<bool>, Query, description = "`true`: also if it is the key that asks")),
     responses((status = 204, description = "Revoked, now or before"),
+        (status = 400, description = "Parameters that do not do", body = ProblemBody, content_type = "application/problem+json"),
         (status = 403, description = "An operator's key", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "No such key, or another team's", body = ProblemBody, content_type = "application/problem+json"),
         (status = 409, description = "The last admin key, or the caller's own without `self=true`", body = ProblemBody, content_type = "application/problem+json")))]

@@ -84,6 +84,21 @@ impl Parameters {
         parsed
     }
 
+    /// One of a few words. The empty text is none of them.
+    pub fn one_of<T>(
+        &mut self,
+        name: &'static str,
+        known: impl FnOnce(&str) -> Option<T>,
+        expected: &str,
+    ) -> Option<T> {
+        let text = self.given(name)?;
+        let found = known(&text);
+        if found.is_none() {
+            self.fault(name, format!("expected one of {expected}"));
+        }
+        found
+    }
+
     /// How many things on one page.
     pub fn limit(&mut self, default: usize, max: usize) -> usize {
         match self.parsed::<usize>("limit", &format!("a whole number from 1 to {max}")) {

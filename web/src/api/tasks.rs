@@ -102,13 +102,9 @@ pub async fn create(
 pub async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let mut query = Parameters::of(&request)?;
     let team = query.text("team");
-    let status = query.text("status").and_then(|text| {
-        let status = TaskStatus::ALL.into_iter().find(|status| status.as_str() == text);
-        if status.is_none() {
-            query.fault("status", format!("expected one of {}", TaskStatus::ALL.map(TaskStatus::as_str).join(", ")));
-        }
-        status
-    });
+    let known = TaskStatus::ALL.map(TaskStatus::as_str).join(", ");
+    let status =
+        query.one_of("status", |text| TaskStatus::ALL.into_iter().find(|status| status.as_str() == text), &known);
     let time = "a time such as 2026-11-22T10:00:00Z";
     let filter = TaskFilter {
         team: team.clone(),
