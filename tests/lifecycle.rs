@@ -30,7 +30,9 @@ async fn a_task_ends_with_its_work_on_a_branch() {
         "budget": { "maxUsd": 2.00 },
     });
     let (status, task) = house.api.post("/v1/tasks", &payload).await;
-    assert_eq!((status, &task["status"]), (202, &json!("queued")), "{task}");
+    assert_eq!(status, 202, "{task}");
+    // It may have been taken up before the answer was written.
+    assert!(["queued", "preparing", "running"].contains(&task["status"].as_str().unwrap()), "{task}");
     let id = task["id"].as_str().unwrap();
     let task = house.ended(id).await;
     assert_eq!(task["status"], "succeeded", "{task:#}");

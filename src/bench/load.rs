@@ -143,11 +143,13 @@ fn pages(ends: (Timestamp, Timestamp), some: &Value) -> Vec<(String, Vec<String>
         ("audit of a team's failures", format!("&team={team}&outcome=failed")),
         ("audit of a repository", format!("&repo={repo}")),
         ("audit of a key", format!("&actor={}", text("createdBy"))),
-        ("audit of a month", format!("&{month}")),
     ] {
         add(name, format!("/v1/audit?limit=50{query}"));
         add(&format!("{name}, 90 % deep"), format!("/v1/audit?limit=50{query}&cursor={}", at(90)));
     }
+    add("audit of a month", format!("/v1/audit?limit=50&{month}"));
+    let in_month = format!("{:016x}{:032x}", (ends.0 - Duration::from_secs(27 * 86_400)).as_microsecond(), u128::MAX);
+    add("audit of a month, 90 % of it deep", format!("/v1/audit?limit=50&{month}&cursor={in_month}"));
     add("bills of a team", format!("/v1/billing/periods?team={team}"));
     for (name, path) in [
         ("the dashboard's tasks", "/tasks".to_owned()),

@@ -139,7 +139,8 @@ def test_a_task_is_spoken_to_cancelled_and_retried(house: House) -> None:
     assert {"steered", "cancel-requested"} <= kinds
     with pytest.raises(TaskFailed, match="cancelled"):
         orchestra.tasks.wait(task["id"])
-    assert orchestra.tasks.retry(task["id"])["status"] == "queued"
+    # It may have been taken up before the answer was written.
+    assert orchestra.tasks.retry(task["id"])["status"] in {"queued", "preparing", "running"}
     orchestra.tasks.cancel(task["id"])
 
 

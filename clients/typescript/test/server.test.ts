@@ -115,7 +115,8 @@ test("a task is spoken to, cancelled and retried", async () => {
   }
   assert.ok(kinds.has("steered") && kinds.has("cancel-requested"), [...kinds].join());
   await assert.rejects(orchestra.tasks.wait(id), { name: "TaskFailed", code: "cancelled" });
-  assert.equal((await orchestra.tasks.retry(id)).status, "queued");
+  // It may have been taken up before the answer was written.
+  assert.ok(["queued", "preparing", "running"].includes((await orchestra.tasks.retry(id)).status));
   await orchestra.tasks.cancel(id);
 });
 
