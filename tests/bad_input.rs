@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{House, Setup, done, program, script, sha256};
+use crate::harness::{House, Setup, conformance, done, program, script, sha256};
 
 /// More than any body may have.
 const TOO_MUCH: usize = 1024 * 1024;
@@ -23,12 +23,17 @@ struct Answer {
 }
 
 impl Answer {
+    /// Sends it, and holds what comes back against the document.
     async fn to(request: RequestBuilder) -> Self {
-        let answer = request.timeout(Duration::from_secs(60)).send().await.unwrap();
-        let status = answer.status().as_u16();
-        let header = answer.headers().get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let kind = header.to_owned();
+        let (client, request) = request.timeout(Duration::from_secs(60)).build_split();
+        let request = request.unwrap();
+        let (method, path) = (request.method().clone(), request.url().path().to_owned());
+        let answer = client.execute(request).await.unwrap();
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
         let text = answer.text().await.unwrap();
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        conformance::check((method.as_str(), &path), status, header, text.as_bytes());
+        let kind = header("content-type").unwrap_or_default().to_owned();
         let body = serde_json::from_str(&text).unwrap_or(Value::Null);
         Self { status, kind, text, body }
     }

@@ -8,7 +8,7 @@ use reqwest::header::ACCEPT;
 use reqwest::{Client, Method};
 use serde_json::Value;
 
-use super::PATIENCE;
+use super::{PATIENCE, conformance};
 
 /// A client with a key.
 #[derive(Clone)]
@@ -56,11 +56,15 @@ impl Api {
         self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.key)
     }
 
-    /// Sends it; answers status and JSON (null where there is none).
+    /// Sends it, and holds what comes back against the document; answers status and JSON (null where there is none).
     pub async fn send(&self, request: reqwest::RequestBuilder) -> (u16, Value) {
-        let answer = request.timeout(PATIENCE).send().await.unwrap();
-        let status = answer.status().as_u16();
+        let request = request.timeout(PATIENCE).build().unwrap();
+        let (method, path) = (request.method().clone(), request.url().path().to_owned());
+        let answer = self.http.execute(request).await.unwrap();
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
         let body = answer.bytes().await.unwrap();
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        conformance::check((method.as_str(), &path), status, header, &body);
         (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
     }
 

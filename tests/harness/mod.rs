@@ -2,6 +2,8 @@
 //! the server, repositories, and a count of whatever is left on the machine.
 
 mod api;
+#[path = "../../web/tests/support/conformance.rs"]
+pub mod conformance;
 mod model;
 mod process;
 mod remotes;

@@ -5714,6 +5714,28 @@ export interface operations {
                     };
                 };
             };
+            /** @description A budget above it is used up (`budget-exceeded`: A budget is used up) */
+            readonly 402: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "budget-exceeded";
+                        /** @enum {integer} */
+                        readonly status?: 402;
+                    };
+                };
+            };
             /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
@@ -8742,6 +8764,28 @@ export interface operations {
                     };
                 };
             };
+            /** @description A budget above it is used up (`budget-exceeded`: A budget is used up) */
+            readonly 402: {
+                headers: {
+                    /** @description Requests that may be made at once */
+                    readonly "RateLimit-Limit"?: number;
+                    /** @description Requests in a window of seconds, `60;w=60` */
+                    readonly "RateLimit-Policy"?: string;
+                    /** @description How many of them are left */
+                    readonly "RateLimit-Remaining"?: number;
+                    /** @description Seconds after which all of them are left again */
+                    readonly "RateLimit-Reset"?: number;
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        readonly code?: "budget-exceeded";
+                        /** @enum {integer} */
+                        readonly status?: 402;
+                    };
+                };
+            };
             /** @description `address-not-allowed`: This key may not be used from there; `cross-site-request`: This came from another site; `forbidden`: This key may not do that */
             readonly 403: {
                 headers: {
@@ -8830,7 +8874,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description `rate-limited`: Too many requests */
+            /** @description Too many tasks of the key or team are open, or too many requests came (`rate-limited`: Too many requests; `too-many-tasks`: Too many tasks are open) */
             readonly 429: {
                 headers: {
                     /** @description Requests that may be made at once */
@@ -8848,7 +8892,7 @@ export interface operations {
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "rate-limited";
+                        readonly code?: "rate-limited" | "too-many-tasks";
                         /** @enum {integer} */
                         readonly status?: 429;
                     };
@@ -10802,7 +10846,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description `rate-limited`: Too many requests */
+            /** @description Too many tasks of the key or team are open, or too many requests came (`rate-limited`: Too many requests; `too-many-tasks`: Too many tasks are open) */
             readonly 429: {
                 headers: {
                     /** @description Requests that may be made at once */
@@ -10820,7 +10864,7 @@ export interface operations {
                 content: {
                     readonly "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        readonly code?: "rate-limited";
+                        readonly code?: "rate-limited" | "too-many-tasks";
                         /** @enum {integer} */
                         readonly status?: 429;
                     };

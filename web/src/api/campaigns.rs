@@ -62,6 +62,7 @@ async fn as_it_stands(app: &App, caller: &Caller, id: &str) -> Result<HttpRespon
     params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat of this request do nothing new")),
     responses(
         (status = 202, description = "Accepted", body = CampaignView, headers(("Location" = String, description = "The campaign"))),
+        (status = 402, description = "A budget above it is used up", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "Fields that do not do, or a reused Idempotency-Key", body = ProblemBody, content_type = "application/problem+json"),
     ))]
 pub async fn create(

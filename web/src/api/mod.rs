@@ -17,6 +17,7 @@ pub mod error_pages;
 pub mod events;
 pub mod fields;
 pub mod health;
+pub mod key_payload;
 pub mod keys;
 pub mod once;
 pub mod openapi;

@@ -37,7 +37,8 @@ pub async fn cancel(
 #[utoipa::path(post, path = "/v1/tasks/{id}/retry", tag = "tasks", operation_id = "retryTask",
     params(("id" = String, Path)), request_body(content = Option<super::openapi::RetryRequest>),
     responses((status = 202, description = "It is queued again", body = TaskView),
-        (status = 409, description = "It is still going on, or has succeeded", body = ProblemBody, content_type = "application/problem+json")))]
+        (status = 409, description = "It is still going on, or has succeeded", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "Too many tasks of the key or team are open, or too many requests came", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn retry(
     app: web::Data<App>,
     caller: Caller,

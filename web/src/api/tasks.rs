@@ -68,6 +68,8 @@ pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, P
     params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat of this request do nothing new")),
     responses(
         (status = 202, description = "Accepted", body = TaskView, headers(("Location" = String, description = "The task"))),
+        (status = 402, description = "A budget above it is used up", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "Too many tasks of the key or team are open, or too many requests came", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "Fields that do not do, or a reused Idempotency-Key", body = ProblemBody, content_type = "application/problem+json"),
     ))]
 pub async fn create(

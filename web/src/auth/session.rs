@@ -230,7 +230,8 @@ impl Sessions {
         Ok(sessions)
     }
 
-    async fn catch_up(&self, store: &dyn EventStore) -> Result<(), StoreError> {
+    /// Reads what the log holds by now.
+    pub async fn catch_up(&self, store: &dyn EventStore) -> Result<(), StoreError> {
         let _turn = self.reading.lock().await;
         let filter = Filter::category("session");
         loop {

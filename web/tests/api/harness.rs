@@ -4,6 +4,8 @@
 mod budgets;
 #[path = "../support/campaigns.rs"]
 mod campaigns;
+#[path = "../support/conformance.rs"]
+mod conformance;
 #[path = "../support/webhooks.rs"]
 mod webhooks;
 
@@ -37,7 +39,7 @@ use orchestra_events::{
 };
 use orchestra_web::auth::issuing::{NewKey, issue, rotate_key};
 use orchestra_web::auth::{
-    KeyRing, NewSession, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses,
+    KeyRing, Lasting, NewSession, Sessions, Who, ensure_admin_key, issue_key, revoke_key, write_refusals, write_uses,
 };
 use orchestra_web::{App, configure};
 use secrecy::ExposeSecret;
@@ -392,6 +394,18 @@ impl Server {
 
     /// Signs in a person with this role; the cookie's value.
     pub async fn person(&self, team: &str, role: Role) -> (SessionId, String) {
+        self.person_in(&self.app.sessions, team, role).await
+    }
+
+    /// The same, for this long.
+    pub async fn person_for(&self, lifetime: Duration, team: &str, role: Role) -> String {
+        let sessions = Sessions::new(Lasting { lifetime, ..Lasting::default() });
+        let cookie = self.person_in(&sessions, team, role).await.1;
+        self.app.sessions.catch_up(&*self.store).await.expect("the log is read");
+        cookie
+    }
+
+    async fn person_in(&self, sessions: &Sessions, team: &str, role: Role) -> (SessionId, String) {
         let new = NewSession {
             holder: Holder::Person { issuer: "https://a.example".to_owned(), subject: format!("{team} {role:?}") },
             way: Way::Oidc,
@@ -399,7 +413,7 @@ impl Server {
             memberships: vec![Membership { team: Some(team.to_owned()), role }],
             generation: 0,
         };
-        let begun = self.app.sessions.start(&*self.store, new, None, &Actor::system("test")).await;
+        let begun = sessions.start(&*self.store, new, None, &Actor::system("test")).await;
         let (id, cookie) = begun.expect("a session");
         (id, cookie.expose_secret().to_owned())
     }
@@ -434,7 +448,8 @@ impl Server {
         let (status, headers) = (response.status(), response.headers().clone());
         let body = tokio::time::timeout(SOON, test::read_body(response)).await.expect("the body ends");
         let answer = Answer { status, headers, body };
-        crate::conformance::check(&method, &path, &answer);
+        let asked = (method.as_str(), &*path);
+        conformance::check(asked, answer.status.as_u16(), |name| answer.header(name), &answer.body);
         answer
     }
 

@@ -35,6 +35,8 @@ const MARK: &str = "canary";
 /// Ids that nothing has.
 const NO_TASK: &str = "task_00000000000000000000000000";
 const NO_SESSION: &str = "session_00000000000000000000000000";
+/// How long a session lasts that is used after its end: long enough to be used once before.
+const SHORT: Duration = Duration::from_secs(3);
 /// More sessions than are ended in a test.
 const DISPOSABLE: usize = 1_000;
 const NO_KEY: &str = "key_00000000000000000000000000";
@@ -490,7 +492,16 @@ async fn every_route_asks_every_role_in_the_own_team_and_in_another() {
     let things = Things::new(&server).await;
     let service = service!(server);
     let mut looked_at = 0;
-    for role in [Role::Viewer, Role::Operator, Role::Admin] {
+    let roles = [Role::Viewer, Role::Operator, Role::Admin];
+    let mut expired = Vec::new();
+    for role in roles {
+        let cookie = server.person_for(SHORT, "platform", role).await;
+        let tasks = TestRequest::get().uri("/tasks").insert_header(("cookie", format!("{}={cookie}", session::COOKIE)));
+        assert_eq!(call(&service, tasks.to_request()).await.status(), StatusCode::OK, "it works while it lasts");
+        expired.push(cookie);
+    }
+    tokio::time::sleep(SHORT).await;
+    for (role, expired) in roles.into_iter().zip(&expired) {
         let scopes = role.scopes();
         for row in rows() {
             // Signing in anew and signing out end a session, and so does an end of all of a person's: each row has its own.
@@ -505,14 +516,12 @@ async fn every_route_asks_every_role_in_the_own_team_and_in_another() {
                 let shown = Shown::Cookie(cookie.to_owned());
                 request(&row, path, &with_token(&sample.body, cookie), &shown).to_request()
             };
-            let answer = call(&service, ask(&sample.path, &ended)).await;
-            assert!(
-                row.access == Access::Anyone || unknown(&row, &answer),
-                "{}: {}",
-                cell("an ended"),
-                answer.status()
-            );
-            looked_at += 1;
+            for (cookie, kind) in [(&ended, "an ended"), (expired, "an expired")] {
+                let answer = call(&service, ask(&sample.path, cookie)).await;
+                let refused = row.access == Access::Anyone || unknown(&row, &answer);
+                assert!(refused, "{}: {}", cell(kind), answer.status());
+                looked_at += 1;
+            }
             if row.access == Access::Anyone {
                 continue;
             }
@@ -538,7 +547,7 @@ async fn every_route_asks_every_role_in_the_own_team_and_in_another() {
             }
         }
     }
-    assert!(looked_at > 200, "{looked_at}");
+    assert!(looked_at > 400, "{looked_at}");
 }
 
 #[actix_web::test]
