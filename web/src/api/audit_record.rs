@@ -166,9 +166,13 @@ struct Export {
 }
 
 impl Export {
-    async fn piece(&mut self) -> Result<Option<Bytes>, NotaryError> {
-        if self.ended || self.app.standing(&self.caller).is_none() {
+    async fn piece(&mut self) -> Result<Option<Bytes>, Problem> {
+        if self.ended {
             return Ok(None);
+        }
+        // Whoever was revoked meanwhile reads no further, and is not told that this was all.
+        if self.app.standing(&self.caller).is_none() {
+            return Err(Problem::unknown_key());
         }
         // What was erased meanwhile has its erasure behind the end that the log had: without it, the words would seem stolen.
         if self.at >= self.head && self.content && self.owed.is_any() && self.further < MAX_FURTHER {
@@ -177,13 +181,13 @@ impl Export {
         }
         if self.at >= self.head {
             self.ended = true;
-            let checkpoint = self.audit.end(self.at, self.link).await?;
+            let checkpoint = self.audit.end(self.at, self.link).await.map_err(problem)?;
             return Ok(Some(Trailer { checkpoint }.line().into()));
         }
         let wanted = usize::try_from(self.head.0 - self.at.0).unwrap_or(EXPORT_PAGE).min(EXPORT_PAGE);
         let mut events = self.audit.links(self.at, wanted).await?;
         let Some(last) = events.last() else {
-            return Err(NotaryError::Damaged(format!("no event follows position {}", self.at.0)));
+            return Err(Problem::internal(format!("no event follows position {}", self.at.0)));
         };
         (self.at, self.link) = (last.event.position, last.links.global);
         let mut lines = Vec::new();
@@ -233,9 +237,8 @@ pub async fn export(app: web::Data<App>, caller: Caller, request: HttpRequest) -
             Ok(piece) => Ok(piece?),
             // The connection breaks off, so that nobody takes a part for the whole.
             Err(error) => {
-                tracing::error!("an export of the log ends early: {error}");
                 export.ended = true;
-                Err(actix_web::Error::from(problem(error)))
+                Err(actix_web::Error::from(error))
             }
         };
         Some((piece, export))

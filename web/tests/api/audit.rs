@@ -1,11 +1,11 @@
 //! The audit over REST: rows as their readers may see them, and the record that proves them.
 
-use actix_web::http::StatusCode;
+use actix_web::http::{Method, StatusCode};
 use orchestra_events::audit::{Checkpoint, PublicKey, Trust, verify};
 use orchestra_events::key::Scope;
 use orchestra_events::projections::audit::MAX_PAGE;
 use orchestra_events::task::TaskEvent;
-use orchestra_events::{Actor, ActorKind, Origin};
+use orchestra_events::{Actor, ActorKind, EventStore, Origin};
 use serde_json::json;
 
 use crate::harness::{Server, example, get};
@@ -136,6 +136,55 @@ async fn a_list_whose_reader_is_revoked_breaks_off_and_does_not_look_whole() {
     assert!(!list().await.breaks_off().await);
     let mut open = list().await;
     open.piece().await.expect("the first line");
+    server.revoke(&by.who).await;
+    assert!(open.breaks_off().await);
+}
+
+/// A log that is longer than an export reads at once, and the task at its end, which is over.
+async fn with_a_long_log(server: &Server) -> String {
+    let by = server.app.keys.authenticate(&server.admin).expect("a caller").actor();
+    let mut last = String::new();
+    for part in 0..3 {
+        let id = server.task(&server.admin, &example()).await;
+        let words = |number: usize| TaskEvent::Steered { message: format!("words, {}", part * 300 + number) };
+        server.service.record(id, (0..300).map(words).collect(), &by, jiff::Timestamp::now()).await;
+        last = id.to_string();
+    }
+    let ended = server.post(&server.admin, &format!("/v1/tasks/{last}/cancel"), "{}").await;
+    assert_eq!(ended.status, StatusCode::ACCEPTED, "{}", ended.text());
+    last
+}
+
+#[actix_web::test]
+async fn an_export_that_is_read_while_words_are_erased_goes_on_to_their_erasure() {
+    let server = Server::start().await;
+    let last = with_a_long_log(&server).await;
+    let head = server.store.head().await.expect("a head").0;
+    let mut open = server.stream(get(&server.admin, "/v1/audit/export")).await;
+    open.piece().await.expect("the header");
+    open.piece().await.expect("the first events");
+    let erase = get(&server.admin, &format!("/v1/tasks/{last}/content")).method(Method::DELETE);
+    assert_eq!(server.send(erase).await.status, StatusCode::NO_CONTENT);
+    let file = open.end().await;
+    assert!(
+        file.contains("words, 10\"") && !file.contains("words, 899"),
+        "what was read before stays, and the rest is gone"
+    );
+    let report = verify::export(file.as_bytes(), &Trust::default()).expect("it reads");
+    assert!(report.broken.is_none(), "{report:?}");
+    assert!(report.found.words_gone >= 300 && report.found.events > head, "{report:?}");
+}
+
+#[actix_web::test]
+async fn an_export_whose_reader_is_revoked_breaks_off_and_does_not_look_whole() {
+    let server = Server::start().await;
+    with_a_long_log(&server).await;
+    let admin = server.key(None, &[Scope::Admin]).await;
+    let by = server.app.keys.authenticate(&admin).expect("a caller");
+    let export = async || server.stream(get(&admin, "/v1/audit/export")).await;
+    assert!(!export().await.breaks_off().await);
+    let mut open = export().await;
+    open.piece().await.expect("the header");
     server.revoke(&by.who).await;
     assert!(open.breaks_off().await);
 }

@@ -534,9 +534,10 @@ impl Pieces {
         self.more().await.then_some(())
     }
 
-    /// Reads it to its end.
-    pub async fn end(mut self) {
+    /// Reads it to its end; what was not looked at yet.
+    pub async fn end(mut self) -> String {
         while self.more().await {}
+        self.buffer
     }
 
     /// Reads it to its end. Whether that was none, but the connection broke off.
