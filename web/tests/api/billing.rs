@@ -147,6 +147,10 @@ async fn a_closed_month_stays_and_what_comes_late_adjusts_the_next_bill() {
     assert_eq!(closed.status, 200, "{closed:?}");
     assert_eq!(closed.json()["status"], "closed");
     assert_eq!(close(&server, &server.admin, "2026-01").await.text(), closed.text(), "asked again, the same");
+    let acts = server.get(&server.admin, "/v1/audit?kind=period-closed").await.json();
+    let acts: Vec<_> =
+        acts["data"].as_array().expect("rows").iter().map(|act| (&act["category"], &act["team"])).collect();
+    assert_eq!(acts, [(&json!("act"), &json!("platform"))], "one act, of whoever closed it");
     let bill = server.get(&server.admin, "/v1/billing/periods/2026-01?team=platform").await;
     assert_eq!((&bill.json()["intact"], &bill.json()["digest"]), (&json!(true), &closed.json()["digest"]));
     assert_eq!(bill.json()["lines"], january["lines"]);
