@@ -20,12 +20,11 @@ use orchestra_events::ledger::{Amount, Budget, Cap, LedgerEvent, Path, Quote, Re
 use orchestra_events::store::memory::MemoryStore;
 use orchestra_events::store::read_whole_stream;
 use orchestra_events::store::sqlite::SqliteStore;
+use orchestra_events::store::wrapped::Wrapped;
 use orchestra_events::task::conversation::Usage;
 use orchestra_events::{
-    Actor, Appended, CallId, Direction, Envelope, EventStore, Expected, NanoUsd, NewEvent, Position, Revision,
-    StoreError, StreamName, TaskId,
+    Actor, Appended, CallId, EventStore, Expected, NanoUsd, NewEvent, StoreError, StreamName, TaskId,
 };
-use tokio::sync::watch;
 use uuid::Uuid;
 
 const CALLERS: usize = 64;
@@ -46,8 +45,12 @@ struct Counting {
 }
 
 #[async_trait]
-impl EventStore for Counting {
-    async fn append(
+impl Wrapped for Counting {
+    fn inner(&self) -> &dyn EventStore {
+        &*self.inner
+    }
+
+    async fn on_append(
         &self,
         stream: &StreamName,
         expected: Expected,
@@ -58,36 +61,6 @@ impl EventStore for Counting {
         self.events.fetch_add(events.len() as u64, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.inner.append(stream, expected, events).await
-    }
-
-    async fn read_stream(
-        &self,
-        stream: &StreamName,
-        from: Option<Revision>,
-        direction: Direction,
-        limit: usize,
-    ) -> Result<Vec<Envelope>, StoreError> {
-        self.inner.read_stream(stream, from, direction, limit).await
-    }
-
-    async fn read_all(&self, after: Position, limit: usize) -> Result<Vec<Envelope>, StoreError> {
-        self.inner.read_all(after, limit).await
-    }
-
-    async fn erase(&self, streams: &[StreamName]) -> Result<u64, StoreError> {
-        self.inner.erase(streams).await
-    }
-
-    async fn head(&self) -> Result<Position, StoreError> {
-        self.inner.head().await
-    }
-
-    fn bell(&self) -> watch::Receiver<Position> {
-        self.inner.bell()
-    }
-
-    fn stream_bell(&self, stream: &StreamName) -> watch::Receiver<Option<Revision>> {
-        self.inner.stream_bell(stream)
     }
 }
 

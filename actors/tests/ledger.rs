@@ -18,12 +18,11 @@ use orchestra_events::ledger::{Amount, Budget, Cap, LedgerEvent, Path, Quote, Re
 use orchestra_events::store::memory::MemoryStore;
 use orchestra_events::store::read_whole_stream;
 use orchestra_events::store::sqlite::SqliteStore;
+use orchestra_events::store::wrapped::Wrapped;
 use orchestra_events::task::conversation::Usage;
 use orchestra_events::{
-    Actor, Appended, CallId, Direction, Envelope, EventStore, Expected, FailureCode, NanoUsd, NewEvent, Position,
-    Revision, StoreError, StreamName, TaskId,
+    Actor, Appended, CallId, EventStore, Expected, FailureCode, NanoUsd, NewEvent, StoreError, StreamName, TaskId,
 };
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -210,8 +209,12 @@ impl Troubled {
 }
 
 #[async_trait]
-impl EventStore for Troubled {
-    async fn append(
+impl Wrapped for Troubled {
+    fn inner(&self) -> &dyn EventStore {
+        &self.inner
+    }
+
+    async fn on_append(
         &self,
         stream: &StreamName,
         expected: Expected,
@@ -225,36 +228,6 @@ impl EventStore for Troubled {
         let appended = self.inner.append(stream, expected, events).await;
         assert!(!self.deaf.contains(&number), "the store breaks on purpose, too late");
         appended
-    }
-
-    async fn read_stream(
-        &self,
-        stream: &StreamName,
-        from: Option<Revision>,
-        direction: Direction,
-        limit: usize,
-    ) -> Result<Vec<Envelope>, StoreError> {
-        self.inner.read_stream(stream, from, direction, limit).await
-    }
-
-    async fn read_all(&self, after: Position, limit: usize) -> Result<Vec<Envelope>, StoreError> {
-        self.inner.read_all(after, limit).await
-    }
-
-    async fn erase(&self, streams: &[StreamName]) -> Result<u64, StoreError> {
-        self.inner.erase(streams).await
-    }
-
-    async fn head(&self) -> Result<Position, StoreError> {
-        self.inner.head().await
-    }
-
-    fn bell(&self) -> watch::Receiver<Position> {
-        self.inner.bell()
-    }
-
-    fn stream_bell(&self, stream: &StreamName) -> watch::Receiver<Option<Revision>> {
-        self.inner.stream_bell(stream)
     }
 }
 

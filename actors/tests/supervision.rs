@@ -25,14 +25,12 @@ use orchestra_actors::{
 use orchestra_events::blob::MemoryBlobs;
 use orchestra_events::projections::ReadModels;
 use orchestra_events::store::memory::MemoryStore;
-use orchestra_events::store::{Filter, Page, read_whole_stream};
+use orchestra_events::store::read_whole_stream;
+use orchestra_events::store::wrapped::Wrapped;
 use orchestra_events::subscription::Subscription;
 use orchestra_events::task::TaskEvent;
 use orchestra_events::task::event::{Budget, Harness};
-use orchestra_events::{
-    Actor, Appended, Direction, Envelope, EventStore, Expected, NewEvent, Position, Revision, StoreError, StreamName,
-    TaskId,
-};
+use orchestra_events::{Actor, Appended, Envelope, EventStore, Expected, NewEvent, StoreError, StreamName, TaskId};
 use orchestra_runtime::forge::{ForgeConfig, ForgeKind, Forges};
 use orchestra_runtime::gateway::{Gateway, GatewayPolicy};
 use orchestra_runtime::git::{BranchPolicies, CacheLimits, Git, GitConfig};
@@ -41,7 +39,6 @@ use orchestra_runtime::model::{Models, ProviderConfig, Timeouts};
 use orchestra_runtime::sandbox::{Containers, Limits, SandboxConfig, Sandboxes, SetupLimits};
 use orchestra_runtime::texts::Texts;
 use orchestra_runtime::vault::Vault;
-use tokio::sync::watch;
 
 /// What the store does when an event of this type is appended.
 #[derive(Clone, Copy)]
@@ -59,8 +56,12 @@ struct TroubledStore {
 }
 
 #[async_trait]
-impl EventStore for TroubledStore {
-    async fn append(
+impl Wrapped for TroubledStore {
+    fn inner(&self) -> &dyn EventStore {
+        &self.inner
+    }
+
+    async fn on_append(
         &self,
         stream: &StreamName,
         expected: Expected,
@@ -80,40 +81,6 @@ impl EventStore for TroubledStore {
             Trouble::Panic(..) | Trouble::OtherWriter(_) => {}
         }
         self.inner.append(stream, expected, events).await
-    }
-
-    async fn read_stream(
-        &self,
-        stream: &StreamName,
-        from: Option<Revision>,
-        direction: Direction,
-        limit: usize,
-    ) -> Result<Vec<Envelope>, StoreError> {
-        self.inner.read_stream(stream, from, direction, limit).await
-    }
-
-    async fn read_all(&self, after: Position, limit: usize) -> Result<Vec<Envelope>, StoreError> {
-        self.inner.read_all(after, limit).await
-    }
-
-    async fn read_matching(&self, after: Position, filter: &Filter, limit: usize) -> Result<Page, StoreError> {
-        self.inner.read_matching(after, filter, limit).await
-    }
-
-    async fn erase(&self, streams: &[StreamName]) -> Result<u64, StoreError> {
-        self.inner.erase(streams).await
-    }
-
-    async fn head(&self) -> Result<Position, StoreError> {
-        self.inner.head().await
-    }
-
-    fn bell(&self) -> watch::Receiver<Position> {
-        self.inner.bell()
-    }
-
-    fn stream_bell(&self, stream: &StreamName) -> watch::Receiver<Option<Revision>> {
-        self.inner.stream_bell(stream)
     }
 }
 

@@ -67,7 +67,7 @@ impl AccessDenied {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Actor, Envelope, EventId, Position, Revision, StreamName};
+    use crate::{Envelope, StreamName};
 
     #[test]
     fn the_shape_of_the_event_is_fixed() {
@@ -87,20 +87,8 @@ mod tests {
             data.get(),
             r#"{"method":"POST","route":"/v1/tasks","code":"forbidden","address":"192.0.2.1","userAgent":"curl/8","count":3,"since":"2027-01-15T08:00:00Z","until":"2027-01-15T08:00:00Z"}"#
         );
-        let envelope = |kind: &str| Envelope {
-            id: EventId(uuid::Uuid::nil()),
-            kind: kind.into(),
-            schema: SCHEMA,
-            stream: StreamName::access(None),
-            revision: Revision(0),
-            position: Position(1),
-            time,
-            actor: Actor::system(UNKNOWN_CALLER),
-            correlation: None,
-            causation: None,
-            data: data.clone().into(),
-            erased: false,
-        };
+        let envelope =
+            |kind: &str| Envelope { schema: SCHEMA, ..Envelope::example(StreamName::access(None), kind, data.get()) };
         assert_eq!(AccessDenied::decode(&envelope(ACCESS_DENIED)).expect("it reads"), Some(denied));
         assert_eq!(AccessDenied::decode(&envelope("other")).expect("it is not ours"), None);
     }

@@ -49,32 +49,18 @@ fn without_what_is_the_operators(event: &Envelope) -> Result<Json, serde_json::E
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
-    use crate::envelope::{ActorKind, Origin, Position, Revision};
-    use crate::id::EventId;
+    use crate::envelope::{ActorKind, Origin};
 
+    /// Something that a key of a team did.
     fn envelope(stream: &str, data: &str) -> Envelope {
-        Envelope {
-            id: EventId(Uuid::from_u128(7)),
-            kind: "something".into(),
-            schema: 1,
-            stream: stream.parse().unwrap(),
-            revision: Revision(0),
-            position: Position(3),
-            time: "2026-11-22T10:00:00Z".parse().unwrap(),
-            actor: Actor {
-                kind: ActorKind::ApiKey,
-                id: "key_1".to_owned(),
-                team: Some("platform".to_owned()),
-                origin: Origin { user_agent: Some("curl".to_owned()), ..Origin::default() }.known(),
-            },
-            correlation: None,
-            causation: None,
-            data: Json::stored(data),
-            erased: false,
-        }
+        let actor = Actor {
+            kind: ActorKind::ApiKey,
+            id: "key_1".to_owned(),
+            team: Some("platform".to_owned()),
+            origin: Origin { user_agent: Some("curl".to_owned()), ..Origin::default() }.known(),
+        };
+        Envelope { actor, ..Envelope::example(stream.parse().unwrap(), "something", data) }
     }
 
     #[test]

@@ -306,6 +306,27 @@ pub struct Envelope {
 }
 
 #[cfg(test)]
+impl Envelope {
+    /// The first event of a stream and of the log, as tests need one that no store has kept.
+    pub(crate) fn example(stream: StreamName, kind: &str, data: impl Into<Box<str>>) -> Self {
+        Self {
+            id: EventId(Uuid::nil()),
+            kind: kind.into(),
+            schema: 1,
+            stream,
+            revision: Revision(0),
+            position: Position(1),
+            time: "2026-11-22T10:00:00Z".parse().unwrap(),
+            actor: Actor::system("test"),
+            correlation: None,
+            causation: None,
+            data: Json::stored(data),
+            erased: false,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

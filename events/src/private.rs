@@ -231,20 +231,6 @@ pub(crate) mod tests {
 
     /// An envelope with this data, as a test needs it.
     pub fn envelope(stream: &str, kind: &str, data: &str) -> Envelope {
-        let new = event(kind, "{}");
-        Envelope {
-            id: new.id,
-            kind: new.kind,
-            schema: 1,
-            stream: stream.parse().unwrap(),
-            revision: crate::Revision(0),
-            position: crate::Position(1),
-            time: new.time,
-            actor: new.actor,
-            correlation: None,
-            causation: None,
-            data: Json::stored(data),
-            erased: true,
-        }
+        Envelope { erased: true, ..Envelope::example(stream.parse().unwrap(), kind, data) }
     }
 }

@@ -172,14 +172,13 @@ impl Subscription {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use async_trait::async_trait;
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::NewEvent;
     use crate::store::conformance::{event, stream};
     use crate::store::memory::MemoryStore;
-    use crate::store::{Appended, Expected, Page};
+    use crate::store::wrapped::Wrapped;
+    use crate::store::{Expected, Page};
 
     /// Counts the reads that reach the store.
     #[derive(Default)]
@@ -189,53 +188,18 @@ mod tests {
         looked_at: AtomicUsize,
     }
 
-    #[async_trait]
-    impl EventStore for Counting {
-        async fn append(
-            &self,
-            stream: &StreamName,
-            expected: Expected,
-            events: Vec<NewEvent>,
-        ) -> Result<Appended, StoreError> {
-            self.inner.append(stream, expected, events).await
+    impl Wrapped for Counting {
+        fn inner(&self) -> &dyn EventStore {
+            &self.inner
         }
 
-        async fn read_stream(
-            &self,
-            stream: &StreamName,
-            from: Option<Revision>,
-            direction: Direction,
-            limit: usize,
-        ) -> Result<Vec<Envelope>, StoreError> {
+        fn on_read_stream(&self) {
             self.reads.fetch_add(1, Ordering::Relaxed);
-            self.inner.read_stream(stream, from, direction, limit).await
         }
 
-        async fn read_all(&self, after: Position, limit: usize) -> Result<Vec<Envelope>, StoreError> {
-            self.inner.read_all(after, limit).await
-        }
-
-        async fn read_matching(&self, after: Position, filter: &Filter, limit: usize) -> Result<Page, StoreError> {
-            let page = self.inner.read_matching(after, filter, limit).await?;
+        fn on_page(&self, after: Position, page: &Page) {
             let looked_at = usize::try_from(page.through.0 - after.0).unwrap();
             self.looked_at.fetch_add(looked_at, Ordering::Relaxed);
-            Ok(page)
-        }
-
-        async fn erase(&self, streams: &[StreamName]) -> Result<u64, StoreError> {
-            self.inner.erase(streams).await
-        }
-
-        async fn head(&self) -> Result<Position, StoreError> {
-            self.inner.head().await
-        }
-
-        fn bell(&self) -> watch::Receiver<Position> {
-            self.inner.bell()
-        }
-
-        fn stream_bell(&self, stream: &StreamName) -> watch::Receiver<Option<Revision>> {
-            self.inner.stream_bell(stream)
         }
     }
 

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use orchestra_events::audience::Audience;
 use orchestra_events::webhook::message::{self, MessageId};
 use orchestra_events::webhook::pattern::event_type;
-use orchestra_events::webhook::{Attempt, Audience, Fault, Outcome, Patience, Webhook, WebhookSpec};
+use orchestra_events::webhook::{Attempt, Fault, Outcome, Patience, Webhook, WebhookSpec};
 use orchestra_events::{Envelope, EventId, EventStore, Position, StoreError, StreamName, WebhookId};
 use orchestra_runtime::webhook::{Answer, Message, Secrets, Sender, Targets};
 use uuid::Uuid;

@@ -9,17 +9,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use orchestra_actors::service::Idempotency;
 use orchestra_actors::{NewWebhook, WebhookService as _, Webhooks};
+use orchestra_events::store::Appended;
 use orchestra_events::store::memory::MemoryStore;
-use orchestra_events::store::{Appended, Page};
+use orchestra_events::store::wrapped::Wrapped;
 use orchestra_events::webhook::event::MAX_RECORDED;
 use orchestra_events::webhook::{Outcome, WebhookEvent, WebhookSpec};
-use orchestra_events::{
-    Actor as Who, Direction, Envelope, EventStore, Expected, NewEvent, Position, Revision, StoreError, StreamName,
-    TaskId,
-};
+use orchestra_events::{Actor as Who, EventStore, Expected, NewEvent, Position, StoreError, StreamName, TaskId};
 use orchestra_runtime::egress::Resolve;
 use orchestra_runtime::server_key::ServerKey;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::receiver::{Answer, Receiver};
@@ -35,8 +33,12 @@ struct Moody {
 }
 
 #[async_trait]
-impl EventStore for Moody {
-    async fn append(
+impl Wrapped for Moody {
+    fn inner(&self) -> &dyn EventStore {
+        &*self.log
+    }
+
+    async fn on_append(
         &self,
         stream: &StreamName,
         expected: Expected,
@@ -50,46 +52,10 @@ impl EventStore for Moody {
         self.log.append(stream, expected, events).await
     }
 
-    async fn read_stream(
-        &self,
-        stream: &StreamName,
-        from: Option<Revision>,
-        direction: Direction,
-        limit: usize,
-    ) -> Result<Vec<Envelope>, StoreError> {
-        self.log.read_stream(stream, from, direction, limit).await
-    }
-
-    async fn read_all(&self, after: Position, limit: usize) -> Result<Vec<Envelope>, StoreError> {
+    fn on_read_all(&self, after: Position, limit: usize) {
         let here = after.0 + 1;
         let panics = limit == 1 && self.panics_at.compare_exchange(here, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok();
         assert!(!panics, "as the test wants it");
-        self.log.read_all(after, limit).await
-    }
-
-    async fn read_matching(
-        &self,
-        after: Position,
-        filter: &orchestra_events::store::Filter,
-        limit: usize,
-    ) -> Result<Page, StoreError> {
-        self.log.read_matching(after, filter, limit).await
-    }
-
-    async fn erase(&self, streams: &[StreamName]) -> Result<u64, StoreError> {
-        self.log.erase(streams).await
-    }
-
-    async fn head(&self) -> Result<Position, StoreError> {
-        self.log.head().await
-    }
-
-    fn bell(&self) -> watch::Receiver<Position> {
-        self.log.bell()
-    }
-
-    fn stream_bell(&self, stream: &StreamName) -> watch::Receiver<Option<Revision>> {
-        self.log.stream_bell(stream)
     }
 }
 

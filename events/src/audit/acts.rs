@@ -219,25 +219,11 @@ fn bounded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelope::{Actor, Position, Revision};
-    use crate::id::EventId;
-    use crate::json::Json;
+    use crate::envelope::{Actor, Revision};
 
     fn event(stream: &str, kind: &str, revision: u64, by: ActorKind, data: &str) -> Envelope {
-        Envelope {
-            id: EventId(uuid::Uuid::nil()),
-            kind: kind.into(),
-            schema: 1,
-            stream: stream.parse().unwrap(),
-            revision: Revision(revision),
-            position: Position(9),
-            time: jiff::Timestamp::UNIX_EPOCH,
-            actor: Actor { kind: by, id: "x".to_owned(), team: Some("own".to_owned()), origin: None },
-            correlation: None,
-            causation: None,
-            data: Json::stored(data),
-            erased: false,
-        }
+        let actor = Actor { kind: by, id: "x".to_owned(), team: Some("own".to_owned()), origin: None };
+        Envelope { revision: Revision(revision), actor, ..Envelope::example(stream.parse().unwrap(), kind, data) }
     }
 
     fn read(stream: &str, kind: &str, revision: u64, by: ActorKind, data: &str) -> Option<Act> {

@@ -10,10 +10,9 @@ use super::event::{CampaignEvent, CampaignRepo, CampaignSpec, ChildOutcome, Limi
 use super::state::{Campaign, Phase, WINDOW, evolve};
 use super::step::{Step, next_step};
 use super::{CampaignResource, CampaignStatus, Command, Progress, Refusal, decide};
-use crate::envelope::{Actor, Envelope, Position, Revision, StreamName};
+use crate::envelope::{Envelope, Position, Revision, StreamName};
 use crate::failure::FailureCode;
-use crate::id::{CampaignId, EventId};
-use crate::json::Json;
+use crate::id::CampaignId;
 use crate::repo::RepoRef;
 use crate::task::event::{Budget, Harness, TaskSpec};
 
@@ -121,18 +120,10 @@ impl Story {
     fn resource(&self) -> CampaignResource {
         let fold = |resource, (revision, event): (u64, &CampaignEvent)| {
             let envelope = Envelope {
-                id: EventId(Uuid::nil()),
-                kind: event.kind().into(),
-                schema: 1,
-                stream: StreamName::campaign(id()),
                 revision: Revision(revision),
                 position: Position(revision + 1),
                 time: self.now,
-                actor: Actor::system("test"),
-                correlation: None,
-                causation: None,
-                data: Json::from(event.data().unwrap()),
-                erased: false,
+                ..Envelope::example(StreamName::campaign(id()), event.kind(), event.data().unwrap().get())
             };
             assert_eq!(CampaignEvent::decode(&envelope).unwrap().as_ref(), Some(event));
             CampaignResource::fold(resource, &envelope, event)

@@ -3,32 +3,17 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use uuid::Uuid;
 
 use super::event::{LedgerEvent, SCHEMA};
-use crate::envelope::{Actor, Envelope, Position, Revision, StreamName};
-use crate::id::EventId;
-use crate::json::Json;
+use crate::envelope::{Envelope, StreamName};
 
 /// The `data` of each type, schema 1. A line here is never changed: a new shape is a new schema with an upcaster and
 /// a line of its own.
 const GOLDEN: &str = include_str!("golden.json");
 
 fn envelope(kind: &str, data: &Value) -> Envelope {
-    Envelope {
-        id: EventId(Uuid::nil()),
-        kind: kind.into(),
-        schema: SCHEMA,
-        stream: StreamName::ledger("platform").expect("a team"),
-        revision: Revision(0),
-        position: Position(1),
-        time: "2026-11-22T10:00:00Z".parse().expect("a time"),
-        actor: Actor::system("test"),
-        correlation: None,
-        causation: None,
-        data: Json::stored(data.to_string()),
-        erased: false,
-    }
+    let stream = StreamName::ledger("platform").expect("a team");
+    Envelope { schema: SCHEMA, ..Envelope::example(stream, kind, data.to_string()) }
 }
 
 #[test]

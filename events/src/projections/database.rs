@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
-use rusqlite_migration::{M, Migrations};
+use rusqlite_migration::{M, MigrationDefinitionError, Migrations};
 use tokio::sync::Semaphore;
 
 use super::ReadModelError;
@@ -58,7 +58,16 @@ impl Database {
             M::up(include_str!("../../../migrations/1009_billing.sql")),
         ])
         .to_latest(&mut writer)
-        .map_err(|error| ReadModelError::Failed(error.to_string()))?;
+        .map_err(|error| match error {
+            rusqlite_migration::Error::MigrationDefinition(MigrationDefinitionError::DatabaseTooFarAhead) => {
+                let path = path.display();
+                ReadModelError::Failed(format!(
+                    "{path} was made by another version of Orchestra. Start that one, or remove {path}, {path}-wal and \
+                     {path}-shm: they are made anew from the log"
+                ))
+            }
+            error => ReadModelError::Failed(error.to_string()),
+        })?;
         let path: PathBuf = path.to_owned();
         let readers = (0..READERS)
             .map(|_| {

@@ -180,6 +180,18 @@ async fn a_rebuild_ends_where_folding_one_by_one_ended() {
     assert_eq!((everything(&read).await, reached, read.skipped()), before);
 }
 
+#[test]
+fn read_models_of_another_version_are_told_apart_and_what_to_do_about_them() {
+    let folder = TempDir::new().expect("a folder");
+    drop(open(&folder));
+    let path = folder.path().join("read.db");
+    let file = rusqlite::Connection::open(&path).expect("SQLite");
+    file.pragma_update(None, "user_version", 1_000).expect("a version");
+    drop(file);
+    let error = ReadModels::open(&path).err().expect("it does not open").to_string();
+    assert!(error.contains("another version") && error.contains("read.db-wal"), "{error}");
+}
+
 #[tokio::test]
 async fn who_has_written_can_wait_to_read() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -13,6 +13,7 @@ pub mod memory;
 pub mod packing;
 pub mod sealed;
 pub mod sqlite;
+pub mod wrapped;
 
 use std::collections::{BTreeSet, HashSet};
 

@@ -8,8 +8,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::pattern::event_type;
-pub use crate::audience::Audience;
-use crate::audience::as_seen_by;
+use crate::audience::{Audience, as_seen_by};
 use crate::envelope::Envelope;
 use crate::id::{EventId, WebhookId};
 
@@ -101,29 +100,17 @@ pub fn ping(webhook: WebhookId, at: jiff::Timestamp) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelope::{Actor, ActorKind, Origin, Position, Revision};
-    use crate::json::Json;
+    use crate::envelope::{Actor, ActorKind, Origin};
 
+    /// Something that a key of a team did.
     fn envelope(stream: &str, data: &str) -> Envelope {
-        Envelope {
-            id: EventId(Uuid::from_u128(7)),
-            kind: "key-issued".into(),
-            schema: 1,
-            stream: stream.parse().unwrap(),
-            revision: Revision(0),
-            position: Position(3),
-            time: "2026-11-22T10:00:00Z".parse().unwrap(),
-            actor: Actor {
-                kind: ActorKind::ApiKey,
-                id: "key_1".to_owned(),
-                team: Some("platform".to_owned()),
-                origin: Origin { user_agent: Some("curl".to_owned()), ..Origin::default() }.known(),
-            },
-            correlation: None,
-            causation: None,
-            data: Json::stored(data),
-            erased: false,
-        }
+        let actor = Actor {
+            kind: ActorKind::ApiKey,
+            id: "key_1".to_owned(),
+            team: Some("platform".to_owned()),
+            origin: Origin { user_agent: Some("curl".to_owned()), ..Origin::default() }.known(),
+        };
+        Envelope { actor, ..Envelope::example(stream.parse().unwrap(), "key-issued", data) }
     }
 
     #[test]
@@ -149,6 +136,6 @@ mod tests {
         assert_eq!(team["data"]["actor"], serde_json::json!({ "kind": "api-key", "id": "key_1", "team": "platform" }));
         assert_eq!(operators["data"]["actor"]["origin"]["userAgent"], "curl");
         assert_eq!(operators["data"]["data"]["secretSha256"], "00");
-        assert_eq!(team["data"]["position"], 3);
+        assert_eq!(team["data"]["position"], 1);
     }
 }

@@ -17,7 +17,7 @@ mod tests;
 
 pub use command::{Command, Refusal, decide};
 pub use event::{Attempt, DisabledWhy, Fault, Outcome, WebhookEvent, WebhookSpec};
-pub use message::{Audience, MessageId};
+pub use message::MessageId;
 pub use pattern::{Owner, Pattern};
 pub use retry::Patience;
 pub use state::{Webhook, evolve};

@@ -155,24 +155,9 @@ impl WebhookSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::conformance::event;
 
     fn envelope(stream: &str, kind: &str) -> Envelope {
-        let new = event(kind, "{}");
-        Envelope {
-            id: new.id,
-            kind: new.kind,
-            schema: 1,
-            stream: stream.parse().unwrap(),
-            revision: crate::Revision(0),
-            position: crate::Position(1),
-            time: new.time,
-            actor: new.actor,
-            correlation: None,
-            causation: None,
-            data: new.data.into(),
-            erased: false,
-        }
+        Envelope::example(stream.parse().unwrap(), kind, "{}")
     }
 
     fn spec(patterns: &[&str]) -> WebhookSpec {
