@@ -215,12 +215,17 @@ try {
     await page.getByRole("link", { name: "Audit" }).click();
     await page.waitForURL("**/audit");
     check(await page.locator(".audit .entry").count() > 3, `${look}: what happened is in the audit`);
+    const edges = await page.locator(".audit .entry .act").evaluateAll((acts) => acts.map((act) => act.getBoundingClientRect().left));
+    check(new Set(edges).size === 1, `${look}: the rows of the audit stand under one another (${[...new Set(edges)]})`);
+    check(await page.locator(".top [aria-current]").innerText() === "Audit", `${look}: the page's place is marked`);
+    const [brand, out] = await Promise.all([".brand", ".visitor button"].map((one) => page.locator(one).boundingBox()));
+    check(Math.abs(brand.y + brand.height / 2 - out.y - out.height / 2) < 4, `${look}: the way out is in the first line`);
     await basics(page, `${look} audit`);
     await shot(page, `${look}-audit`);
     await page.getByLabel("What").selectOption("act");
     await page.getByRole("button", { name: "Filter" }).click();
     await page.waitForURL("**/audit?category=act**");
-    check(await page.locator(".audit .entry.act").count() === await page.locator(".audit .entry").count(), `${look}: acts alone`);
+    check(await page.locator(".audit .entry.of-act").count() === await page.locator(".audit .entry").count(), `${look}: acts alone`);
     await page.getByRole("link", { name: "Webhooks" }).click();
     await page.waitForURL("**/webhooks");
     await page.getByLabel("URL").fill("https://receiver.example/hook");

@@ -236,9 +236,10 @@ pub async fn export(app: web::Data<App>, caller: Caller, request: HttpRequest) -
         let piece = match export.piece().await {
             Ok(piece) => Ok(piece?),
             // The connection breaks off, so that nobody takes a part for the whole.
-            Err(error) => {
+            Err(problem) => {
+                tracing::warn!(%problem, "an export of the log breaks off");
                 export.ended = true;
-                Err(actix_web::Error::from(error))
+                Err(actix_web::Error::from(problem))
             }
         };
         Some((piece, export))

@@ -72,10 +72,19 @@ pub struct Visitor {
     pub csrf: String,
     /// The teams that they have a part in, where there is a choice.
     pub teams: Vec<TeamChoice>,
-    /// Whether the page of keys is for them.
-    pub sees_keys: bool,
-    /// Whether the page of who is signed in is for them.
-    pub sees_people: bool,
+    /// The path they asked for.
+    path: String,
+}
+
+/// A place of the dashboard, as every page leads there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Where it is.
+    pub path: &'static str,
+    /// What it is called.
+    pub name: &'static str,
+    /// This page is it, or belongs to it.
+    pub here: bool,
 }
 
 /// One of the teams that a person has a part in.
@@ -111,13 +120,12 @@ pub fn csrf_token(cookie: &str) -> String {
 }
 
 impl Visitor {
-    fn new(caller: Caller, cookie: Option<&str>, session: Option<&Session>) -> Self {
+    fn new(caller: Caller, path: &str, cookie: Option<&str>, session: Option<&Session>) -> Self {
         Self {
             name: caller.name.clone(),
             csrf: cookie.map(csrf_token).unwrap_or_default(),
             teams: session.map(TeamChoice::all).unwrap_or_default(),
-            sees_keys: caller.may(Scope::KeysRead),
-            sees_people: caller.may(Scope::KeysWrite),
+            path: path.to_owned(),
             caller,
         }
     }
@@ -131,9 +139,25 @@ impl Visitor {
         if matches { Ok(()) } else { Err(PageError::stale_form()) }
     }
 
-    /// Whether the audit is theirs to read.
-    pub fn may_audit(&self) -> bool {
-        self.caller.may(Scope::AuditRead)
+    /// The places that are theirs to see.
+    pub fn places(&self) -> impl Iterator<Item = Place> {
+        let path = if self.path == "/" { "/tasks" } else { &self.path };
+        [
+            ("/tasks", "Tasks", None),
+            ("/campaigns", "Campaigns", None),
+            ("/budgets", "Budgets", None),
+            ("/usage", "Usage", None),
+            ("/webhooks", "Webhooks", None),
+            ("/audit", "Audit", Some(Scope::AuditRead)),
+            ("/keys", "Keys", Some(Scope::KeysRead)),
+            ("/people", "People", Some(Scope::KeysWrite)),
+        ]
+        .into_iter()
+        .filter(|(_, _, scope)| scope.is_none_or(|scope| self.caller.may(scope)))
+        .map(move |(place, name, _)| {
+            let here = path.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+            Place { path: place, name, here }
+        })
     }
 
     /// Whether they are still signed in, with the rights that they had; asked by streams, which outlive the request.
@@ -152,7 +176,7 @@ impl Visitor {
         let choice =
             |value: &str, name: &str, chosen| TeamChoice { value: value.to_owned(), name: name.to_owned(), chosen };
         let teams = vec![choice("platform", "platform (admin)", true), choice("", "Whole server", false)];
-        Self { teams, sees_keys: true, sees_people: true, ..Self::new(caller, Some("cookie"), None) }
+        Self { teams, ..Self::new(caller, "/tasks", Some("cookie"), None) }
     }
 }
 
@@ -164,10 +188,10 @@ impl FromRequest for Visitor {
         let caller = Caller::from_request(request, payload).into_inner();
         ready(caller.map_err(PageError::from).map(|caller| {
             let Some((app, Via::Session(id))) = request.app_data::<Data<App>>().map(|app| (app, caller.via)) else {
-                return Self::new(caller, None, None);
+                return Self::new(caller, request.path(), None, None);
             };
             let (cookie, session) = (transport::session_cookie(app, request), app.sessions.get(id));
-            Self::new(caller, cookie.as_deref(), session.as_deref())
+            Self::new(caller, request.path(), cookie.as_deref(), session.as_deref())
         }))
     }
 }

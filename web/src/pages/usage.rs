@@ -236,7 +236,7 @@ impl UsagePage {
             shell: Shell::of(visitor),
             csrf: visitor.csrf.clone(),
             team: asked.team.clone(),
-            span: asked.month.map_or_else(|| format!("the last {DAYS} days"), |month| month.to_string()),
+            span: asked.month.map_or_else(|| format!("The last {DAYS} days"), |month| month.to_string()),
             csv: format!("/v1/usage?groupBy={}&from={from}&to={to}{of_team}&format=csv", asked.by.as_str()),
             by: title(asked.by),
             teams: teams.collect(),
