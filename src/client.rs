@@ -14,10 +14,12 @@ const MAX_ANSWER: usize = 16 * 1024 * 1024;
 const MAX_LINE: usize = 4 * 1024 * 1024;
 /// How long an event stream may be silent: the server sends a comment every 15 s.
 const SILENCE: Duration = Duration::from_secs(45);
-/// The wait before a broken event stream is opened again.
+/// The wait before a broken event stream is opened again for the first time; it doubles with each time.
 const RECONNECT: Duration = Duration::from_millis(500);
-/// How often in a row a stream is opened again without an event in between.
-const MOST_RECONNECTS: u32 = 20;
+/// The longest wait before it is opened again.
+const LONGEST_RECONNECT: Duration = Duration::from_secs(5);
+/// How often in a row a stream is opened again without an event in between: long enough for a server to be replaced.
+const MOST_RECONNECTS: u32 = 24;
 
 /// A server and the key for it.
 pub struct Client {
@@ -61,7 +63,7 @@ impl Client {
             }
         }
         if !status.is_success() {
-            bail!("{}", problem(status, &body));
+            bail!("{}", self.problem(status, &body));
         }
         Ok(body)
     }
@@ -83,7 +85,7 @@ impl Client {
         let status = answer.status();
         if !status.is_success() {
             let body = answer.bytes().await.unwrap_or_default();
-            bail!("{}", problem(status, &body));
+            bail!("{}", self.problem(status, &body));
         }
         let mut chunks = answer.bytes_stream();
         while let Some(chunk) = chunks.next().await {
@@ -129,10 +131,13 @@ impl Client {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
                 Err(error) if failures >= MOST_RECONNECTS => return Err(error),
+                Err(_) if failures == 0 => {
+                    eprintln!("orchestra: the connection to {} is lost; trying again", self.base)
+                }
                 Err(_) => {}
             }
+            tokio::time::sleep(LONGEST_RECONNECT.min(RECONNECT * 2_u32.pow(failures.min(8)))).await;
             failures += 1;
-            tokio::time::sleep(RECONNECT).await;
         }
     }
 
@@ -149,7 +154,7 @@ impl Client {
             let body = answer.bytes().await.unwrap_or_default();
             // The server has answered: asking again gives the same answer.
             *failures = MOST_RECONNECTS;
-            bail!("{}", problem(status, &body));
+            bail!("{}", self.problem(status, &body));
         }
         let mut chunks = answer.bytes_stream();
         let mut buffer = Vec::new();
@@ -208,6 +213,17 @@ impl Fields {
         }
         let data = serde_json::from_str(&data).context("the server sent an event that is not JSON")?;
         Ok(Some(Event { kind: kind.unwrap_or_default(), data }))
+    }
+}
+
+impl Client {
+    /// A refusal, and whose it is where that may be another server than was meant.
+    fn problem(&self, status: StatusCode, body: &[u8]) -> String {
+        let refusal = problem(status, body);
+        if status != StatusCode::UNAUTHORIZED {
+            return refusal;
+        }
+        format!("{refusal}\nThe server is {}; --server or ORCHESTRA_URL names another one.", self.base)
     }
 }
 

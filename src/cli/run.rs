@@ -165,7 +165,8 @@ pub async fn submit(client: &Client, payload: &Value, follow: bool) -> anyhow::R
         return Ok((id, ExitCode::SUCCESS));
     }
     let mut progress = Progress::live();
-    client.follow(&id, |event| progress.see(&event)).await?;
+    let followed = client.follow(&id, |event| progress.see(&event)).await;
+    followed.with_context(|| format!("{id} is followed no longer; `orchestra tasks logs {id} --follow` goes on"))?;
     say(format!("cost {}", progress.cost()));
     Ok((id, progress.exit_code()))
 }
