@@ -152,8 +152,10 @@ impl Client {
         let status = answer.status();
         if !status.is_success() {
             let body = answer.bytes().await.unwrap_or_default();
-            // The server has answered: asking again gives the same answer.
-            *failures = MOST_RECONNECTS;
+            // Asking again gives the same answer, unless it is busy or on its way up or down.
+            if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS {
+                *failures = MOST_RECONNECTS;
+            }
             bail!("{}", self.problem(status, &body));
         }
         let mut chunks = answer.bytes_stream();

@@ -1,16 +1,19 @@
 //! Whoever reads events and is cut off goes on where it was: every event once, in order, across restarts too.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use reqwest::header::ACCEPT;
 use serde_json::{Value, json};
 
-use crate::harness::{Api, Frame, House, PATIENCE, Seed, Setup, bash, done, script};
+use crate::harness::{Api, Frame, House, PATIENCE, Seed, Setup, bash, done, program, script};
 
 /// How often each reader is cut off.
 const CUTS: usize = 50;
 /// The wait before a reader comes back to a server that is not there.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a server is away that is replaced.
+const AWAY: Duration = Duration::from_secs(12);
 
 /// What a reader asks for.
 #[derive(Debug, Clone)]
@@ -143,4 +146,31 @@ async fn every_event_arrives_once_and_in_order() {
     };
     assert_eq!(ours.map(without_origin).collect::<Vec<_>>(), events);
     assert!(whole.iter().any(|frame| frame.kind == "key-issued"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminal_goes_on_when_the_server_is_back() {
+    let mut house = house().await;
+    let id = house.submit(json!({})).await;
+    let logs = |key: &str| {
+        let mut command = program();
+        command.args(["tasks", "logs", &id, "--follow", "--server", &house.api.base]).env("ORCHESTRA_KEY", key);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let stranger = logs("orc_live_nobody").wait_with_output().await.unwrap();
+    let told = String::from_utf8(stranger.stderr).unwrap();
+    assert!(!stranger.status.success() && told.contains(&house.api.base), "which server that was: {told}");
+
+    let terminal = logs(house.api.key());
+    house.event_after(&id, Some(40), |frame| frame.kind == "tool-called").await;
+    house.kill().await;
+    tokio::time::sleep(AWAY).await;
+    house.restart().await;
+    let output = tokio::time::timeout(PATIENCE, terminal.wait_with_output()).await.expect("it ends").unwrap();
+    let (shown, told) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{told}");
+    for once in [" created ", " succeeded"] {
+        assert_eq!(shown.matches(once).count(), 1, "{once}: {shown}");
+    }
+    assert_eq!(told.matches("trying again").count(), 1, "{told}");
 }
