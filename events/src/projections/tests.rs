@@ -185,7 +185,7 @@ fn read_models_of_another_version_are_told_apart_and_what_to_do_about_them() {
     let folder = TempDir::new().expect("a folder");
     drop(open(&folder));
     let path = folder.path().join("read.db");
-    let file = rusqlite::Connection::open(&path).expect("SQLite");
+    let file = Connection::open(&path).expect("SQLite");
     file.pragma_update(None, "user_version", 1_000).expect("a version");
     drop(file);
     let error = ReadModels::open(&path).err().expect("it does not open").to_string();
