@@ -145,9 +145,24 @@ fn assert_done_once(house: &House, numbers: impl Iterator<Item = usize>) {
         assert_eq!(branches.len(), 1, "{number}: {branches:?}");
         assert_eq!(git(&bare, &["rev-list", "--count", &format!("main..{}", branches[0])]), "1", "{number}");
         let moves = std::fs::read_to_string(bare.join("logs/refs/heads").join(&branches[0])).unwrap();
-        assert_eq!(moves.lines().count(), 1, "{number}: {moves}");
+        // From where to where. Git notes a move before it makes it, so one that a kill came between is noted twice.
+        let distinct: BTreeSet<_> = moves.lines().map(|line| line.split_at(81).0).collect();
+        assert_eq!(distinct.len(), 1, "{number}: {moves}");
         assert_eq!(git(&bare, &["show", &format!("{}:log.txt", branches[0])]), "done", "{number}");
     }
+}
+
+/// The places of the tasks that failed. Says why each did, for when one did that should not have.
+async fn failed(house: &House, campaign: &Value) -> Vec<usize> {
+    let mut failed = Vec::new();
+    for (place, child) in campaign["children"].as_array().unwrap().iter().enumerate() {
+        if child["status"] == "failed" {
+            let task = house.api.get(&format!("/v1/tasks/{}", child["task"].as_str().unwrap())).await.1;
+            println!("{place}: {} {}", child["task"], task["failure"]);
+            failed.push(place);
+        }
+    }
+    failed
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -188,8 +203,8 @@ async fn a_campaign_gets_through_faults_and_kills_and_redoes_only_what_failed() 
     let first = campaign(&house.api, &id).await;
     let good = count - broken.len();
     assert_eq!(first["status"], "finished");
+    assert_eq!(failed(&house, &first).await, broken);
     assert_eq!(first["progress"]["succeeded"], good, "{:#}", first["progress"]);
-    assert_eq!(first["progress"]["failed"], broken.len(), "{:#}", first["progress"]);
     let whole = log(&house).await;
     assert!(audited(&whole) <= 50_000_000_000);
     assert_eq!(starts(&whole), (0..count as u64).map(|index| (index, vec![1])).collect());

@@ -318,7 +318,8 @@ async fn a_message_that_is_never_taken_is_given_up_and_holds_up_no_other() {
 
 #[actix_rt::test]
 async fn a_receiver_that_was_down_is_told_everything_once_it_is_back() {
-    let house = House::new().await;
+    // The wait for the first question after it is back is drawn, and nothing else bounds it.
+    let house = House::with(Patience { give_up: PATIENCE / 2, ..quick() }).await;
     let down = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let is_down = Arc::clone(&down);
     let receiver = Receiver::start(move |_, _| {

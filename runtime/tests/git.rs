@@ -256,6 +256,45 @@ async fn a_local_forge_takes_the_same_way() {
 }
 
 #[tokio::test]
+async fn a_lock_on_a_branch_is_waited_for_and_a_dead_programs_lock_is_passed() {
+    let world = World::new().await;
+    let (_, commit) = world.work(&world.local(), EDIT).await;
+    let folder = world.origin().join("refs/heads/orchestra");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let trusted = world.path("trusted.git");
+
+    // Somebody has it, and lets it go.
+    let lock = folder.join("held.lock");
+    std::fs::write(&lock, "").expect("a lock");
+    let remote = world.local();
+    let push = world.git.push(&trusted, &remote, None, "orchestra/held", &commit);
+    let held_until_then = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!folder.join("held").exists(), "nothing is written past a lock that somebody has");
+        std::fs::remove_file(&lock).expect("it is still there");
+    };
+    let (pushed, ()) = tokio::join!(push, held_until_then);
+    assert!(!pushed.expect("a push").already_there);
+
+    // Who had it died with it.
+    let lock = folder.join("dead.lock");
+    std::fs::write(&lock, "").expect("a lock");
+    let pushed = world.git.push(&trusted, &world.local(), None, "orchestra/dead", &commit).await;
+    assert!(!pushed.expect("a push").already_there);
+    assert!(!lock.exists());
+    assert_eq!(repo::git(&world.origin(), &["rev-parse", "orchestra/dead"]), commit.to_string());
+
+    // On somebody else's machine it is not ours to judge.
+    let lock = folder.join("away.lock");
+    std::fs::write(&lock, "").expect("a lock");
+    let refused = world.push("orchestra/away", &commit).await.expect_err("it is locked");
+    assert_eq!((code(&refused), refused.failure().retryable), (FailureCode::PushRejected, true), "{refused}");
+    assert!(lock.exists());
+    std::fs::remove_file(&lock).expect("it is there");
+    assert!(!world.push("orchestra/away", &commit).await.expect("a push"));
+}
+
+#[tokio::test]
 async fn a_shallow_clone_is_enough_for_the_whole_way() {
     let world = World::with(GitConfig { depth: Some(1), ..config() }).await;
     let seed = world.path("seed");

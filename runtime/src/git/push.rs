@@ -1,18 +1,24 @@
 //! Sends one branch to the forge, once: with a lease, without following redirects, reading what the forge says.
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use git2::{ErrorClass, ErrorCode, PushOptions, RemoteRedirect, Repository, RepositoryOpenFlags};
 use secrecy::SecretString;
 
 use super::error::{GitError, Operation};
 use super::pool::Ticket;
-use super::refusal::refusal;
+use super::refusal::{PushFault, refusal};
 use super::transport::{Lease, Session, check_remote};
 use super::{Pushed, Remote, RemoteKind, commit_id};
 
 const OPERATION: Operation = Operation::Push;
+/// A lock on a reference stands while a few bytes are written. One that has stood for so long has nobody any more.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+/// The wait before a locked reference is looked at again.
+const LOCK_LOOK: Duration = Duration::from_millis(10);
 
 /// What one push needs.
 pub(super) struct Request {
@@ -186,18 +192,49 @@ fn into_directory(request: &Request, ticket: &Ticket) -> Result<Pushed, GitError
     if !ticket.claim() {
         return Err(ticket.exceeded(OPERATION));
     }
-    let written = match request.expected {
+    let written = past_locks(&target.commondir().join(format!("{name}.lock")), ticket, || match request.expected {
         Some(expected) => target.reference_matching(&name, request.commit, true, expected, "push"),
         None => target.reference(&name, request.commit, false, "push"),
-    };
+    });
     match written {
         Ok(_) => Ok(Pushed { already_there: false }),
         Err(error) if matches!(error.code(), ErrorCode::Exists | ErrorCode::Modified | ErrorCode::NotFound) => {
             Err(GitError::Conflict { branch, found: None })
         }
+        Err(error) if error.code() == ErrorCode::Locked => {
+            let fault = PushFault::BranchLocked;
+            Err(GitError::Rejected { branch, fault, forge: Some(error.message().to_owned()) })
+        }
         Err(error) if matches!(error.class(), ErrorClass::Reference | ErrorClass::Os | ErrorClass::Filesystem) => {
             Err(GitError::BranchNameTaken { branch, forge: None })
         }
         Err(error) => Err(internal(error)),
+    }
+}
+
+/// Writes a reference, past the lock of a program that died while it had it, as this one does when it is killed there.
+fn past_locks<T>(lock: &Path, ticket: &Ticket, write: impl Fn() -> Result<T, git2::Error>) -> Result<T, git2::Error> {
+    // Who has it, as far as a file can tell, and since when it is known.
+    let mut held: Option<((u64, i64, i64), Instant)> = None;
+    loop {
+        let error = match write() {
+            Err(error) if error.code() == ErrorCode::Locked && !ticket.expired() => error,
+            written => return written,
+        };
+        match std::fs::symlink_metadata(lock).map(|lock| (lock.ino(), lock.mtime(), lock.mtime_nsec())) {
+            Ok(holder) => match held {
+                Some((known, since)) if known == holder && since.elapsed() >= LOCK_PATIENCE => {
+                    tracing::warn!(lock = %lock.display(), "a lock that a program left behind when it died is removed");
+                    std::fs::remove_file(lock).map_err(|_| error)?;
+                    held = None;
+                }
+                Some((known, _)) if known == holder => {}
+                _ => held = Some((holder, Instant::now())),
+            },
+            // It has gone meanwhile.
+            Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => held = None,
+            Err(_) => return Err(error),
+        }
+        std::thread::sleep(LOCK_LOOK);
     }
 }

@@ -29,6 +29,8 @@ pub enum PushFault {
     CommitRule,
     /// The forge's own checks of the objects failed.
     UnsafeTree,
+    /// Another program is moving the branch.
+    BranchLocked,
     /// A hook of the forge's operator, in its own words.
     Hook,
 }
@@ -65,6 +67,9 @@ impl PushFault {
             Self::UnsafeTree => {
                 "The forge's check of the objects failed; ask the agent to rename the path or to commit anew, without rewriting trees by hand."
             }
+            Self::BranchLocked => {
+                "Wait until no other program moves the branch; the step is tried again. A lock that stays was left by a program that died: remove the file that the forge names."
+            }
             Self::Hook => "Read the forge's sentence; it names the rule that refused the push.",
         }
     }
@@ -72,7 +77,7 @@ impl PushFault {
     /// Whether the same push may succeed later.
     pub(super) const fn passes(self) -> bool {
         match self {
-            Self::ReadOnly => true,
+            Self::ReadOnly | Self::BranchLocked => true,
             Self::FileTooLarge
             | Self::PushTooLarge
             | Self::PrivateEmail
@@ -211,6 +216,9 @@ pub(super) fn refusal(branch: String, repo: &str, status: &str, forge: Option<St
     if has(&["not allowed to push code to this project", "write permission required", "you are not permitted to push"])
     {
         return GitError::TokenLacksAccess { operation: Operation::Push, repo: repo(), forge };
+    }
+    if all.contains("cannot lock ref") && all.contains("file exists") {
+        return GitError::Rejected { branch, fault: PushFault::BranchLocked, forge };
     }
     if has(&["cannot lock ref", "directory file conflict"]) && has(&["exists; cannot create", "conflict"]) {
         return GitError::BranchNameTaken { branch, forge };
@@ -397,6 +405,12 @@ mod tests {
             Code::BranchPolicy,
             None,
         ),
+        (
+            "failed to update ref",
+            "error: cannot lock ref 'refs/heads/a': Unable to create '/srv/a.git/refs/heads/a.lock': File exists. Another git process seems to be running in this repository.",
+            Code::PushRejected,
+            Some(PushFault::BranchLocked),
+        ),
         ("non-fast-forward", "", Code::PushConflict, None),
         ("deny updating a hidden ref", "", Code::BranchPolicy, None),
         ("unpacker error", "fatal: fsck error in packed object", Code::PushRejected, Some(PushFault::UnsafeTree)),
@@ -427,7 +441,11 @@ mod tests {
                 _ => None,
             };
             assert_eq!(found, *fault, "{text}");
-            assert_eq!(failure.retryable, *fault == Some(PushFault::ReadOnly), "{text}");
+            assert_eq!(
+                failure.retryable,
+                matches!(fault, Some(PushFault::ReadOnly | PushFault::BranchLocked)),
+                "{text}"
+            );
             // The forge's own sentence is passed on, except for a conflict, which has a better one.
             assert!(error.to_string().contains(text) || *code == Code::PushConflict, "{error}");
         }
