@@ -6,6 +6,8 @@
 //! request does carries it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -75,6 +77,8 @@ struct Scene {
     /// A task whose agent has begun, and so takes messages.
     listens: String,
     wishes: usize,
+    /// Answers that have come.
+    answers: AtomicU64,
 }
 
 impl Scene {
@@ -177,6 +181,7 @@ impl Scene {
             let answer = request.timeout(PATIENCE).send().await.ok()?;
             let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
             let body = serde_json::from_slice(&answer.bytes().await.ok()?).ok()?;
+            self.answers.fetch_add(1, SeqCst);
             Some(Told { status, replayed: headers.contains_key("idempotency-replayed"), body })
         };
         join_all((0..copies).map(|_| one())).await.into_iter().flatten().collect()
@@ -263,18 +268,15 @@ async fn every_post_is_done_once_whenever_the_server_is_killed() {
     let key = json!({ "credentials": { "model": { "apiKey": "sk-of-the-tests" } } });
     let listens = house.submit(key).await;
     house.event(&listens, "model-called").await;
-    let mut scene = Scene { house, receiver, month, listens, wishes: 0 };
+    let mut scene = Scene { house, receiver, month, listens, wishes: 0, answers: AtomicU64::new(0) };
     let close = format!("/v1/billing/periods/{}/close?team={BILLED}", scene.month);
     scene.post(&close, json!({})).await;
 
     // What each does when nobody disturbs it but its own copies.
     let (mut first, mut statuses) = (Vec::new(), BTreeMap::new());
-    let mut longest = Duration::ZERO;
     for route in &paths {
         let wish = scene.wish(route).await;
-        let began = Instant::now();
         let told = scene.send(&wish, COPIES).await;
-        longest = longest.max(began.elapsed());
         assert_eq!(told.len(), COPIES, "{route}");
         for answer in &told {
             assert!((200..300).contains(&answer.status), "{route}: {answer:?}");
@@ -307,11 +309,15 @@ async fn every_post_is_done_once_whenever_the_server_is_killed() {
                 wishes.push(scene.wish(route).await);
             }
         }
-        let most = u64::try_from(longest.as_millis()).unwrap() * 2 + 20;
-        let until = Duration::from_millis(dice.below(most));
+        // After some of the answers, however long they take: the others are on their way then.
+        let after = scene.answers.load(SeqCst) + dice.below((wishes.len() * COPIES) as u64);
         let server = scene.house.server.take().unwrap();
         let kill = async {
-            tokio::time::sleep(until).await;
+            let deadline = Instant::now() + PATIENCE;
+            while scene.answers.load(SeqCst) < after {
+                assert!(Instant::now() < deadline, "the server does not answer");
+                tokio::time::sleep(Duration::from_micros(100)).await;
+            }
             server.kill().await;
         };
         let (told, ()) = tokio::join!(join_all(wishes.iter().map(|wish| scene.send(wish, COPIES))), kill);

@@ -111,11 +111,11 @@ async fn nothing_but_loopback_is_reachable() {
         done(),
     ]);
     let house = Setup::new(json!([talk("", turns)])).open().await;
-    let server: u16 = house.api.base.rsplit(':').next().unwrap().parse().unwrap();
+    let server = house.api.base.trim_start_matches("http://").rsplit_once(':').unwrap();
     let mut tcp: Vec<(String, u16)> = vec![
         ("127.0.0.1".into(), loopback),
         ("127.0.0.1".into(), any),
-        ("127.0.0.1".into(), server),
+        (server.0.into(), server.1.parse().unwrap()),
         ("::1".into(), six),
         ("169.254.169.254".into(), 80),
         ("fd00:ec2::254".into(), 80),

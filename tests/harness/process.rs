@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -36,12 +37,21 @@ pub fn log(path: &Path) -> File {
     OpenOptions::new().create(true).append(true).open(path).unwrap()
 }
 
+/// An address of the loopback network that nobody else has: whoever starts again after a kill finds its port as it left it,
+/// which at the address of everybody could have gone to another program meanwhile.
+fn own_address() -> String {
+    static SERVERS: AtomicU32 = AtomicU32::new(0);
+    let number = std::process::id().wrapping_mul(256).wrapping_add(SERVERS.fetch_add(1, Ordering::Relaxed));
+    let [_, high, middle, low] = number.to_be_bytes();
+    format!("127.{}.{middle}.{low}:0", high % 128 + 64)
+}
+
 impl Process {
     /// Starts it on the data folder of the house and waits until it serves.
     pub async fn start(house: &Path, config: &Path, address: Option<&str>, environment: &[(String, String)]) -> Self {
         let mut child = program()
             .arg("serve")
-            .args(["--listen", address.unwrap_or("127.0.0.1:0")])
+            .args(["--listen", &address.map_or_else(own_address, str::to_owned)])
             .arg("--data")
             .arg(house.join("data"))
             .arg("--config")

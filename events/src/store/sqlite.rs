@@ -65,6 +65,10 @@ const PAGE_BYTES: usize = 8 * 1024;
 const WRITER_CACHE_KIB: i64 = 16 * 1024;
 /// How long a connection waits for another one's lock (readers and the checkpoint share the write-ahead log).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the lock of a server that has died is looked at before it counts as taken.
+const LOCK_LOOKS: u32 = 500;
+/// The wait between two of those looks.
+const LOCK_LOOK: Duration = Duration::from_millis(10);
 
 const EVENT_LOG: &str = include_str!("../../../migrations/0001_event_log.sql");
 const CONTENTS: &str = include_str!("../../../migrations/0002_contents.sql");
@@ -319,23 +323,37 @@ fn lock(path: &Path) -> Result<File, StoreError> {
     };
     let mut file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path).map_err(cannot)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let _ = (&file).take(32).read_to_string(&mut holder);
-            let holder = if holder.trim().is_empty() { "unknown" } else { holder.trim() };
-            return Err(StoreError::Failed(format!(
-                "{} is in use by another server (process {holder}); stop that one first, or choose another data folder",
-                path.display()
-            )));
+    for look in 0.. {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = file.rewind().and_then(|()| (&file).take(32).read_to_string(&mut holder));
+                let holder = holder.trim();
+                // A program that it was just about to start can outlive a server that is killed, by as long as that takes.
+                let is_dead = !holder.is_empty() && !Path::new("/proc").join(holder).exists();
+                if is_dead && look < LOCK_LOOKS {
+                    wait_for_the_dead();
+                    continue;
+                }
+                let holder = if holder.is_empty() { "unknown" } else { holder };
+                return Err(StoreError::Failed(format!(
+                    "{} is in use by another server (process {holder}); stop that one first, or choose another data folder",
+                    path.display()
+                )));
+            }
+            Err(TryLockError::Error(error)) => return Err(cannot(error)),
         }
-        Err(TryLockError::Error(error)) => return Err(cannot(error)),
     }
     // Only for the message above: the lock itself is the kernel's and goes with the process.
     file.set_len(0).and_then(|()| file.rewind()).map_err(cannot)?;
     writeln!(file, "{}", std::process::id()).map_err(cannot)?;
     Ok(file)
+}
+
+#[expect(clippy::disallowed_methods, reason = "nothing tells when another process ends, and nothing runs here yet")]
+fn wait_for_the_dead() {
+    std::thread::sleep(LOCK_LOOK);
 }
 
 /// A connection that may write.

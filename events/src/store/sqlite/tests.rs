@@ -63,6 +63,24 @@ async fn a_second_server_is_refused_until_the_first_has_ended() {
     open(&folder);
 }
 
+/// A server that is killed can leave a child behind that has its files open for a moment more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lock_of_a_server_that_has_died_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(&folder));
+    let lock = PathBuf::from(format!("{}.lock", path(&folder).display()));
+    // No process has a number as high as this.
+    std::fs::write(&lock, format!("{}\n", u32::MAX)).unwrap();
+    let child = File::open(&lock).unwrap();
+    child.lock().unwrap();
+    let goes = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(child);
+    });
+    open(&folder);
+    goes.await.unwrap();
+}
+
 /// The index lags, so each part of a stream is read from another place: index, tail on disk, memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_are_whole_whatever_the_index_holds() {
