@@ -249,7 +249,18 @@ async fn a_local_forge_takes_the_same_way() {
     let conflict = push("main", commit.clone()).await.expect_err("a conflict");
     assert_eq!(code(&conflict), FailureCode::PushConflict);
     assert_eq!(conflict, GitError::Conflict { branch: "main".to_owned(), found: Some(cloned.commit) });
-    assert_eq!(code(&push("main/x", commit).await.expect_err("a name in the way")), FailureCode::BranchPolicy);
+    // A name in the way, as a file, in the list of packed ones, and beneath.
+    for branch in ["main/x", "orchestra"] {
+        let taken = push(branch, commit.clone()).await.expect_err("a name in the way");
+        assert!(matches!(taken, GitError::BranchNameTaken { .. }), "{branch}: {taken}");
+        repo::git(&world.origin(), &["pack-refs", "--all"]);
+        let taken = push(branch, commit.clone()).await.expect_err("a name in the way");
+        assert!(matches!(taken, GitError::BranchNameTaken { .. }), "{branch}, packed: {taken}");
+    }
+    // What the disk says is not taken for a name.
+    std::os::unix::fs::symlink("/nowhere/at/all", world.origin().join("refs/heads/odd")).expect("a link");
+    let odd = push("odd/x", commit).await.expect_err("no folder can be made there");
+    assert!(matches!(odd, GitError::Io { .. }), "{odd}");
     let missing = Remote { url: world.path("no.git").to_string_lossy().into_owned(), ..world.local() };
     let error = world.git.clone(&world.path("c.git"), &missing, None, None).await.expect_err("nothing there");
     assert_eq!(code(&error), FailureCode::RepoNotFound);

@@ -205,11 +205,20 @@ fn into_directory(request: &Request, ticket: &Ticket) -> Result<Pushed, GitError
             let fault = PushFault::BranchLocked;
             Err(GitError::Rejected { branch, fault, forge: Some(error.message().to_owned()) })
         }
-        Err(error) if matches!(error.class(), ErrorClass::Reference | ErrorClass::Os | ErrorClass::Filesystem) => {
-            Err(GitError::BranchNameTaken { branch, forge: None })
+        Err(_) if name_is_taken(&target, &branch) => Err(GitError::BranchNameTaken { branch, forge: None }),
+        Err(error) if matches!(error.class(), ErrorClass::Os | ErrorClass::Filesystem) => {
+            let detail = format!("moving the branch {branch:?}: {}", error.message());
+            Err(GitError::Io { operation: OPERATION, detail })
         }
         Err(error) => Err(internal(error)),
     }
+}
+
+/// Whether another branch's name is a part of this one's, or this one of another's.
+fn name_is_taken(target: &Repository, branch: &str) -> bool {
+    let mut above = branch.match_indices('/').map(|(end, _)| format!("refs/heads/{}", &branch[..end]));
+    let mut beneath = target.references_glob(&format!("refs/heads/{branch}/*")).into_iter().flatten();
+    above.any(|name| target.refname_to_id(&name).is_ok()) || beneath.next().is_some()
 }
 
 /// Writes a reference, past the lock of a program that died while it had it, as this one does when it is killed there.
