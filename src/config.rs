@@ -553,6 +553,21 @@ pub fn parse_duration(text: &str) -> anyhow::Result<Duration> {
 }
 
 impl Config {
+    /// With every path as it is from everywhere: what the server starts has other working directories than the server.
+    fn anchored(mut self) -> anyhow::Result<Self> {
+        let optional = [
+            &mut self.templates_dir,
+            &mut self.prices_file,
+            &mut self.sandbox.images_dir,
+            &mut self.images.docker_config,
+        ];
+        let roots = self.forges.values_mut().filter_map(|forge| forge.root.as_mut());
+        for path in std::iter::once(&mut self.data_dir).chain(optional.into_iter().flatten()).chain(roots) {
+            *path = std::path::absolute(&*path).with_context(|| format!("{path:?} is no path"))?;
+        }
+        Ok(self)
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         let within = |path: &'static str| move || format!("in {path}");
         let memory = parse_bytes(&self.sandbox.memory).with_context(within("sandbox.memory"))?;
@@ -721,6 +736,23 @@ mod tests {
         let printed = loaded.print().expect("prints");
         assert!(printed.contains("ORCHESTRA_MODELS__ANTHROPIC__BASE_URL"), "{printed}");
         assert!(printed.contains("sandbox.cpus = 2.0  # default"), "{printed}");
+    }
+
+    #[test]
+    fn a_path_from_here_is_one_from_everywhere() {
+        let text = "data_dir = \"data\"\ntemplates_dir = \"./t\"\nprices_file = \"p.json\"\n\
+                    [sandbox]\nimages_dir = \"i\"\n[images]\ndocker_config = \"d.json\"\n\
+                    [forges.mine]\nkind = \"local\"\nroot = \"forge\"\n";
+        let config = load_text(text, &[]).expect("loads").config;
+        let here = std::env::current_dir().expect("a folder");
+        assert_eq!(config.data_dir, here.join("data"));
+        assert_eq!(config.templates_dir, Some(here.join("t")));
+        assert_eq!(config.prices_file, Some(here.join("p.json")));
+        assert_eq!(config.sandbox.images_dir, Some(here.join("i")));
+        assert_eq!(config.images.docker_config, Some(here.join("d.json")));
+        assert_eq!(config.forges["mine"].root, Some(here.join("forge")));
+        let error = load_text("data_dir = \"\"", &[]).err().expect("refused");
+        assert!(format!("{error:#}").contains("is no path"), "{error:#}");
     }
 
     #[test]

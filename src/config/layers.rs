@@ -63,6 +63,7 @@ pub fn load(
         let lines: Vec<_> = error.to_string().lines().map(str::to_owned).collect();
         anyhow::anyhow!("the configuration does not read: {}", lines.join(" "))
     })?;
+    let config = config.anchored()?;
     config.check()?;
     Ok(Loaded { config, sources })
 }
